@@ -1,1 +1,8 @@
-//! x
+//! bywash: live streams in, CDNs and recordings out, on a signed API call.
+
+#![allow(missing_docs)]
+
+pub mod config;
+pub mod live;
+pub mod secret;
+pub mod store;

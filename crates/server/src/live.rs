@@ -1,0 +1,130 @@
+//! What runs at this moment, for those who only look: the Describe actions and the metrics.
+//!
+//! The hub and the relays write counters here; nobody takes a decision from them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Instant;
+
+use bywash_media::{StreamKey, Tracks};
+
+/// All that runs.
+#[derive(Default)]
+pub struct Live {
+    streams: RwLock<HashMap<StreamKey, Arc<Stream>>>,
+    relays: RwLock<HashMap<(StreamKey, String), Arc<Relay>>>,
+}
+
+/// A live stream's counters.
+pub struct Stream {
+    /// `RTMP`, `WHIP`.
+    pub protocol: &'static str,
+    /// Where the publisher connects from.
+    pub publisher: String,
+    /// When the stream became live, Unix milliseconds.
+    pub since_ms: i64,
+    /// Its tracks now.
+    pub tracks: RwLock<Arc<Tracks>>,
+    /// Pictures a second in thousandths, as measured; 0 until known.
+    pub frame_rate_milli: AtomicU64,
+    /// Bytes of media taken in.
+    pub bytes: Meter,
+    /// Readers that follow the stream now.
+    pub outputs: AtomicU64,
+}
+
+/// A relay's counters.
+#[derive(Default)]
+pub struct Relay {
+    /// Bytes that the target has acknowledged, over all sessions since the task began.
+    pub bytes: Meter,
+    /// Frames skipped because the target was too slow.
+    pub frames_dropped: AtomicU64,
+}
+
+/// A counter of bytes and its rate over the last seconds.
+#[derive(Default)]
+pub struct Meter {
+    total: AtomicU64,
+    bits_per_second: AtomicU64,
+    mark: std::sync::Mutex<Option<(Instant, u64)>>,
+}
+
+impl Meter {
+    /// Counts `n` more bytes.
+    pub fn add(&self, n: u64) {
+        self.total.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Bytes in all.
+    pub fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// Bits a second since the last measurement that was at least a second ago.
+    pub fn bits_per_second(&self, now: Instant) -> u64 {
+        let total = self.total();
+        let mut mark = self.mark.lock().expect("no holder panics");
+        match *mark {
+            Some((then, before)) => {
+                let elapsed = now.saturating_duration_since(then).as_secs_f64();
+                if elapsed >= 1.0 {
+                    let rate = (total - before) as f64 * 8.0 / elapsed;
+                    self.bits_per_second.store(rate as u64, Ordering::Relaxed);
+                    *mark = Some((now, total));
+                }
+            }
+            None => *mark = Some((now, total)),
+        }
+        self.bits_per_second.load(Ordering::Relaxed)
+    }
+}
+
+impl Live {
+    /// Notes a stream's counters; the newest wins.
+    pub fn stream_started(&self, key: StreamKey, stream: Arc<Stream>) {
+        self.streams.write().expect("no holder panics").insert(key, stream);
+    }
+
+    /// Forgets a stream.
+    pub fn stream_ended(&self, key: &StreamKey) {
+        self.streams.write().expect("no holder panics").remove(key);
+    }
+
+    /// One stream.
+    pub fn stream(&self, key: &StreamKey) -> Option<Arc<Stream>> {
+        self.streams.read().expect("no holder panics").get(key).cloned()
+    }
+
+    /// All streams, ordered by key.
+    pub fn streams(&self) -> Vec<(StreamKey, Arc<Stream>)> {
+        let streams = self.streams.read().expect("no holder panics");
+        let mut all: Vec<_> = streams.iter().map(|(k, s)| (k.clone(), s.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
+    /// Notes a relay's counters.
+    pub fn relay_started(&self, key: StreamKey, address: String, relay: Arc<Relay>) {
+        self.relays.write().expect("no holder panics").insert((key, address), relay);
+    }
+
+    /// Forgets a relay.
+    pub fn relay_ended(&self, key: &StreamKey, address: &str) {
+        self.relays.write().expect("no holder panics").remove(&(key.clone(), address.to_owned()));
+    }
+
+    /// One relay.
+    pub fn relay(&self, key: &StreamKey, address: &str) -> Option<Arc<Relay>> {
+        self.relays.read().expect("no holder panics").get(&(key.clone(), address.to_owned())).cloned()
+    }
+
+    /// All relays, ordered.
+    pub fn relays(&self) -> Vec<((StreamKey, String), Arc<Relay>)> {
+        let relays = self.relays.read().expect("no holder panics");
+        let mut all: Vec<_> = relays.iter().map(|(k, r)| (k.clone(), r.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+}
