@@ -6,3 +6,4 @@ pub mod config;
 pub mod live;
 pub mod secret;
 pub mod store;
+pub mod vendor;
