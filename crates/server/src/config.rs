@@ -21,6 +21,7 @@ pub use page::page;
 pub use read::{Place, Problem, Problems};
 
 use keys::Scope;
+use kind::Kind;
 use read::Source;
 
 use crate::secret::Secret;
@@ -242,6 +243,11 @@ impl Config {
         reload.changed.extend(ids.filter(|id| old.get(id) != now.get(id)).map(|id| format!("app {id}")));
         reload
     }
+}
+
+/// Reads a duration as the configuration writes it: `90s`, `1h30m`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    kind::Span::parse(text)
 }
 
 /// What a reload does.
