@@ -318,3 +318,257 @@ impl Default for Record {
         Record { driver: Driver::Local, formats: vec![Format::Mp4, Format::M3u8], interval: Duration::from_secs(7200), keep: None, record_everything: false }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+    /// `[[app]]` as short as it may be: four lines.
+    fn app(id: u32) -> String {
+        format!("[[app]]\nid = {id}\nserver_secret = \"{SECRET}\"\ncallback_secret = \"c\"\n")
+    }
+
+    fn read(text: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, Problems> {
+        let own = |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect::<Vec<_>>();
+        read::read(Source { file: Path::new("f"), text, environment: own(environment), flags: &own(flags) })
+    }
+
+    /// The problems of `text`, one a line.
+    fn check(text: &str, want: &str) {
+        let got = read(text, &[], &[]).map_or_else(|it| it.to_string(), |_| String::new());
+        assert_eq!(got, want, "{text}");
+    }
+
+    #[test]
+    fn the_whole_file_is_read_into_its_values() {
+        let text = r#"
+            data_dir = "d"
+            shutdown_timeout = "40s"
+            [http]
+            listen = "[::]:81"
+            public_url = "https://live.example.com/"
+            [rtmp]
+            listen = "0.0.0.0:1936"
+            max_connections = 3
+            [webrtc]
+            listen = "127.0.0.1:8001"
+            public_addresses = ["203.0.113.7"]
+            [store]
+            url = "sqlite"
+            [media]
+            url = "file"
+            [relay]
+            connect_timeout = "6s"
+            retry = { first = "500ms", max = "1m" }
+            allow_private_targets = true
+            stall_timeout = "11s"
+            [publish]
+            grace = "0s"
+            buffer = "64MiB"
+            [callback]
+            timeout = "4s"
+            [[app]]
+            id = 1234567890
+            server_secret = "0123456789abcdef0123456789abcdef"
+            callback_secret = "c"
+            environment = "test"
+            publish_auth = "token"
+            publish_key = "k"
+            play_key = "p"
+            clear_whole_app = true
+            stream_history = "1h"
+            [app.callback]
+            stream = "https://a.example/s?x=1"
+            record = "https://a.example/r"
+            compose = "https://a.example/c"
+            state = "https://a.example/t"
+            format = "form"
+            [app.cdn]
+            default_target = "rtmp://push.example.com/live/"
+            relay_everything = true
+            [[app.cdn.push]]
+            host = "*.Example.com"
+            vendor = "Ws"
+            key = "k"
+            backup_key = "b"
+            ttl = "24h"
+            [app.record.Tencent]
+            driver = "local"
+            formats = ["flv", "aac"]
+            interval = "300s"
+            keep = "30d"
+            record_everything = true
+        "#;
+        let got = read(text, &[], &[]).unwrap();
+        let seconds = Duration::from_secs;
+        let url = |path: &str| Some(format!("https://a.example/{path}"));
+        let want = Config {
+            data_dir: "d".into(),
+            shutdown_timeout: seconds(40),
+            http: Http { listen: "[::]:81".parse().unwrap(), public_url: "https://live.example.com".into(), tls: None },
+            rtmp: Rtmp { listen: "0.0.0.0:1936".parse().unwrap(), max_connections: 3 },
+            webrtc: Webrtc { listen: "127.0.0.1:8001".parse().unwrap(), public_addresses: vec!["203.0.113.7".parse().unwrap()] },
+            relay: Relay {
+                connect_timeout: seconds(6),
+                retry: Retry { first: Duration::from_millis(500), max: seconds(60) },
+                allow_private_targets: true,
+                ca_file: None,
+                stall_timeout: seconds(11),
+            },
+            publish: Publish { grace: seconds(0), buffer: 64 << 20 },
+            callback: CallbackLimits { timeout: seconds(4) },
+            apps: vec![App {
+                id: 1_234_567_890,
+                server_secret: Secret::new(SECRET),
+                callback_secret: Secret::new("c"),
+                environment: Environment::Test,
+                publish_auth: PublishAuth::Token,
+                publish_key: Secret::new("k"),
+                play_key: Secret::new("p"),
+                callback: Callback { stream: url("s?x=1"), record: url("r"), compose: url("c"), state: url("t"), format: CallbackFormat::Form },
+                cdn: Cdn {
+                    default_target: Some("rtmp://push.example.com/live".into()),
+                    relay_everything: true,
+                    push: vec![Push {
+                        host: "*.example.com".into(),
+                        vendor: Vendor::Ws,
+                        key: Secret::new("k"),
+                        backup_key: Some(Secret::new("b")),
+                        ttl: seconds(86_400),
+                    }],
+                },
+                record: BTreeMap::from([(
+                    "Tencent".into(),
+                    Record {
+                        driver: Driver::Local,
+                        formats: vec![Format::Flv, Format::Aac],
+                        interval: seconds(300),
+                        keep: Some(seconds(30 * 86_400)),
+                        record_everything: true,
+                    },
+                )]),
+                clear_whole_app: true,
+                stream_history: Some(seconds(3600)),
+            }],
+            ..Config::default()
+        };
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_the_nearest_known_one() {
+        check("data_dri = \"d\"", "f:1: unknown key `data_dri`; did you mean `data_dir`?");
+        check("\n[http]\nlisen = \"x\"", "f:3: unknown key `http.lisen`; did you mean `http.listen`?");
+        check("[htp]\nlisten = \"x\"", "f:1: unknown key `htp`; did you mean `http`?");
+        check("public_url = \"x\"", "f:1: unknown key `public_url`; did you mean `http.public_url`?");
+        check("[relay]\nretry = { fist = \"1s\" }", "f:2: unknown key `relay.retry.fist`; did you mean `relay.retry.first`?");
+        check(&(app(1) + "[app.cdn]\ndefault_targt = \"x\""), "f:6: unknown key `cdn.default_targt`; did you mean `cdn.default_target`?");
+        check(&(app(1) + "[app.record.tencent]"), "f:5: unknown vendor `tencent`: expected \"Tencent\" or \"Ws\" or \"Huawei\" or \"Aliyun\"; did you mean \"Tencent\"?");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_or_beyond_its_range_says_what_is_expected() {
+        check("[publish]\ngrace = 10", "f:2: `publish.grace`: expected a duration such as \"500ms\", \"90s\", \"1h30m\" or \"30d\" in quotes, found a TOML integer");
+        check("[publish]\ngrace = \"11m\"", "f:2: `publish.grace`: \"11m\" is not within \"0s\" to \"10m\"");
+        check("[rtmp]\nmax_connections = 0", "f:2: `rtmp.max_connections`: 0 is not within 1 to 100000");
+        check("http = 1", "f:1: `http`: expected a table, found a TOML integer");
+        check("[app]\nid = 1", "f:1: there may be several: write [[app]]");
+        check("[store]\nurl = \"postgres://u:p@h/d\"", "f:2: `store.url`: PostgreSQL is not in this version: use \"sqlite\"");
+        check("[media]\nurl = \"s3://b/p\"", "f:2: `media.url`: an S3 bucket is not in this version: use \"file\"");
+        check(&(app(1) + "[app.record.Ws]\ninterval = \"299s\""), "f:6: `interval`: \"299s\" is not within \"5m\" to \"2h\"");
+        check(&(app(1) + "[app.callback]\nstream = \"ftp://a/\""), "f:6: `callback.stream`: expected an http:// or https:// address");
+    }
+
+    #[test]
+    fn keys_that_do_not_fit_together_are_found() {
+        check(&(app(7) + &app(7)), "f:6: app 7 is there already in line 2: give each app its own id");
+        check("[[app]]\nid = 1", "f:1: the app needs `server_secret`");
+        check(&(app(1) + "publish_auth = \"token\""), "f:5: `publish_auth = \"token\"` needs `publish_key`, the key of the tokens");
+        check(&(app(1) + "[app.record.Huawei]\ndriver = \"cloud\""), "f:6: recording by the vendor's cloud is not in this version: use `driver = \"local\"`");
+        check(&(app(1) + "[[app.cdn.push]]\nhost = \"*.a\""), "f:5: the push entry needs `key`\nf:5: the push entry needs `vendor`");
+        check(&(app(1) + "[app.cdn]\nrelay_everything = true"), "f:6: `cdn.relay_everything` needs `cdn.default_target`");
+        check("[relay.retry]\nfirst = \"40s\"", "f:2: `relay.retry.first` is longer than `relay.retry.max`");
+        check("[rtmp]\nlisten = \"127.0.0.1:8080\"", "f:2: `rtmp.listen` and `http.listen` are both 127.0.0.1:8080: choose another port for one");
+        check("[http]\ntls = { key = \"/none\" }", "f:2: `http.tls.certificate` is missing: TLS needs certificate and key\nf:2: `http.tls.key`: cannot read /none: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn all_problems_come_at_once_and_none_holds_a_secret() {
+        let text = "data = 1\n[[app]]\nid = 0\nserver_secret = \"SECRET\"\nplay_key = 7\n[app.callback]\nstate = \"SECRET\"\n[[app.cdn.push]]\nhost = \"a b\"\nvendor = \"SW\"\nkey = \"\"\n";
+        let problems = read(text, &[], &[]).unwrap_err();
+        let lines: Vec<_> = problems.0.iter().map(|it| it.place.clone()).collect();
+        assert_eq!(lines, [1, 3, 4, 5, 7, 9, 10, 11].map(|line| Place::Line("f".into(), line)));
+        assert!(!problems.to_string().contains("SECRET"), "{problems}");
+        check("data_dir = d\nb = 1", "f:1: string values must be quoted, expected literal string\nf:2: unknown key `b`; did you mean `app`?");
+    }
+
+    #[test]
+    fn variables_override_the_file_and_flags_override_both() {
+        let text = "[http]\nlisten = \"127.0.0.1:1\"\n[rtmp]\nlisten = \"127.0.0.1:2\"\n".to_owned() + &app(7);
+        let variables = [
+            ("BYWASH_HTTP__LISTEN", "0.0.0.0:3"),
+            ("BYWASH_RTMP__LISTEN", "127.0.0.1:4"),
+            ("BYWASH_RELAY__RETRY__FIRST", "2s"),
+            ("BYWASH_WEBRTC__PUBLIC_ADDRESSES", "203.0.113.7, 203.0.113.8"),
+            ("BYWASH_APP__7__PUBLISH_KEY", "k"),
+            ("BYWASH_APP__8__SERVER_SECRET", SECRET),
+            ("BYWASH_LOG", "debug"),
+            ("PATH", "/bin"),
+        ];
+        let got = read(&text, &variables, &[("rtmp.listen", "127.0.0.1:5")]).unwrap();
+        assert_eq!((got.http.listen.port(), got.rtmp.listen.port(), got.http.public_url.as_str()), (3, 5, "http://127.0.0.1:3"));
+        assert_eq!((got.relay.retry.first.as_secs(), got.webrtc.public_addresses.len()), (2, 2));
+        assert_eq!((got.apps[0].publish_key.expose(), got.apps[1].id, got.apps[1].server_secret.expose()), ("k", 8, SECRET));
+
+        let check = |variable: &str, flag: &str, want: &str| {
+            let problems = read("", &[(variable, "x")], &[(flag, "x")]).unwrap_err();
+            assert_eq!(problems.to_string(), want);
+        };
+        check("BYWASH_HTP__LISTEN", "data_dir", "BYWASH_HTP__LISTEN: unknown variable; did you mean BYWASH_HTTP__LISTEN?");
+        check("BYWASH_PUBLISH__GRACE", "gracee", "BYWASH_PUBLISH__GRACE: expected a duration such as \"500ms\", \"90s\", \"1h30m\" or \"30d\", found \"x\"\nflag for gracee: unknown key; did you mean `publish.grace`?");
+    }
+
+    #[test]
+    fn a_reload_applies_what_it_can_and_names_what_it_cannot() {
+        let old = read(&app(7), &[], &[]).unwrap();
+        let text = "[http]\nlisten = \"127.0.0.1:9\"\n[publish]\ngrace = \"9s\"\n".to_owned() + &app(7) + "play_key = \"p\"\n" + &app(8);
+        let got = old.difference(read(&text, &[], &[]).unwrap());
+        assert_eq!(got.restart, ["http.listen", "http.public_url"]);
+        assert_eq!(got.changed, ["publish.grace", "app 7", "app 8"]);
+        assert_eq!((&got.config.http, got.config.publish.grace.as_secs(), got.config.apps.len()), (&old.http, 9, 2));
+        let same = old.difference(old.clone());
+        assert!(same.changed.is_empty() && same.restart.is_empty() && same.config == old);
+    }
+
+    #[test]
+    fn a_first_start_makes_an_app_and_later_ones_find_it() {
+        let folder = std::env::temp_dir().join(format!("bywash-dev-{}", rand::random::<u64>()));
+        let start = || {
+            let mut config = Config { data_dir: folder.clone(), ..Config::default() };
+            let dev = config.dev_app().unwrap().unwrap();
+            (config, dev)
+        };
+        let ((first, made), (second, found)) = (start(), start());
+        assert_eq!((made.created, found.created, made.id), (true, false, found.id));
+        assert_eq!(first, second);
+        assert!(first.relay.allow_private_targets && first.apps[0].server_secret.expose().len() == 32);
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&made.file).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(second.clone().dev_app().unwrap().is_none());
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+        #[test]
+        fn any_text_is_a_configuration_or_problems(text in "(\\PC|\n|\\[\\[app\\]\\]\n|\\[app.cdn\\]\n|id = |http.listen = |\"){0,20}", name in "BYWASH_[A-Z0-9_]{0,12}") {
+            if let Err(problems) = read(&text, &[(&name, &text)], &[(&text, &name)]) {
+                prop_assert!(!problems.0.is_empty());
+            }
+        }
+    }
+}

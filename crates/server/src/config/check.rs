@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::keys::Scope;
 use super::read::{Place, Reader};
-use super::{App, Config, Driver, PublishAuth, Tls};
+use super::{App, Config, Driver, PublishAuth, Push, Tls};
 
 /// Finishes `config`, and notes what does not fit together.
 pub fn check(reader: &mut Reader<'_>, config: &mut Config) {
@@ -73,7 +74,7 @@ fn pem(reader: &mut Reader<'_>, name: &str, file: &Path) {
 }
 
 fn check_app(reader: &mut Reader<'_>, at: &str, app: &App) {
-    required(reader, at, "the app", &["id", "server_secret"]);
+    required::<App>(reader, at, "the app");
     let callback = &app.callback;
     for (name, url) in [("stream", &callback.stream), ("record", &callback.record), ("compose", &callback.compose), ("state", &callback.state)] {
         if url.is_some() && !reader.has(&format!("{at}.callback_secret")) {
@@ -89,7 +90,7 @@ fn check_app(reader: &mut Reader<'_>, at: &str, app: &App) {
     }
     for (i, push) in app.cdn.push.iter().enumerate() {
         let here = format!("{at}.cdn.push.{i}");
-        required(reader, &here, "the push entry", &["host", "vendor", "key"]);
+        required::<Push>(reader, &here, "the push entry");
         if !push.host.is_empty() && app.cdn.push[..i].iter().any(|it| it.host == push.host) {
             reader.problem(reader.place(&format!("{here}.host")), format!("{} has an entry already", push.host));
         }
@@ -105,10 +106,10 @@ fn check_app(reader: &mut Reader<'_>, at: &str, app: &App) {
     }
 }
 
-fn required(reader: &mut Reader<'_>, at: &str, what: &str, keys: &[&str]) {
-    for key in keys {
-        if !reader.has(&format!("{at}.{key}")) {
-            reader.problem(reader.place(at), format!("{what} needs `{key}`"));
+fn required<S: Scope>(reader: &mut Reader<'_>, at: &str, what: &str) {
+    for key in S::keys().iter().filter(|it| it.required) {
+        if !reader.has(&format!("{at}.{}", key.path)) {
+            reader.problem(reader.place(at), format!("{what} needs `{}`", key.path));
         }
     }
 }

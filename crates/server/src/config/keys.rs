@@ -16,6 +16,8 @@ pub struct Key<S> {
     pub doc: &'static str,
     /// Whether a change takes a restart.
     pub restart: bool,
+    /// Whether each scope must set it.
+    pub required: bool,
     slot: Box<dyn Slot<S> + Send + Sync>,
 }
 
@@ -26,7 +28,7 @@ pub trait Scope: Clone + Default + 'static {
 
     /// A key of kind `K` that lives where `place` says.
     fn key<K: Kind>(path: &'static str, place: fn(&mut Self) -> &mut K::T, doc: &'static str) -> Key<Self> {
-        Key { path, doc, restart: false, slot: Box::new(Field::<Self, K> { place, range: None }) }
+        Key { path, doc, restart: false, required: false, slot: Box::new(Field::<Self, K> { place, range: None }) }
     }
 
     /// Likewise, with the least and the greatest value as text.
@@ -41,7 +43,7 @@ pub trait Scope: Clone + Default + 'static {
     {
         let parse = |text: &str| K::parse(text).expect("a range of this table is of its key's kind");
         let range = Range { least: parse(range.start()), greatest: parse(range.end()), within: |value, range| (&range.least..=&range.greatest).contains(&value) };
-        Key { path, doc, restart: false, slot: Box::new(Field::<Self, K> { place, range: Some(range) }) }
+        Key { path, doc, restart: false, required: false, slot: Box::new(Field::<Self, K> { place, range: Some(range) }) }
     }
 }
 
@@ -68,14 +70,21 @@ impl<S: Scope> Key<S> {
 
     /// The row of the manual's table, for the default that `scope` holds.
     pub fn row(&self, scope: &S) -> String {
-        let default = self.slot.show(&mut scope.clone()).map_or("—".into(), |it| format!("`{it}`"));
-        let range = self.slot.range().map_or(String::new(), |(least, greatest)| format!("; {least} to {greatest}"));
-        let restart = if self.restart { " *Restart.*" } else { "" };
-        format!("| `{}` | {}{range} | {default} | {}{restart} |\n", self.path, self.slot.name(), self.doc)
+        let default = self.slot.show(&mut scope.clone()).filter(|_| !self.required).map_or("—".into(), |it| format!("`{it}`"));
+        let range = self.slot.range().map_or(String::new(), |(least, greatest)| format!(", {least} to {greatest}"));
+        let mark = if self.restart { " *Restart.*" } else if self.required { " *Required.*" } else { "" };
+        // Examples are for the errors; a column of the same ones is hard to read.
+        let name = self.slot.name();
+        let name = name.split(" such as ").next().unwrap_or_default();
+        format!("| `{}` | {name}{range} | {default} | {}{mark} |\n", self.path, self.doc)
     }
 
     fn restart(self) -> Key<S> {
         Key { restart: true, ..self }
+    }
+
+    fn required(self) -> Key<S> {
+        Key { required: true, ..self }
     }
 }
 
@@ -180,8 +189,8 @@ impl Scope for App {
     fn keys() -> &'static [Key<App>] {
         static KEYS: LazyLock<Vec<Key<App>>> = LazyLock::new(|| {
             vec![
-                App::key::<AppId>("id", |a| &mut a.id, "ZEGO's AppId. Required."),
-                App::key::<ServerSecret>("server_secret", |a| &mut a.server_secret, "Signs API calls. Required."),
+                App::key::<AppId>("id", |a| &mut a.id, "ZEGO's AppId.").required(),
+                App::key::<ServerSecret>("server_secret", |a| &mut a.server_secret, "Signs API calls.").required(),
                 App::key::<Hidden>("callback_secret", |a| &mut a.callback_secret, "Signs callbacks. Required with a callback URL."),
                 App::key::<Environment>("environment", |a| &mut a.environment, "Which of the environments the app has."),
                 App::key::<PublishAuth>("publish_auth", |a| &mut a.publish_auth, "With `\"token\"`, publishers must present ZEGO's token, and so must players if there is a `play_key`."),
@@ -206,9 +215,9 @@ impl Scope for Push {
     fn keys() -> &'static [Key<Push>] {
         static KEYS: LazyLock<Vec<Key<Push>>> = LazyLock::new(|| {
             vec![
-                Push::key::<Host>("host", |p| &mut p.host, "Host of the targets that are signed. The most exact entry decides. Required."),
-                Push::key::<Vendor>("vendor", |p| &mut p.vendor, "Whose way of signing. Required."),
-                Push::key::<Hidden>("key", |p| &mut p.key, "The domain's main key. Required."),
+                Push::key::<Host>("host", |p| &mut p.host, "Host of the targets that are signed. The most exact entry decides.").required(),
+                Push::key::<Vendor>("vendor", |p| &mut p.vendor, "Whose way of signing.").required(),
+                Push::key::<Hidden>("key", |p| &mut p.key, "The domain's main key.").required(),
                 Push::key::<Maybe<Hidden>>("backup_key", |p| &mut p.backup_key, "The domain's second key, tried when a push with the main one is refused."),
                 Push::ranged::<Span>("ttl", "1m"..="30d", |p| &mut p.ttl, "How long a signed address is valid; each connect signs anew."),
             ]

@@ -129,7 +129,9 @@ impl Kind for Span {
 
     fn show(value: &Duration) -> Option<String> {
         let ms = value.as_millis() as u64;
-        let (unit, scale) = SPANS.into_iter().find(|(_, scale)| ms.is_multiple_of(*scale) && ms >= *scale).unwrap_or(("s", 1000));
+        // One day reads better as 24h.
+        let fits = |it: &(&str, u64)| ms.is_multiple_of(it.1) && ms >= it.1 && (it.0 != "d" || ms > it.1);
+        let (unit, scale) = SPANS.into_iter().find(fits).unwrap_or(("s", 1000));
         Some(format!("\"{}{unit}\"", ms / scale))
     }
 }
@@ -207,7 +209,7 @@ impl Kind for Ip {
     type T = IpAddr;
 
     fn name() -> String {
-        "IP address".into()
+        "an IP address".into()
     }
 
     fn parse(text: &str) -> Result<IpAddr, String> {
@@ -429,7 +431,7 @@ impl<K: Kind> Kind for List<K> {
     type T = Vec<K::T>;
 
     fn name() -> String {
-        format!("a list of {}", K::name())
+        format!("a list, each {}", K::name())
     }
 
     fn parse(text: &str) -> Result<Self::T, String> {

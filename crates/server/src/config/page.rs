@@ -40,6 +40,8 @@ A variable of the environment overrides a key of the file: `BYWASH_HTTP__LISTEN=
 1234567890, which is made if the file has it not. A flag overrides both: `--set relay.retry.first=2s`. Lists have commas between their values there.
 `BYWASH_LOG` (or `RUST_LOG`) sets what is logged: `info`, `debug`, `bywash::plan=trace`.
 
+Durations are such as `"500ms"`, `"90s"`, `"1h30m"`, `"30d"`; sizes such as `"512KiB"`, `"64MiB"`. Text, durations and sizes are in quotes.
+
 SIGHUP reloads the file. Apps and all keys take effect at once and cut no stream, but for those marked *Restart.*
 "#;
 
