@@ -18,13 +18,18 @@ pub enum Privilege {
     Publish = 1,
 }
 
-/// What a client wants to do with a stream.
+/// What a client wants to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// To write it.
     Publish,
-    /// To read it.
     Play,
+}
+
+/// Who the client says it is; the token vouches for the stream, not for the user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// `userId`; empty if the client gave none.
+    pub id: String,
 }
 
 /// Why a client may not publish or play.
@@ -40,10 +45,41 @@ pub enum Denied {
     Expired,
 }
 
-/// The token of an `Authorization` header, which stands for `zgToken`.
-pub fn bearer(authorization: &str) -> Option<&str> {
-    let (scheme, token) = authorization.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+/// What a client presents: `userId`, `zgVer`, `zgExpired`, `zgNonce`, and the token as `zgToken` or as a bearer.
+#[derive(Clone, Debug, Default)]
+pub struct Params {
+    user: String,
+    version: String,
+    expired: String,
+    nonce: String,
+    token: Secret,
+}
+
+impl Params {
+    /// Reads an address's query; what it does not know it ignores.
+    pub fn parse(query: &str) -> Params {
+        let mut params = Params::default();
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "userId" => params.user = value.into(),
+                "zgVer" => params.version = value.into(),
+                "zgExpired" => params.expired = value.into(),
+                "zgNonce" => params.nonce = value.into(),
+                "zgToken" => params.token = Secret::new(value),
+                _ => {}
+            }
+        }
+        params
+    }
+
+    /// Takes the token of an `Authorization` header, where there is one.
+    pub fn bearer(self, authorization: Option<&str>) -> Params {
+        let token = authorization.and_then(|it| it.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        match token {
+            Some((_, token)) => Params { token: Secret::new(token.trim()), ..self },
+            None => self,
+        }
+    }
 }
 
 /// The token for `stream`, whose id is as it is published, until `expired` (Unix seconds).
@@ -51,43 +87,41 @@ pub fn make(app: u32, stream: &str, expired: i64, nonce: &str, privilege: Privil
     digest(app, stream, &expired.to_string(), nonce, privilege, key)
 }
 
-/// Whether a client may do `purpose` with `stream` at `now` (Unix seconds); gives its `userId`, which may be empty and which no
-/// token vouches for. `params` are the address's: `userId`, `zgVer`, `zgExpired`, `zgNonce`, `zgToken`. Publishing is open unless
-/// the app asks for tokens; playing is open as well if the app has no key for it.
-pub fn verify(app: &App, stream: &str, params: &[(String, String)], purpose: Purpose, now: i64) -> Result<String, Denied> {
-    let param = |name: &str| params.iter().find(|(it, _)| it == name).map_or("", |(_, value)| value.as_str());
-    let user = param("userId");
-    if user.len() > USER_ID_MAX || user.chars().any(char::is_control) {
+/// Whether a client with `params` may do `purpose` with `stream` at `now` (Unix seconds). Publishing is open unless the app
+/// asks for tokens; playing is open as well if the app has no key for it.
+pub fn verify(app: &App, stream: &str, params: &Params, purpose: Purpose, now: i64) -> Result<User, Denied> {
+    if params.user.len() > USER_ID_MAX || params.user.chars().any(char::is_control) {
         return Err(Denied::Malformed("userId"));
     }
-    if app.publish_auth == PublishAuth::None || (purpose == Purpose::Play && app.play_key.expose().is_empty()) {
-        return Ok(user.into());
-    }
-    let (expired, nonce, token) = (param("zgExpired"), param("zgNonce"), param("zgToken"));
-    if token.is_empty() {
-        return Err(Denied::Missing);
-    }
-    if param("zgVer") != "v1" {
-        return Err(Denied::Malformed("zgVer is not v1"));
-    }
-    if nonce.is_empty() || nonce.len() > NONCE_MAX {
-        return Err(Denied::Malformed("zgNonce is not of 1 to 15 bytes"));
-    }
-    let digits = expired.bytes().all(|c| c.is_ascii_digit());
-    let until = expired.parse::<i64>().ok().filter(|_| digits).ok_or(Denied::Malformed("zgExpired is not a time in seconds"))?;
+    let user = User { id: params.user.clone() };
     let keys: &[(Privilege, &Secret)] = match purpose {
         Purpose::Publish => &[(Privilege::Publish, &app.publish_key)],
         Purpose::Play => &[(Privilege::Play, &app.play_key), (Privilege::Publish, &app.play_key), (Privilege::Publish, &app.publish_key)],
     };
+    if app.publish_auth == PublishAuth::None || (purpose == Purpose::Play && app.play_key.expose().is_empty()) {
+        return Ok(user);
+    }
+    let token = params.token.expose();
+    if token.is_empty() {
+        return Err(Denied::Missing);
+    }
+    if params.version != "v1" {
+        return Err(Denied::Malformed("zgVer is not v1"));
+    }
+    if params.nonce.is_empty() || params.nonce.len() > NONCE_MAX {
+        return Err(Denied::Malformed("zgNonce is not of 1 to 15 bytes"));
+    }
+    let digits = params.expired.bytes().all(|c| c.is_ascii_digit());
+    let expired = params.expired.parse::<i64>().ok().filter(|_| digits).ok_or(Denied::Malformed("zgExpired is not a time in seconds"))?;
     // An app without a key must not be open to whoever signs with an empty one.
     let fits = keys.iter().filter(|(_, key)| !key.expose().is_empty()).any(|(privilege, key)| {
-        let want = digest(app.id, stream, expired, nonce, *privilege, key);
+        let want = digest(app.id, stream, &params.expired, &params.nonce, *privilege, key);
         bool::from(want.as_bytes().ct_eq(token.as_bytes()))
     });
     match fits {
         false => Err(Denied::Wrong),
-        true if now > until => Err(Denied::Expired),
-        true => Ok(user.into()),
+        true if now > expired => Err(Denied::Expired),
+        true => Ok(user),
     }
 }
 
@@ -117,13 +151,9 @@ mod tests {
         App { id: 1_234_567_890, publish_auth: PublishAuth::Token, publish_key, play_key, ..App::default() }
     }
 
-    fn ask(app: &App, stream: &str, query: &str, purpose: Purpose, now: i64) -> Result<String, Denied> {
-        let params: Vec<_> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
-        verify(app, stream, &params, purpose, now)
-    }
-
     fn check(app: &App, query: &str, purpose: Purpose, now: i64, want: Result<&str, Denied>) {
-        assert_eq!(ask(app, "stream001", query, purpose, now), want.map(str::to_owned), "{query}");
+        let got = verify(app, "stream001", &Params::parse(query), purpose, now);
+        assert_eq!(got.map(|it| it.id), want.map(str::to_owned), "{query}");
     }
 
     #[test]
@@ -145,7 +175,7 @@ mod tests {
         check(&app, &query(TOKEN).replace("1700000000000", "1234567890123456"), Purpose::Publish, 0, Err(Denied::Malformed("zgNonce is not of 1 to 15 bytes")));
         check(&app, &query(TOKEN).replace("zgExpired=", "zgExpired=-"), Purpose::Publish, 0, Err(Denied::Malformed("zgExpired is not a time in seconds")));
         check(&App { id: 1, ..app.clone() }, &query(TOKEN), Purpose::Publish, EXPIRED, Err(Denied::Wrong));
-        assert_eq!(ask(&app, "stream002", &query(TOKEN), Purpose::Publish, 0), Err(Denied::Wrong));
+        assert_eq!(verify(&app, "stream002", &Params::parse(&query(TOKEN)), Purpose::Publish, 0), Err(Denied::Wrong));
     }
 
     #[test]
@@ -169,17 +199,18 @@ mod tests {
     }
 
     #[test]
-    fn a_bearer_is_taken_from_its_header() {
-        for (header, want) in [("Bearer t", Some("t")), ("bearer  t ", Some("t")), ("Basic t", None), ("t", None), ("", None)] {
-            assert_eq!(bearer(header), want, "{header}");
+    fn a_bearer_stands_for_the_parameter() {
+        for (header, want) in [("Bearer t", "t"), ("bearer  t ", "t"), ("Basic t", "q"), ("t", "q")] {
+            assert_eq!(Params::parse("zgToken=q").bearer(Some(header)).token.expose(), want, "{header}");
         }
+        assert!(!format!("{:?}", Params::parse("zgToken=seen")).contains("seen"));
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(256))]
         #[test]
         fn any_query_is_verified_or_denied(query in "(zgVer=v1&zgExpired=|zgToken=)?\\PC{0,40}", stream in "\\PC{0,8}") {
-            let denied = ask(&app(KEY, KEY), &stream, &query, Purpose::Publish, 0);
+            let denied = verify(&app(KEY, KEY), &stream, &Params::parse(&query), Purpose::Publish, 0);
             prop_assert!(denied.is_err());
         }
     }
