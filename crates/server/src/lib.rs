@@ -1,7 +1,5 @@
 //! bywash: live streams in, CDNs and recordings out, on a signed API call.
 
-#![allow(missing_docs)]
-
 pub mod app;
 pub mod cli;
 pub mod config;

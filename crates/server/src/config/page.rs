@@ -8,8 +8,16 @@ pub fn page() -> String {
     let mut text = String::from(INTRODUCTION);
     section::<Config>(&mut text, "The server", "");
     section::<App>(&mut text, "Apps: `[[app]]`", "One for each app; without any, a first start makes one, see above.");
-    section::<Push>(&mut text, "Push authentication: `[[app.cdn.push]]`", "Targets of these hosts are signed when they are connected to.");
-    section::<Record>(&mut text, "Recording: `[app.record.Tencent]`, likewise `.Ws`, `.Huawei`, `.Aliyun`", "What recordings asked for under a vendor's name are like.");
+    section::<Push>(
+        &mut text,
+        "Push authentication: `[[app.cdn.push]]`",
+        "Targets of these hosts are signed when they are connected to.",
+    );
+    section::<Record>(
+        &mut text,
+        "Recording: `[app.record.Tencent]`, likewise `.Ws`, `.Huawei`, `.Aliyun`",
+        "What recordings asked for under a vendor's name are like.",
+    );
     text
 }
 
