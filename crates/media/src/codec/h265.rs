@@ -53,7 +53,16 @@ pub(super) fn build_record(sets: &[Bytes]) -> Option<Bytes> {
     let mut out = vec![1];
     out.extend(sps.profile);
     // Spatial segmentation, parallelism and frame rate are left unknown.
-    out.extend([0xf0, 0, 0xfc, 0xfc | sps.chroma, 0xf8 | sps.luma_depth, 0xf8 | sps.chroma_depth, 0, 0]);
+    out.extend([
+        0xf0,
+        0,
+        0xfc,
+        0xfc | sps.chroma,
+        0xf8 | sps.luma_depth,
+        0xf8 | sps.chroma_depth,
+        0,
+        0,
+    ]);
     out.extend([sps.layers << 3 | u8::from(sps.nested) << 2 | 3, 3]);
     for unit in [VPS, SPS, PPS] {
         of(unit).next()?;
@@ -114,7 +123,9 @@ fn parse_sps(nal: &[u8]) -> Option<(u32, Sps)> {
         2 if !planes => (2, 1),
         _ => (1, 1),
     };
-    let size = |whole: u32, cut: u64| u16::try_from(u64::from(whole).checked_sub(cut)?).ok().map(u32::from);
+    let size = |whole: u32, cut: u64| {
+        u16::try_from(u64::from(whole).checked_sub(cut)?).ok().map(u32::from)
+    };
     let mut depth = || bits.ue().filter(|&it| it <= 8).map(|it| it.min(7) as u8);
     let sps = Sps {
         width: size(columns, cut_x * unit_x)?,

@@ -29,7 +29,10 @@ fn split(payload: &[u8], length_size: usize) -> Option<(&[u8], &[u8])> {
 /// `None` if nothing in it is whole.
 pub fn normalize(payload: Bytes, length_size: usize) -> Option<Bytes> {
     let whole: usize = nals(&payload, length_size).map(|nal| length_size + nal.len()).sum();
-    if whole < payload.len() && (payload.starts_with(&[0, 0, 1]) || payload.starts_with(&[0, 0, 0, 1])) {
+    // Read as a length, a long start code is a unit of one byte, which no frame begins with; a short one may be a true length.
+    let annex_b =
+        payload.starts_with(&[0, 0, 0, 1]) || whole == 0 && payload.starts_with(&[0, 0, 1]);
+    if annex_b && whole < payload.len() {
         return Some(from_annex_b(&payload)).filter(|frame| !frame.is_empty());
     }
     if whole == 0 {
@@ -199,7 +202,7 @@ pub(super) fn unescape(nal: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The next `n`-byte-length unit of a record: a 16-bit length and a NAL unit.
+/// The next unit of a record: a 16-bit length and a NAL unit.
 pub(super) fn record_nal(record: &[u8]) -> Option<(&[u8], &[u8])> {
     split(record, 2)
 }
@@ -224,7 +227,7 @@ mod tests {
 
     #[test]
     fn what_is_not_whole_is_cut_off() {
-        check(&[0, 0, 0, 1, 0x65, 0, 0, 0, 9, 1], 4, Some(&[0, 0, 0, 1, 0x65]));
+        check(&[0, 0, 0, 2, 0x65, 9, 0, 0, 0, 9, 1], 4, Some(&[0, 0, 0, 2, 0x65, 9]));
         check(&[0, 0, 0, 9, 0x65], 4, None);
         check(&[], 4, None);
     }

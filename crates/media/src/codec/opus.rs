@@ -83,7 +83,12 @@ mod tests {
 
     #[test]
     fn what_is_no_head_is_refused() {
-        for bad in [&b""[..], b"OpusHead", b"OpusTags\x01\x02\0\0\0\0\0\0\0\0\0", b"OpusHead\x10\x02\0\0\0\0\0\0\0\0\0"] {
+        for bad in [
+            &b""[..],
+            b"OpusHead",
+            b"OpusTags\x01\x02\0\0\0\0\0\0\0\0\0",
+            b"OpusHead\x10\x02\0\0\0\0\0\0\0\0\0",
+        ] {
             assert_eq!(Head::parse(bad), None, "{bad:x?}");
         }
     }

@@ -115,11 +115,24 @@ impl Reader {
         self.picture(codec, packet, data, enhanced, out)
     }
 
-    fn picture(&mut self, codec: Codec, packet: Packet, mut data: Bytes, enhanced: bool, out: &mut Vec<Item>) -> Result<(), Error> {
+    fn picture(
+        &mut self,
+        codec: Codec,
+        packet: Packet,
+        mut data: Bytes,
+        enhanced: bool,
+        out: &mut Vec<Item>,
+    ) -> Result<(), Error> {
         // A legacy body has the offset whatever the packet; an enhanced one only with frames that can be reordered.
-        let timed = if enhanced { packet == Packet::Frames && codec != Codec::Av1 } else { packet != Packet::End };
+        let timed = if enhanced {
+            packet == Packet::Frames && codec != Codec::Av1
+        } else {
+            packet != Packet::End
+        };
         let cts = if timed { composition(&mut data)? } else { Time::ZERO };
         match packet {
+            // FFmpeg sends an empty record when it does not know it yet.
+            Packet::Start if data.is_empty() => Ok(()),
             Packet::Start => self.picture_track(codec, data, out),
             Packet::Frames | Packet::FramesX => self.picture_frame(codec, cts, data, out),
             Packet::End => {
@@ -133,7 +146,12 @@ impl Reader {
         }
     }
 
-    fn picture_track(&mut self, codec: Codec, record: Bytes, out: &mut Vec<Item>) -> Result<(), Error> {
+    fn picture_track(
+        &mut self,
+        codec: Codec,
+        record: Bytes,
+        out: &mut Vec<Item>,
+    ) -> Result<(), Error> {
         if self.video.as_ref().is_some_and(|it| it.codec == codec && it.record == record) {
             return Ok(());
         }
@@ -144,7 +162,13 @@ impl Reader {
         Ok(())
     }
 
-    fn picture_frame(&mut self, codec: Codec, cts: Time, data: Bytes, out: &mut Vec<Item>) -> Result<(), Error> {
+    fn picture_frame(
+        &mut self,
+        codec: Codec,
+        cts: Time,
+        data: Bytes,
+        out: &mut Vec<Item>,
+    ) -> Result<(), Error> {
         if data.is_empty() {
             return Ok(());
         }
@@ -158,7 +182,8 @@ impl Reader {
             Some(sets) => {
                 let whole = nal::normalize(data, sets.length_size());
                 let payload = whole.ok_or(Error::Malformed("picture: its NAL units do not fit"))?;
-                let changed = nal::nals(&payload, 4).fold(false, |changed, unit| sets.absorb(unit) | changed);
+                let changed =
+                    nal::nals(&payload, 4).fold(false, |changed, unit| sets.absorb(unit) | changed);
                 if let Some(record) = sets.record().filter(|_| changed) {
                     picture.known = true;
                     out.push(Item::Track(codec::track(codec, record)?));
@@ -194,6 +219,8 @@ impl Reader {
             id => return Err(Error::Codec(legacy_audio(id))),
         };
         match packet {
+            // FFmpeg sends an empty config when it does not know it yet.
+            Packet::Start if data.is_empty() => Ok(()),
             Packet::Start => self.sound_track(codec, data, out),
             Packet::End => {
                 out.push(Item::Ended(Kind::Audio));
@@ -204,7 +231,12 @@ impl Reader {
         }
     }
 
-    fn sound_track(&mut self, codec: Codec, config: Bytes, out: &mut Vec<Item>) -> Result<(), Error> {
+    fn sound_track(
+        &mut self,
+        codec: Codec,
+        config: Bytes,
+        out: &mut Vec<Item>,
+    ) -> Result<(), Error> {
         if codec == Codec::Mp3 {
             return Ok(());
         }
@@ -225,7 +257,8 @@ impl Reader {
             // Each packet tells what it is.
             Codec::Mp3 => Some(codec::track(codec, payload.clone())?),
             Codec::Opus if known.is_none() => {
-                let head = opus::Head::of_packet(&payload).ok_or(Error::Malformed("Opus packet"))?;
+                let head =
+                    opus::Head::of_packet(&payload).ok_or(Error::Malformed("Opus packet"))?;
                 Some(codec::track(codec, head.build())?)
             }
             _ if known.is_none() => return Ok(()),
@@ -398,7 +431,9 @@ pub fn frame_head(codec: Codec, frame: &Frame) -> Head {
     let [_, cts @ ..] = (frame.cts.as_millis().clamp(0, (1 << 23) - 1) as u32).to_be_bytes();
     match codec {
         Codec::H264 => Head::new(&[&[kind | 7, PACKET_FRAMES], &cts]),
-        Codec::H265 if cts == [0; 3] => Head::new(&[&[ENHANCED_VIDEO | kind | PACKET_FRAMES_X], b"hvc1"]),
+        Codec::H265 if cts == [0; 3] => {
+            Head::new(&[&[ENHANCED_VIDEO | kind | PACKET_FRAMES_X], b"hvc1"])
+        }
         Codec::H265 => Head::new(&[&[ENHANCED_VIDEO | kind | PACKET_FRAMES], b"hvc1", &cts]),
         Codec::Av1 => Head::new(&[&[ENHANCED_VIDEO | kind | PACKET_FRAMES], b"av01"]),
         Codec::Aac => Head::new(&[&[LEGACY_AAC, PACKET_FRAMES]]),
@@ -507,7 +542,9 @@ impl Demuxer {
         let body = self.rest.take(len)?;
         // Whoever wrote the file may have stopped before the last tag's size.
         self.rest.take(self.rest.0.len().min(4))?;
-        let kind = [TagKind::Audio, TagKind::Video, TagKind::Script].into_iter().find(|kind| kind.number() == number);
+        let kind = [TagKind::Audio, TagKind::Video, TagKind::Script]
+            .into_iter()
+            .find(|kind| kind.number() == number);
         Some(kind.map(|kind| Tag { kind, timestamp, body }))
     }
 }
@@ -528,5 +565,398 @@ impl Iterator for Demuxer {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Format;
+    use crate::codec::{av1, h265};
+
+    const AVCC: &[u8] = b"\x01\x64\x00\x1e\xff\xe1\x00\x1a\x67\x64\x00\x1e\xac\xd9\x40\xa0\x2f\xf9\x70\x11\x00\x00\x03\x00\x01\x00\x00\x03\x00\x32\x0f\x16\x2d\x96\
+        \x01\x00\x06\x68\xeb\xe3\xcb\x22\xc0\xfd\xf8\xf8\x00";
+    /// A length, the SPS of 1920x1080 and the same PPS.
+    const SETS_1080: &[u8] = b"\x00\x00\x00\x1b\x67\x64\x00\x28\xac\xd9\x40\x78\x02\x27\xe5\xc0\x44\x00\x00\x03\x00\x04\x00\x00\x03\x00\xc8\x3c\x60\xc6\x58\
+        \x00\x00\x00\x06\x68\xeb\xe3\xcb\x22\xc0";
+    const IDR: &[u8] = b"\0\0\0\x02\x65\x88";
+    const SLICE: &[u8] = b"\0\0\0\x02\x41\x9a";
+    const ASC: &[u8] = b"\x11\x90";
+    const OPUS_HEAD: &[u8] = b"OpusHead\x01\x02\x38\x01\x80\xbb\x00\x00\x00\x00\x00";
+
+    /// Reads `bodies`, video where the letter is `v` and sound where it is `a`; says what came out: a codec
+    /// and its size or rate, `K` or `p` with offset and payload length, `end`, or the error.
+    fn check(bodies: &[(char, Vec<u8>)], want: &str) {
+        let mut reader = Reader::new();
+        let mut got = Vec::new();
+        for (kind, body) in bodies {
+            let body = Bytes::copy_from_slice(body);
+            let mut items = Vec::new();
+            let done = match kind {
+                'v' => reader.video(&body, &mut items),
+                _ => reader.audio(&body, &mut items),
+            };
+            got.extend(items.iter().map(tell));
+            got.extend(done.err().map(|error| match error {
+                Error::Codec(name) => format!("no {name}"),
+                Error::Malformed(_) => "bad".into(),
+            }));
+        }
+        assert_eq!(got.join(" "), want);
+    }
+
+    fn tell(item: &Item) -> String {
+        match item {
+            Item::Track(Track { codec, format: Format::Video { width, height }, .. }) => {
+                format!("{codec}:{width}x{height}")
+            }
+            Item::Track(Track {
+                codec, format: Format::Audio { sample_rate, channels }, ..
+            }) => {
+                format!("{codec}:{sample_rate}/{channels}")
+            }
+            Item::Frame(raw) => {
+                let kind = if raw.key { 'K' } else { 'p' };
+                format!("{kind}{}+{}", raw.payload.len(), raw.cts.as_millis())
+            }
+            Item::Ended(_) => "end".into(),
+        }
+    }
+
+    fn v(parts: &[&[u8]]) -> (char, Vec<u8>) {
+        ('v', parts.concat())
+    }
+
+    fn a(parts: &[&[u8]]) -> (char, Vec<u8>) {
+        ('a', parts.concat())
+    }
+
+    #[test]
+    fn the_legacy_form_is_read() {
+        let start = v(&[&[0x17, 0, 0, 0, 0], AVCC]);
+        check(
+            &[
+                start.clone(),
+                v(&[&[0x17, 1, 0, 0, 80], IDR]),
+                v(&[&[0x27, 1, 0, 0, 0], SLICE]),
+                start,
+                v(&[&[0x17, 2, 0, 0, 0]]),
+            ],
+            "H.264:640x360 K6+80 p6+0 end",
+        );
+        check(
+            &[
+                v(&[&[0x1c, 0, 0, 0, 0], h265::tests::RECORD_360]),
+                v(&[&[0x1c, 1, 0, 0, 0], b"\0\0\0\x02\x28\x01"]),
+            ],
+            "H.265:640x360 K6+0",
+        );
+        check(
+            &[
+                a(&[&[0xaf, 0], ASC]),
+                a(&[&[0xaf, 1], &[7; 9]]),
+                a(&[&[0xaf, 0], ASC]),
+                a(&[&[0xaf, 0], &[0x12, 0x10]]),
+            ],
+            "AAC:48000/2 K9+0 AAC:44100/2",
+        );
+        check(
+            &[a(&[&[0x2f], &[0xff, 0xfb, 0x90, 0x44]]), a(&[&[0xe2], &[0xff, 0xe3, 0x88, 0xc4]])],
+            "MP3:44100/2 K4+0 MP3:8000/1 K4+0",
+        );
+    }
+
+    #[test]
+    fn the_enhanced_form_is_read() {
+        let hevc = b"\0\0\0\x02\x28\x01";
+        check(
+            &[
+                v(&[b"\x90hvc1", h265::tests::RECORD_360]),
+                v(&[b"\x91hvc1\0\0\x28", hevc]),
+                v(&[b"\x93hvc1", hevc]),
+                v(&[b"\x92hvc1"]),
+            ],
+            "H.265:640x360 K6+40 K6+0 end",
+        );
+        check(
+            &[v(&[b"\x90avc1", AVCC]), v(&[b"\xa1avc1\0\0\x28", SLICE]), v(&[b"\x93avc1", IDR])],
+            "H.264:640x360 p6+40 K6+0",
+        );
+        let unit = av1::tests::KEY_360;
+        check(
+            &[
+                v(&[b"\x90av01", av1::tests::RECORD_360]),
+                v(&[b"\x91av01", unit]),
+                v(&[b"\x91av01\x12\0", unit]),
+            ],
+            "AV1:640x360 K19+0 K19+0",
+        );
+        check(
+            &[a(&[b"\x90Opus", OPUS_HEAD]), a(&[b"\x91Opus\xfc12"]), a(&[b"\x92Opus"])],
+            "Opus:48000/2 K3+0 end",
+        );
+        check(&[a(&[b"\x90mp4a", ASC]), a(&[b"\x91mp4a123"])], "AAC:48000/2 K3+0");
+        check(&[a(&[b"\x91.mp3\xff\xfb\x90\x44"])], "MP3:44100/2 K4+0");
+    }
+
+    #[test]
+    fn modifiers_metadata_and_further_tracks_are_passed_over() {
+        let start = v(&[b"\x90avc1", AVCC]);
+        // A nanosecond offset before the frame.
+        check(&[start.clone(), v(&[b"\x97\x02\x00\x01\x02\x03avc1", IDR])], "H.264:640x360 K6+0");
+        // Metadata, and an MPEG-2 TS start of AV1.
+        check(&[v(&[b"\x94avc1\x02\x00\x09colorInfo"]), v(&[b"\x95av01\x80"])], "");
+        // One track: the second, then the first.
+        check(
+            &[start.clone(), v(&[b"\x96\x03avc1\x01", IDR]), v(&[b"\x96\x03avc1\x00", IDR])],
+            "H.264:640x360 K6+0",
+        );
+        // Many tracks of one codec, and of many.
+        check(
+            &[start.clone(), v(&[b"\x96\x13avc1\x01\0\0\x06", IDR, b"\x00\0\0\x06", IDR])],
+            "H.264:640x360 K6+0",
+        );
+        check(
+            &[start, v(&[b"\x96\x23hvc1\x01\0\0\x01x", b"avc1\x00\0\0\x06", IDR])],
+            "H.264:640x360 K6+0",
+        );
+        // A channel map.
+        check(&[a(&[b"\x94Opus\x01\x02"])], "");
+        check(
+            &[a(&[b"\x95\x01Opus\x00\xfc1"]), a(&[b"\x95\x01Opus\x01\xfc1"])],
+            "Opus:48000/2 K2+0",
+        );
+    }
+
+    #[test]
+    fn new_parameter_sets_in_band_become_a_new_track() {
+        let start = v(&[&[0x17, 0, 0, 0, 0], AVCC]);
+        let frame = v(&[&[0x17, 1, 0, 0, 0], SETS_1080, IDR]);
+        let again = [
+            start.clone(),
+            v(&[&[0x17, 1, 0, 0, 0], IDR]),
+            frame.clone(),
+            frame.clone(),
+            start,
+            frame.clone(),
+        ];
+        check(&again, "H.264:640x360 K6+0 H.264:1920x1080 K47+0 K47+0 K47+0");
+        // Without any sequence header.
+        check(&[v(&[&[0x27, 1, 0, 0, 0], SLICE]), frame], "H.264:1920x1080 K47+0");
+        let sps = [b"\0\0\0\x2a", h265::tests::SPS_1080, b"\0\0\0\x02\x28\x01"].concat();
+        let length = [0, 0, 0, h265::tests::SPS_1080.len() as u8];
+        let sps = [&length, &sps[4..]].concat();
+        let want = format!("H.265:640x360 H.265:1920x1080 K{}+0", sps.len());
+        check(&[v(&[b"\x90hvc1", h265::tests::RECORD_360]), v(&[b"\x93hvc1", &sps])], &want);
+    }
+
+    #[test]
+    fn short_lengths_become_long_ones_in_record_and_frames() {
+        let mut record = AVCC.to_vec();
+        record[4] = 0xfd;
+        let mut reader = Reader::new();
+        let mut out = Vec::new();
+        reader.video(&[&[0x17, 0, 0, 0, 0], &record[..]].concat().into(), &mut out).unwrap();
+        reader.video(&Bytes::from_static(b"\x17\x01\0\0\0\0\x02\x65\x88"), &mut out).unwrap();
+        let [Item::Track(track), Item::Frame(raw)] = &out[..] else { panic!("{out:?}") };
+        assert_eq!((&track.config[..], &raw.payload[..]), (AVCC, IDR));
+    }
+
+    #[test]
+    fn what_says_nothing_is_nothing() {
+        check(&[v(&[]), a(&[]), v(&[&[0x57, 0]]), v(&[&[0xd1, 0]])], "");
+        check(&[a(&[&[0xaf, 0]]), v(&[&[0x17, 0, 0, 0, 0]]), v(&[b"\x90hvc1"])], "");
+        check(&[a(&[&[0xaf, 1, 2, 3]]), v(&[&[0x17, 1, 0, 0, 0], IDR])], "");
+        check(
+            &[
+                v(&[&[0x17, 0, 0, 0, 0], AVCC]),
+                v(&[&[0x17, 1, 0, 0, 0]]),
+                a(&[&[0xaf, 0], ASC]),
+                a(&[&[0xaf, 1]]),
+            ],
+            "H.264:640x360 AAC:48000/2",
+        );
+    }
+
+    #[test]
+    fn a_negative_offset_is_none() {
+        check(
+            &[v(&[&[0x17, 0, 0, 0, 0], AVCC]), v(&[&[0x27, 1, 0xff, 0xff, 0xd8], SLICE])],
+            "H.264:640x360 p6+0",
+        );
+    }
+
+    #[test]
+    fn what_is_not_carried_is_named() {
+        check(
+            &[v(&[&[0x12, 0]]), v(&[&[0x14, 0]]), v(&[b"\x90vp09"]), v(&[b"\x90Opus"])],
+            "no Sorenson H.263 no VP6 no vp09 no Opus",
+        );
+        check(
+            &[a(&[&[0xb2, 0]]), a(&[&[0x3e, 0]]), a(&[b"\x90fLaC"]), a(&[b"\x90av01"])],
+            "no Speex no PCM no fLaC no av01",
+        );
+        check(&[v(&[b"\x90\0\xffxy"])], r"no \x00\xffxy");
+    }
+
+    #[test]
+    fn a_malformed_body_costs_only_itself() {
+        let start = v(&[&[0x17, 0, 0, 0, 0], AVCC]);
+        let bad = v(&[&[0x27, 1, 0, 0, 0], b"\0\0\x09\x09\x41"]);
+        check(
+            &[
+                v(&[&[0x17]]),
+                v(&[&[0x17, 0, 0, 0, 0], &AVCC[..20]]),
+                start,
+                bad,
+                v(&[&[0x17, 1, 0, 0, 0], IDR]),
+            ],
+            "bad bad H.264:640x360 bad K6+0",
+        );
+        for short in [
+            &b"\x97"[..],
+            b"\x97\xff",
+            b"\x97\xff\xff\xff",
+            b"\x96",
+            b"\x96\x10avc1\x01\xff\xff\xff",
+            b"\x90av",
+            b"\x91avc1\0",
+        ] {
+            check(&[v(&[short])], "bad");
+        }
+    }
+
+    /// Writes the track and a frame of it; says the bodies' first bytes, and that reading gives both back.
+    fn check_written(
+        codec: Codec,
+        config: &[u8],
+        payload: &'static [u8],
+        cts: i64,
+        want_track: &[u8],
+        want_frame: &[u8],
+    ) {
+        let of = if codec == Codec::Mp3 { payload } else { config };
+        let track = codec::track(codec, Bytes::copy_from_slice(of)).unwrap();
+        let frame = Frame {
+            track: codec.kind(),
+            dts: Time::ZERO,
+            cts: Time::from_millis(cts),
+            key: true,
+            payload: Bytes::from_static(payload),
+        };
+        let head = frame_head(codec, &frame);
+        assert_eq!(&head[..], want_frame, "{codec}");
+        let start = track_body(&track);
+        assert!(start.as_deref().unwrap_or_default().starts_with(want_track), "{codec}");
+
+        let mut reader = Reader::new();
+        let mut out = Vec::new();
+        let body = Bytes::from([&head[..], payload].concat());
+        for body in start.into_iter().chain([body]) {
+            match codec.kind() {
+                Kind::Video => reader.video(&body, &mut out).unwrap(),
+                Kind::Audio => reader.audio(&body, &mut out).unwrap(),
+            }
+        }
+        let raw = Raw { track: frame.track, cts: frame.cts, key: true, payload: frame.payload };
+        assert_eq!(out, [Item::Track(track), Item::Frame(raw)]);
+    }
+
+    #[test]
+    fn what_is_written_reads_back_the_same() {
+        check_written(Codec::H264, AVCC, IDR, 80, &[0x17, 0, 0, 0, 0, 1], &[0x17, 1, 0, 0, 80]);
+        check_written(
+            Codec::H265,
+            h265::tests::RECORD_360,
+            b"\0\0\0\x02\x28\x01",
+            0,
+            b"\x90hvc1\x01",
+            b"\x93hvc1",
+        );
+        check_written(
+            Codec::H265,
+            h265::tests::RECORD_360,
+            b"\0\0\0\x02\x28\x01",
+            40,
+            b"\x90hvc1\x01",
+            b"\x91hvc1\0\0\x28",
+        );
+        check_written(
+            Codec::Av1,
+            av1::tests::RECORD_360,
+            av1::tests::KEY_360,
+            0,
+            b"\x90av01\x81",
+            b"\x91av01",
+        );
+        check_written(Codec::Aac, ASC, b"\x21\x10", 0, &[0xaf, 0, 0x11], &[0xaf, 1]);
+        check_written(Codec::Opus, OPUS_HEAD, b"\xfc12", 0, b"\x90OpusOpusHead", b"\x91Opus");
+        check_written(Codec::Mp3, b"", b"\xff\xfb\x90\x44", 0, b"", &[0x2f]);
+    }
+
+    #[test]
+    fn a_payload_is_a_slice_of_its_body() {
+        let mut reader = Reader::new();
+        let mut out = Vec::new();
+        reader.video(&[&[0x17, 0, 0, 0, 0], AVCC].concat().into(), &mut out).unwrap();
+        let body = Bytes::from([&[0x17, 1, 0, 0, 0], IDR].concat());
+        reader.video(&body, &mut out).unwrap();
+        let Some(Item::Frame(raw)) = out.last() else { panic!("{out:?}") };
+        assert_eq!(raw.payload.as_ptr(), body[5..].as_ptr());
+    }
+
+    #[test]
+    fn a_file_written_tag_by_tag_reads_back() {
+        let tags = [
+            Tag { kind: TagKind::Script, timestamp: 0, body: Bytes::from_static(b"x") },
+            Tag { kind: TagKind::Video, timestamp: 0x0102_0304, body: Bytes::from_static(b"yy") },
+            Tag { kind: TagKind::Audio, timestamp: u32::MAX, body: Bytes::new() },
+        ];
+        let mut file = file_head(true, true).to_vec();
+        for tag in &tags {
+            file.extend(tag_head(tag.kind, tag.timestamp, tag.body.len()));
+            file.extend(&tag.body[..]);
+            file.extend(tag_tail(tag.body.len()));
+        }
+        let read =
+            |file: &[u8]| Demuxer::new(Bytes::copy_from_slice(file)).unwrap().collect::<Vec<_>>();
+        assert_eq!(read(&file), tags.clone().map(Ok));
+        let cut = read(&file[..file.len() - 5]);
+        assert_eq!(cut.last(), Some(&Err(Error::Malformed("FLV tag: cut off"))));
+        assert_eq!(cut.len(), 3);
+        assert!(Demuxer::new(Bytes::from_static(b"FLV\x01")).is_err());
+        assert!(Demuxer::new(Bytes::from_static(b"RIFF\0\0\0\0\0\0\0\0\0")).is_err());
+    }
+
+    #[test]
+    fn the_demo_stream_loops_without_a_seam() {
+        let file = include_bytes!("../../../server/src/demo/source.flv");
+        let mut reader = Reader::new();
+        let (mut tracks, mut pictures, mut sounds) = (Vec::new(), Vec::new(), Vec::new());
+        for tag in Demuxer::new(Bytes::from_static(file)).unwrap() {
+            let tag = tag.unwrap();
+            let mut items = Vec::new();
+            match tag.kind {
+                TagKind::Video => reader.video(&tag.body, &mut items).unwrap(),
+                TagKind::Audio => reader.audio(&tag.body, &mut items).unwrap(),
+                TagKind::Script => continue,
+            }
+            for item in items {
+                match item {
+                    Item::Frame(raw) if raw.track == Kind::Video => {
+                        pictures.push((tag.timestamp, raw.key))
+                    }
+                    Item::Frame(_) => sounds.push(tag.timestamp),
+                    Item::Track(_) => tracks.push(tell(&item)),
+                    Item::Ended(_) => {}
+                }
+            }
+        }
+        assert_eq!(tracks, ["H.264:640x360", "AAC:48000/2"]);
+        let want = (0..256).map(|n| (n * 40, n % 32 == 0)).collect::<Vec<_>>();
+        assert_eq!(pictures, want);
+        assert_eq!((sounds.len(), sounds[0]), (480, 0));
+        // 256 pictures of 40 ms and 480 frames of 1024 samples are both 10.24 s.
+        assert!((10_240 - 22..=10_240 - 21).contains(sounds.last().unwrap()));
     }
 }
