@@ -2,7 +2,9 @@
 
 #![allow(missing_docs)]
 
+pub mod callback;
 pub mod config;
+pub mod job;
 pub mod live;
 pub mod secret;
 pub mod store;
