@@ -1,9 +1,13 @@
 //! The configuration: file < environment < flags, parsed once into finished values.
 
+mod apps;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use apps::Apps;
 
 use crate::secret::Secret;
 

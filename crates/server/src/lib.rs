@@ -8,3 +8,4 @@ pub mod job;
 pub mod live;
 pub mod secret;
 pub mod store;
+pub mod vendor;
