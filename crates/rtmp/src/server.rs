@@ -279,6 +279,18 @@ impl Server {
         }
     }
 
+    /// Tells a publisher that its accepted publish is over, and why.
+    pub fn end_publish(&mut self, code: &str, description: &str) {
+        if let State::Active {
+            goal: Goal::Publish,
+            stream,
+        } = self.state
+        {
+            self.link.status(stream, "error", code, description);
+            self.rest();
+        }
+    }
+
     /// Tells a player that the stream is over.
     pub fn end_play(&mut self) {
         if let State::Active {

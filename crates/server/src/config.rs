@@ -189,3 +189,14 @@ pub enum Format {
     Aac,
     Mp3,
 }
+
+impl Environment {
+    /// Whether an app of this kind has streams of `environment`.
+    pub fn has(self, environment: bywash_media::Environment) -> bool {
+        match self {
+            Environment::Both => true,
+            Environment::Production => environment == bywash_media::Environment::Production,
+            Environment::Test => environment == bywash_media::Environment::Test,
+        }
+    }
+}

@@ -56,7 +56,9 @@ pub struct Parts {
     /// How long a stream waits for a publisher that dropped.
     pub grace: Arc<ArcSwap<Duration>>,
     /// What addresses in callbacks begin with.
-    pub addresses: callback::Addresses,
+    pub public_url: String,
+    /// Likewise for RTMP: `rtmp://host:port`.
+    pub rtmp_base: String,
 }
 
 /// Asks plan for things. Clone is a pointer.
@@ -532,14 +534,14 @@ impl Keeper {
     async fn write_session(&mut self, key: &StreamKey) {
         let Some(place) = self.places.get(key).filter(|place| place.unwritten) else { return };
         let (session, announced, recreate) = (place.session.clone(), place.announced, place.recreate);
-        let (apps, addresses) = (self.parts.apps.clone(), self.parts.addresses.clone());
+        let (apps, http, rtmp) = (self.parts.apps.clone(), &self.parts.public_url, &self.parts.rtmp_base);
         let now_ms = unix_ms();
         let written = self
             .write(async |tx| {
                 tx.stream_open(&session).await?;
                 let app = apps.get(key.app());
                 if let (true, Some(app)) = (announced, app) {
-                    tx.owe(callback::stream_create(&app, &addresses, &session, recreate, now_ms), now_ms).await?;
+                    tx.owe(callback::stream_create(&app, http, rtmp, &session, recreate, now_ms), now_ms).await?;
                 }
                 Ok(())
             })

@@ -298,7 +298,7 @@ impl Link {
         let mut link = Link { wire: Wire::new(socket), client, url: wish.target.url().clone() };
         link.outputs();
         tokio::time::timeout_at(deadline, link.publish()).await.unwrap_or_else(|_| {
-            Err(End::Retry(reason_of(link.client.phase()), format!("the target did not answer in time: {}", link.client.phase())))
+            Err(End::Retry(reason_of(link.client.phase()), format!("the target did not answer in time {}", saying(link.client.phase()))))
         })?;
         Ok(link)
     }
@@ -311,10 +311,10 @@ impl Link {
                 Ok(Turn::Read) => self.events()?,
                 Ok(Turn::Flushed) => {}
                 Ok(Turn::Closed) => {
-                    return Err(End::Retry(reason_of(phase), format!("the target closed the connection: {phase}")));
+                    return Err(End::Retry(reason_of(phase), format!("the target closed the connection {}", saying(phase))));
                 }
-                Err(Trouble::Io(error)) => return Err(End::Retry(reason_of(phase), format!("{error}: {phase}"))),
-                Err(Trouble::Protocol(error)) => return Err(End::Retry(reason_of(phase), format!("{error}: {phase}"))),
+                Err(Trouble::Io(error)) => return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase)))),
+                Err(Trouble::Protocol(error)) => return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase)))),
             }
         }
         Ok(())
@@ -327,17 +327,15 @@ impl Link {
             match event {
                 client::Event::Publishing => {}
                 client::Event::Rejected { code, description, class } => {
-                    let reason = match (class, self.client.phase()) {
-                        (Class::BadName, _) => Reason::BadName,
-                        (Class::App, _) | (_, Phase::Connect) => Reason::AccessPointError,
-                        (_, Phase::CreateStream) => Reason::CreateStreamFailed,
-                        _ => Reason::BadName,
-                    };
-                    return Err(End::Refused(reason, class, mask(&format!("{code}: {description}"), &self.url)));
-                }
-                client::Event::Ended { code, description } => {
+                    let phase = self.client.phase();
                     let error = mask(&format!("{code}: {description}"), &self.url);
-                    return Err(End::Retry(Reason::CdnServerDisconnected, error));
+                    let reason = match (class, phase) {
+                        (_, Phase::Publishing) => return Err(End::Retry(Reason::CdnServerDisconnected, error)),
+                        (Class::BadName, _) | (_, Phase::Publish) => Reason::BadName,
+                        (Class::App, _) | (_, Phase::Handshake | Phase::Connect) => Reason::AccessPointError,
+                        (_, Phase::CreateStream) => Reason::CreateStreamFailed,
+                    };
+                    return Err(End::Refused(reason, class, error));
                 }
             }
         }
@@ -355,6 +353,17 @@ impl Link {
         self.client.finish();
         self.outputs();
         let _ = tokio::time::timeout(GOODBYE, self.wire.flush()).await;
+    }
+}
+
+/// What a target was doing when it failed us.
+fn saying(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Handshake => "during the handshake",
+        Phase::Connect => "instead of an answer to connect",
+        Phase::CreateStream => "instead of an answer to createStream",
+        Phase::Publish => "instead of an answer to publish: wrong signature or name?",
+        Phase::Publishing => "while it took the stream",
     }
 }
 
