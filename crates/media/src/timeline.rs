@@ -14,9 +14,9 @@ use crate::{Kind, Time};
 const FORWARD_MS: i64 = 3_000;
 /// How far a track may step back and still be on its clock.
 const BACK_MS: i64 = 1_000;
-/// How far apart two tracks may stand on one clock; also how long a track is held back until its clock has caught up with its times.
+/// How far apart two tracks may stand on one clock; also how far the times given out may be ahead of a track's own.
 const APART_MS: i64 = 5_000;
-/// Within these a step is held against the other track's clock if the two differ.
+/// A longer step is held against the other track's clock, if that is another: the nearer to arrival wins.
 const SUSPECT_FORWARD_MS: i64 = 1_000;
 const SUSPECT_BACK_MS: i64 = 300;
 /// How far a stream may be ahead of arrival altogether: a publisher that sends a file in one go.

@@ -14,6 +14,11 @@ pub fn is_idr(nal: &[u8]) -> bool {
     unit_type(nal) == Some(IDR)
 }
 
+/// Whether a NAL unit is a part of a picture (H.264 table 7-1).
+pub fn is_slice(nal: &[u8]) -> bool {
+    unit_type(nal).is_some_and(|unit| (1..=IDR).contains(&unit))
+}
+
 fn unit_type(nal: &[u8]) -> Option<u8> {
     Some(nal.first()? & 0x1f)
 }

@@ -14,6 +14,11 @@ pub fn is_irap(nal: &[u8]) -> bool {
     unit_type(nal).is_some_and(|unit| (16..=23).contains(&unit))
 }
 
+/// Whether a NAL unit is a part of a picture (H.265 table 7-1).
+pub fn is_slice(nal: &[u8]) -> bool {
+    unit_type(nal).is_some_and(|unit| unit < VPS)
+}
+
 fn unit_type(nal: &[u8]) -> Option<u8> {
     Some(nal.first()? >> 1 & 0x3f)
 }

@@ -57,3 +57,12 @@ pub fn is_key(codec: Codec, payload: &[u8]) -> bool {
         Codec::Aac | Codec::Mp3 | Codec::Opus => true,
     }
 }
+
+/// Whether there is a picture in the frame: some encoders send parameter sets or SEI in a frame of their own.
+pub fn is_picture(codec: Codec, payload: &[u8]) -> bool {
+    match codec {
+        Codec::H264 => nal::nals(payload, 4).any(h264::is_slice),
+        Codec::H265 => nal::nals(payload, 4).any(h265::is_slice),
+        _ => true,
+    }
+}

@@ -29,7 +29,8 @@ fn split(payload: &[u8], length_size: usize) -> Option<(&[u8], &[u8])> {
 /// `None` if nothing in it is whole.
 pub fn normalize(payload: Bytes, length_size: usize) -> Option<Bytes> {
     let whole: usize = nals(&payload, length_size).map(|nal| length_size + nal.len()).sum();
-    // Read as a length, a long start code is a unit of one byte, which no frame begins with; a short one may be a true length.
+    // Read as a length, a long start code is a unit of one byte, which no frame begins with;
+    // a short one may be a true length.
     let annex_b =
         payload.starts_with(&[0, 0, 0, 1]) || whole == 0 && payload.starts_with(&[0, 0, 1]);
     if annex_b && whole < payload.len() {

@@ -6,6 +6,7 @@
 //!
 //! Invariant: a payload read from a tag and written into one again is the same bytes, and is not copied.
 
+use std::fmt;
 use std::ops::Deref;
 
 use bytes::{Buf, Bytes};
@@ -57,7 +58,7 @@ struct Picture {
     known: bool,
 }
 
-/// The fourCC of a codec, and what there is to a tag with it.
+/// The fourCC of each codec.
 const FOURCC: [(&[u8; 4], Codec); 6] = [
     (b"avc1", Codec::H264),
     (b"hvc1", Codec::H265),
@@ -92,7 +93,7 @@ impl Reader {
         if head >> 4 & 7 == COMMAND {
             return Ok(());
         }
-        let (codec, packet, data) = if enhanced {
+        let (codec, packet, mut data) = if enhanced {
             match enhanced_head(body, Kind::Video)? {
                 Some(found) => found,
                 None => return Ok(()),
@@ -108,26 +109,15 @@ impl Reader {
                 Some(1) => Packet::Frames,
                 Some(2) => Packet::End,
                 Some(_) => return Ok(()),
-                None => return Err(Error::Malformed("video tag")),
+                None => return Err(CUT_OFF),
             };
             (codec, packet, body.slice(2..))
         };
-        self.picture(codec, packet, data, enhanced, out)
-    }
-
-    fn picture(
-        &mut self,
-        codec: Codec,
-        packet: Packet,
-        mut data: Bytes,
-        enhanced: bool,
-        out: &mut Vec<Item>,
-    ) -> Result<(), Error> {
         // A legacy body has the offset whatever the packet; an enhanced one only with frames that can be reordered.
-        let timed = if enhanced {
-            packet == Packet::Frames && codec != Codec::Av1
-        } else {
-            packet != Packet::End
+        let timed = match packet {
+            Packet::Frames => codec != Codec::Av1,
+            Packet::Start => !enhanced,
+            Packet::End | Packet::FramesX => false,
         };
         let cts = if timed { composition(&mut data)? } else { Time::ZERO };
         match packet {
@@ -184,7 +174,7 @@ impl Reader {
                 let payload = whole.ok_or(Error::Malformed("picture: its NAL units do not fit"))?;
                 let changed =
                     nal::nals(&payload, 4).fold(false, |changed, unit| sets.absorb(unit) | changed);
-                if let Some(record) = sets.record().filter(|_| changed) {
+                if changed && let Some(record) = sets.record() {
                     picture.known = true;
                     out.push(Item::Track(codec::track(codec, record)?));
                 }
@@ -192,7 +182,7 @@ impl Reader {
             }
             None => data.slice(av1::delimiter_len(&data)..),
         };
-        if picture.known && !payload.is_empty() {
+        if picture.known && !payload.is_empty() && codec::is_picture(codec, &payload) {
             let key = codec::is_key(codec, &payload);
             out.push(Item::Frame(Raw { track: Kind::Video, cts, key, payload }));
         }
@@ -214,7 +204,7 @@ impl Reader {
                 Some(0) => (Codec::Aac, Packet::Start, body.slice(2..)),
                 Some(1) => (Codec::Aac, Packet::Frames, body.slice(2..)),
                 Some(_) => return Ok(()),
-                None => return Err(Error::Malformed("audio tag")),
+                None => return Err(CUT_OFF),
             },
             id => return Err(Error::Codec(legacy_audio(id))),
         };
@@ -279,47 +269,43 @@ fn enhanced_head(body: &Bytes, kind: Kind) -> Result<Option<(Codec, Packet, Byte
     const MULTITRACK: u8 = 5;
     const MULTITRACK_VIDEO: u8 = 6;
     const MOD_EX: u8 = 7;
-    let short = Error::Malformed("enhanced tag head");
+    const MANY_TRACKS: u8 = 1;
+    const MANY_TRACKS_MANY_CODECS: u8 = 2;
     let mut rest = Cursor(body.clone());
-    let mut packet = rest.u8().ok_or(short.clone())? & 15;
+    let mut packet = rest.u8()? & 15;
     // Modifiers of the packet, such as nanoseconds to add to its time.
     while packet == MOD_EX {
-        let mut size = usize::from(rest.u8().ok_or(short.clone())?) + 1;
+        let mut size = usize::from(rest.u8()?) + 1;
         if size == 256 {
-            size = usize::from(rest.u16().ok_or(short.clone())?) + 1;
+            size = usize::from(rest.u16()?) + 1;
         }
-        rest.take(size).ok_or(short.clone())?;
-        packet = rest.u8().ok_or(short.clone())? & 15;
+        rest.take(size)?;
+        packet = rest.u8()? & 15;
     }
     let mut fourcc = None;
-    let multitrack = packet == if kind == Kind::Video { MULTITRACK_VIDEO } else { MULTITRACK };
-    if multitrack {
-        const MANY_TRACKS: u8 = 1;
-        const MANY_TRACKS_MANY_CODECS: u8 = 2;
-        let head = rest.u8().ok_or(short.clone())?;
+    if packet == if kind == Kind::Video { MULTITRACK_VIDEO } else { MULTITRACK } {
+        let head = rest.u8()?;
         packet = head & 15;
         let layout = head >> 4;
         if layout != MANY_TRACKS_MANY_CODECS {
-            fourcc = Some(rest.take(4).ok_or(short.clone())?);
+            fourcc = Some(rest.take(4)?);
         }
         loop {
             if layout == MANY_TRACKS_MANY_CODECS {
-                fourcc = Some(rest.take(4).ok_or(short.clone())?);
+                fourcc = Some(rest.take(4)?);
             }
-            let track = rest.u8().ok_or(short.clone())?;
-            if matches!(layout, MANY_TRACKS | MANY_TRACKS_MANY_CODECS) {
-                let size = rest.u24().ok_or(short.clone())?;
-                let data = rest.take(size).ok_or(short.clone())?;
-                if track == 0 {
-                    rest = Cursor(data);
-                    break;
+            let first = rest.u8()? == 0;
+            let data = match layout {
+                MANY_TRACKS | MANY_TRACKS_MANY_CODECS => {
+                    rest.u24().and_then(|size| rest.take(size))?
                 }
-                if rest.0.is_empty() {
-                    return Ok(None);
-                }
-            } else if track == 0 {
+                _ => rest.take(rest.0.len())?,
+            };
+            if first {
+                rest = Cursor(data);
                 break;
-            } else {
+            }
+            if rest.0.is_empty() {
                 return Ok(None);
             }
         }
@@ -331,7 +317,10 @@ fn enhanced_head(body: &Bytes, kind: Kind) -> Result<Option<(Codec, Packet, Byte
         (Kind::Video, 3) => Packet::FramesX,
         _ => return Ok(None),
     };
-    let fourcc = fourcc.or_else(|| rest.take(4)).ok_or(short)?;
+    let fourcc = match fourcc {
+        Some(fourcc) => fourcc,
+        None => rest.take(4)?,
+    };
     let codec = FOURCC.iter().find(|(name, codec)| name[..] == fourcc && codec.kind() == kind);
     let &(_, codec) = codec.ok_or_else(|| Error::Codec(fourcc.escape_ascii().to_string()))?;
     Ok(Some((codec, packet, rest.0)))
@@ -340,30 +329,41 @@ fn enhanced_head(body: &Bytes, kind: Kind) -> Result<Option<(Codec, Packet, Byte
 /// Takes the 24-bit composition offset, in milliseconds, off the front. Negative ones become 0.
 fn composition(data: &mut Bytes) -> Result<Time, Error> {
     let mut rest = Cursor(data.split_off(0));
-    let offset = rest.u24().ok_or(Error::Malformed("composition offset"))?;
+    let offset = rest.u24()?;
     *data = rest.0;
     let negative = offset >= 1 << 23;
     Ok(Time::from_millis(if negative { 0 } else { offset as i64 }))
 }
 
+const CUT_OFF: Error = Error::Malformed("FLV tag: cut off");
+
 /// Big-endian numbers and slices off the front of a body.
 struct Cursor(Bytes);
 
 impl Cursor {
-    fn take(&mut self, n: usize) -> Option<Bytes> {
-        (n <= self.0.len()).then(|| self.0.split_to(n))
+    fn take(&mut self, n: usize) -> Result<Bytes, Error> {
+        if n > self.0.len() {
+            return Err(CUT_OFF);
+        }
+        Ok(self.0.split_to(n))
     }
 
-    fn u8(&mut self) -> Option<u8> {
-        self.0.try_get_u8().ok()
+    fn u8(&mut self) -> Result<u8, Error> {
+        self.0.try_get_u8().or(Err(CUT_OFF))
     }
 
-    fn u16(&mut self) -> Option<u16> {
-        self.0.try_get_u16().ok()
+    fn u16(&mut self) -> Result<u16, Error> {
+        self.0.try_get_u16().or(Err(CUT_OFF))
     }
 
-    fn u24(&mut self) -> Option<usize> {
-        self.0.try_get_uint(3).ok().map(|n| n as usize)
+    fn u24(&mut self) -> Result<usize, Error> {
+        self.take(3).map(|b| usize::from(b[0]) << 16 | usize::from(b[1]) << 8 | usize::from(b[2]))
+    }
+}
+
+impl fmt::Debug for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cursor({} bytes)", self.0.len())
     }
 }
 
@@ -515,25 +515,23 @@ pub struct Demuxer {
     rest: Cursor,
 }
 
-impl std::fmt::Debug for Cursor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Cursor({} bytes)", self.0.len())
-    }
-}
-
 impl Demuxer {
     /// Of a file's bytes.
     pub fn new(file: Bytes) -> Result<Demuxer, Error> {
-        let not_flv = Error::Malformed("FLV file head");
         let mut rest = Cursor(file);
-        let head = rest.take(9).filter(|head| head.starts_with(b"FLV")).ok_or(not_flv.clone())?;
-        let size = u32::from_be_bytes([head[5], head[6], head[7], head[8]]) as usize;
+        let head = rest.take(9)?;
+        let size = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        if !head.starts_with(b"FLV") || size < 9 {
+            return Err(Error::Malformed("FLV file head"));
+        }
         // To the end of the head, and past the size of the tag before the first.
-        size.checked_sub(9).and_then(|more| rest.take(more.checked_add(4)?)).ok_or(not_flv)?;
+        rest.take(size as usize - 9)?;
+        rest.take(4)?;
         Ok(Demuxer { rest })
     }
 
-    fn tag(&mut self) -> Option<Option<Tag>> {
+    /// The next tag, if it is of a kind that is known.
+    fn tag(&mut self) -> Result<Option<Tag>, Error> {
         let number = self.rest.u8()? & 0x1f;
         let len = self.rest.u24()?;
         let low = self.rest.u24()? as u32;
@@ -542,10 +540,9 @@ impl Demuxer {
         let body = self.rest.take(len)?;
         // Whoever wrote the file may have stopped before the last tag's size.
         self.rest.take(self.rest.0.len().min(4))?;
-        let kind = [TagKind::Audio, TagKind::Video, TagKind::Script]
-            .into_iter()
-            .find(|kind| kind.number() == number);
-        Some(kind.map(|kind| Tag { kind, timestamp, body }))
+        let kinds = [TagKind::Audio, TagKind::Video, TagKind::Script];
+        let kind = kinds.into_iter().find(|kind| kind.number() == number);
+        Ok(kind.map(|kind| Tag { kind, timestamp, body }))
     }
 }
 
@@ -554,14 +551,12 @@ impl Iterator for Demuxer {
 
     fn next(&mut self) -> Option<Result<Tag, Error>> {
         while !self.rest.0.is_empty() {
-            match self.tag() {
-                Some(Some(tag)) => return Some(Ok(tag)),
-                // A tag of a kind that is not known.
-                Some(None) => continue,
-                None => {
-                    self.rest.0.clear();
-                    return Some(Err(Error::Malformed("FLV tag: cut off")));
-                }
+            let tag = self.tag();
+            if tag.is_err() {
+                self.rest.0.clear();
+            }
+            if let Some(tag) = tag.transpose() {
+                return Some(tag);
             }
         }
         None
@@ -741,6 +736,9 @@ mod tests {
             frame.clone(),
         ];
         check(&again, "H.264:640x360 K6+0 H.264:1920x1080 K47+0 K47+0 K47+0");
+        // Sets in a frame of their own, without a picture.
+        let alone = v(&[&[0x17, 1, 0, 0, 0], SETS_1080]);
+        check(&[v(&[&[0x17, 0, 0, 0, 0], AVCC]), alone], "H.264:640x360 H.264:1920x1080");
         // Without any sequence header.
         check(&[v(&[&[0x27, 1, 0, 0, 0], SLICE]), frame], "H.264:1920x1080 K47+0");
         let sps = [b"\0\0\0\x2a", h265::tests::SPS_1080, b"\0\0\0\x02\x28\x01"].concat();
@@ -922,7 +920,7 @@ mod tests {
             |file: &[u8]| Demuxer::new(Bytes::copy_from_slice(file)).unwrap().collect::<Vec<_>>();
         assert_eq!(read(&file), tags.clone().map(Ok));
         let cut = read(&file[..file.len() - 5]);
-        assert_eq!(cut.last(), Some(&Err(Error::Malformed("FLV tag: cut off"))));
+        assert_eq!(cut.last(), Some(&Err(CUT_OFF)));
         assert_eq!(cut.len(), 3);
         assert!(Demuxer::new(Bytes::from_static(b"FLV\x01")).is_err());
         assert!(Demuxer::new(Bytes::from_static(b"RIFF\0\0\0\0\0\0\0\0\0")).is_err());
@@ -942,12 +940,22 @@ mod tests {
                 TagKind::Script => continue,
             }
             for item in items {
-                match item {
-                    Item::Frame(raw) if raw.track == Kind::Video => {
-                        pictures.push((tag.timestamp, raw.key))
+                match &item {
+                    Item::Track(track) => {
+                        tracks.push(tell(&item));
+                        assert_eq!(track_body(track), Some(tag.body.clone()));
                     }
-                    Item::Frame(_) => sounds.push(tag.timestamp),
-                    Item::Track(_) => tracks.push(tell(&item)),
+                    Item::Frame(raw) => {
+                        let Raw { track, cts, key, payload } = raw.clone();
+                        let (codec, times) = match track {
+                            Kind::Video => (Codec::H264, &mut pictures),
+                            Kind::Audio => (Codec::Aac, &mut sounds),
+                        };
+                        times.push((tag.timestamp, key));
+                        let frame = Frame { track, dts: Time::ZERO, cts, key, payload };
+                        let body = [&frame_head(codec, &frame)[..], &frame.payload].concat();
+                        assert_eq!(body, tag.body);
+                    }
                     Item::Ended(_) => {}
                 }
             }
@@ -955,8 +963,8 @@ mod tests {
         assert_eq!(tracks, ["H.264:640x360", "AAC:48000/2"]);
         let want = (0..256).map(|n| (n * 40, n % 32 == 0)).collect::<Vec<_>>();
         assert_eq!(pictures, want);
-        assert_eq!((sounds.len(), sounds[0]), (480, 0));
+        assert_eq!((sounds.len(), sounds[0].0), (480, 0));
         // 256 pictures of 40 ms and 480 frames of 1024 samples are both 10.24 s.
-        assert!((10_240 - 22..=10_240 - 21).contains(sounds.last().unwrap()));
+        assert!((10_240 - 22..=10_240 - 21).contains(&sounds[479].0));
     }
 }
