@@ -122,9 +122,7 @@ impl Sender {
         let same_receiver = |it: &&Callback| it.app == callback.app && it.url == callback.url;
         let same_stream = |it: &Callback| it.environment == callback.environment && it.stream == callback.stream;
         let receiver = || self.under_way.values().filter(same_receiver);
-        self.under_way.len() < AT_ONCE
-            && receiver().count() < AT_ONCE_PER_RECEIVER
-            && !receiver().any(same_stream)
+        self.under_way.len() < AT_ONCE && receiver().count() < AT_ONCE_PER_RECEIVER && !receiver().any(same_stream)
     }
 
     /// Takes an answer in, and those that came together with it.
@@ -222,4 +220,245 @@ fn client(limits: &CallbackLimits) -> Client {
         builder().tls_certs_only([]).build()
     });
     client.expect("without the machine's roots nothing is left that can fail")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+
+    use axum::extract::State;
+    use axum::http::{HeaderMap, StatusCode, Uri};
+    use bywash_media::Environment;
+    use tokio::sync::mpsc;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::callback::Owed;
+    use crate::store::tests::Dir;
+    use crate::store::{Page, Rearm};
+
+    /// A receiver on a real socket. The first part of a path says what it answers: a status, `once` for a 500
+    /// and then 200s, or `hang` for nothing.
+    struct Receiver {
+        base: String,
+        /// `path content-type body` of each callback, when it came.
+        came: mpsc::UnboundedReceiver<String>,
+        task: JoinHandle<()>,
+    }
+
+    type Seen = Arc<(mpsc::UnboundedSender<String>, AtomicUsize)>;
+
+    impl Receiver {
+        async fn new() -> Receiver {
+            let (tell, came) = mpsc::unbounded_channel();
+            let seen: Seen = Arc::new((tell, AtomicUsize::new(0)));
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let base = format!("http://{}", listener.local_addr().unwrap());
+            let router = axum::Router::new().fallback(Receiver::answer).with_state(seen);
+            let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+            Receiver { base, came, task }
+        }
+
+        async fn answer(
+            State(seen): State<Seen>,
+            uri: Uri,
+            headers: HeaderMap,
+            body: String,
+        ) -> impl axum::response::IntoResponse {
+            let content_type = headers["content-type"].to_str().unwrap();
+            seen.0.send(format!("{} {content_type} {body}", uri.path())).ok();
+            let status = match &uri.path()[1..] {
+                "hang" => std::future::pending().await,
+                "once" if seen.1.fetch_add(1, Ordering::Relaxed) == 0 => 500,
+                "once" => 200,
+                status => status.parse().unwrap(),
+            };
+            (StatusCode::from_u16(status).unwrap(), [("location", "/200")])
+        }
+
+        async fn next(&mut self) -> String {
+            tokio::time::timeout(Duration::from_secs(10), self.came.recv()).await.expect("a callback comes").unwrap()
+        }
+    }
+
+    impl Drop for Receiver {
+        fn drop(&mut self) {
+            self.task.abort();
+        }
+    }
+
+    /// A running sender whose clock is ours.
+    struct World {
+        store: Store,
+        clock: Arc<AtomicI64>,
+        stop: CancellationToken,
+        task: JoinHandle<()>,
+    }
+
+    impl World {
+        fn new(store: Store, timeout: Duration) -> World {
+            let (clock, stop) = (Arc::new(AtomicI64::new(1000)), CancellationToken::new());
+            let read = clock.clone();
+            let now_ms = move || read.load(Ordering::Relaxed);
+            let task = tokio::spawn(run_by(now_ms, store.clone(), CallbackLimits { timeout }, stop.clone()));
+            World { store, clock, stop, task }
+        }
+
+        /// Sets the clock and has the sender look at it.
+        fn at(&self, now_ms: i64) {
+            self.clock.store(now_ms, Ordering::Relaxed);
+            self.store.outbox_ready().notify_one();
+        }
+
+        /// The callback as it stands after `attempts`.
+        async fn after(&self, id: i64, attempts: i64) -> Callback {
+            for _ in 0..1000 {
+                let mut tx = self.store.read().await.unwrap();
+                let page = Page { number: 0, size: 100 };
+                let (_, rows) = tx.outbox_page(7, Environment::Production, None, page).await.unwrap();
+                if let Some(row) = rows.into_iter().find(|it| it.id == id && it.attempts == attempts) {
+                    return row;
+                }
+                drop(tx);
+                sleep(Duration::from_millis(5)).await;
+            }
+            panic!("no attempt {attempts} is written down");
+        }
+
+        async fn stopped(self) {
+            self.stop.cancel();
+            self.task.await.unwrap();
+        }
+    }
+
+    async fn owe(store: &Store, app: u32, stream: &str, url: String) -> i64 {
+        let owed = Owed {
+            app,
+            environment: Environment::Production,
+            event: "stream_create",
+            stream: stream.into(),
+            url,
+            format: if app == 7 { CallbackFormat::Json } else { CallbackFormat::Form },
+            body: format!("body of {stream}"),
+        };
+        let mut tx = store.begin().await.unwrap();
+        let id = tx.outbox_add(&owed, 1000).await.unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+
+    /// One attempt to `path`, or to a closed port; the state after it, the status and what the error begins with.
+    async fn check(path: &str, state: Delivery, status: i64, error: &str) {
+        let dir = Dir::new();
+        let receiver = Receiver::new().await;
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let base = if path == "/closed" { format!("http://{closed}") } else { receiver.base.clone() };
+        let world = World::new(dir.open().await, Duration::from_millis(if path == "/hang" { 50 } else { 5000 }));
+        let id = owe(&world.store, 7, "a", format!("{base}{path}?key=hidden")).await;
+        let row = world.after(id, 1).await;
+        assert_eq!((row.state, row.last_status), (state, status), "{path}: {}", row.last_error);
+        assert!(row.last_error.starts_with(error) && !row.last_error.contains("hidden"), "{path}: {}", row.last_error);
+        world.stopped().await;
+    }
+
+    #[tokio::test]
+    async fn any_2xx_delivers_and_all_else_is_tried_again() {
+        check("/200", Delivery::Delivered, 200, "").await;
+        check("/204", Delivery::Delivered, 204, "").await;
+        check("/302", Delivery::Pending, 302, "answered 302").await;
+        check("/404", Delivery::Pending, 404, "answered 404").await;
+        check("/503", Delivery::Pending, 503, "answered 503").await;
+        check("/hang", Delivery::Pending, 0, "no answer in time").await;
+        check("/closed", Delivery::Pending, 0, "Connection refused").await;
+    }
+
+    #[tokio::test]
+    async fn five_more_attempts_follow_at_zegos_distances_and_then_it_is_given_up_until_armed_again() {
+        let dir = Dir::new();
+        let mut receiver = Receiver::new().await;
+        let world = World::new(dir.open().await, Duration::from_secs(5));
+        let id = owe(&world.store, 7, "a", format!("{}/500", receiver.base)).await;
+        let mut now_ms = 1000;
+        for (attempts, seconds) in (1..).zip([2, 4, 8, 16, 32]) {
+            assert_eq!(receiver.next().await, "/500 application/json body of a");
+            let row = world.after(id, attempts).await;
+            assert_eq!((row.state, row.due_ms), (Delivery::Pending, now_ms + 1000 * seconds));
+            now_ms = row.due_ms;
+            world.at(now_ms);
+        }
+        receiver.next().await;
+        assert_eq!(world.after(id, 6).await.state, Delivery::Dead);
+
+        world.at(now_ms + 1_000_000);
+        let mut tx = world.store.begin().await.unwrap();
+        assert_eq!(tx.outbox_retry(7, Environment::Production, Rearm::Dead, now_ms).await.unwrap(), 1);
+        tx.commit().await.unwrap();
+        receiver.next().await;
+        assert_eq!(world.after(id, 1).await.state, Delivery::Pending);
+        assert!(receiver.came.is_empty());
+        world.stopped().await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_s_callbacks_come_in_order_over_a_failure() {
+        let dir = Dir::new();
+        let mut receiver = Receiver::new().await;
+        let world = World::new(dir.open().await, Duration::from_secs(5));
+        let url = format!("{}/once", receiver.base);
+        let first = owe(&world.store, 7, "a", url.clone()).await;
+        world.after(first, 1).await;
+        let second = owe(&world.store, 7, "a", url).await;
+        world.at(3000);
+        assert_eq!(world.after(second, 1).await.state, Delivery::Delivered);
+        assert_eq!(world.after(first, 2).await.state, Delivery::Delivered);
+        for _ in 0..3 {
+            receiver.next().await;
+        }
+        world.stopped().await;
+    }
+
+    #[tokio::test]
+    async fn a_hanging_receiver_delays_its_own_apps_callbacks_only_and_not_the_stop() {
+        let dir = Dir::new();
+        let mut receiver = Receiver::new().await;
+        let store = dir.open().await;
+        let world = World::new(store.clone(), Duration::from_secs(60));
+        for n in 0..100 {
+            owe(&store, 7, &n.to_string(), format!("{}/hang", receiver.base)).await;
+        }
+        for n in 0..10 {
+            owe(&store, 8, &n.to_string(), format!("{}/200", receiver.base)).await;
+        }
+        let mut came = Vec::new();
+        while came.iter().filter(|it| it == &"/200 application/x-www-form-urlencoded").count() < 10 {
+            came.push(receiver.next().await.split(" body").next().unwrap().to_owned());
+        }
+        let hanging = came.iter().filter(|it| it == &"/hang application/json").count();
+        assert_eq!(hanging, AT_ONCE_PER_RECEIVER, "{came:?}");
+
+        let asked = Instant::now();
+        world.stopped().await;
+        assert!(asked.elapsed() < DRAIN + Duration::from_secs(1));
+        let mut tx = store.read().await.unwrap();
+        let page = Page { number: 0, size: 1000 };
+        let (_, rows) = tx.outbox_page(7, Environment::Production, None, page).await.unwrap();
+        assert!(rows.len() == 100 && rows.iter().all(|it| it.state == Delivery::Pending && it.attempts == 0));
+        assert_eq!(tx.outbox_page(8, Environment::Production, Some(Delivery::Delivered), page).await.unwrap().0, 10);
+    }
+
+    #[tokio::test]
+    async fn what_is_owed_at_the_stop_is_sent_after_the_next_start() {
+        let dir = Dir::new();
+        let mut receiver = Receiver::new().await;
+        let store = dir.open().await;
+        owe(&store, 7, "a", format!("{}/200", receiver.base)).await;
+        store.close().await;
+        let stop = CancellationToken::new();
+        let limits = CallbackLimits { timeout: Duration::from_secs(5) };
+        let task = tokio::spawn(run(dir.open().await, limits, stop.clone()));
+        assert_eq!(receiver.next().await, "/200 application/json body of a");
+        stop.cancel();
+        task.await.unwrap();
+    }
 }
