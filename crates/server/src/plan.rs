@@ -125,7 +125,10 @@ pub enum Leave {
 impl Hold {
     /// The first frame is there: the codec of the pictures is known (stream_attr's `cid`).
     pub fn began(&self, cid: i64) {
-        self.word.inbox.put(|news| drop(news.began.insert(self.word.key.clone(), (self.word.number, cid))));
+        let word = &self.word;
+        word.inbox.put(|news| {
+            news.began.insert(word.key.clone(), (word.number, cid));
+        });
     }
 
     /// Says how the publisher left.
@@ -216,7 +219,9 @@ impl Plan {
 
     /// The rows of this stream have changed.
     pub fn wake(&self, key: StreamKey) {
-        self.inbox.put(|news| drop(news.woken.insert(key)));
+        self.inbox.put(|news| {
+            news.woken.insert(key);
+        });
     }
 
     /// The apps or the settings have changed.
@@ -419,7 +424,7 @@ impl Keeper {
                 info!(stream = %key, from = %arrival.address, protocol = arrival.protocol, "stream begins");
                 let session = Session {
                     key: key.clone(),
-                    sid: store::sid(now_ms),
+                    sid: store::stream::sid(now_ms),
                     seq,
                     user_id: arrival.user,
                     protocol: arrival.protocol.to_owned(),
