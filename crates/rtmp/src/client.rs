@@ -148,12 +148,12 @@ impl Client {
     /// Takes all of `bytes`, which may be split anywhere.
     pub fn handle_input(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Error> {
         let mut input = bytes;
-        if let Some(handshake) = &mut self.handshake {
-            if handshake.read(&mut input, &mut self.link.output)? {
-                self.handshake = None;
-                self.deadline = Some(now + self.config.command_timeout);
-                self.connect();
-            }
+        if let Some(handshake) = &mut self.handshake
+            && handshake.read(&mut input, &mut self.link.output)?
+        {
+            self.handshake = None;
+            self.deadline = Some(now + self.config.command_timeout);
+            self.connect();
         }
         if self.handshake.is_none() {
             while let Some(raw) = self.link.read(&mut input)? {
