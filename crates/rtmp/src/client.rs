@@ -3,8 +3,7 @@
 //! It goes through handshake, `connect`, `createStream` and `publish` by itself, in the order and
 //! with the side commands of FMLE, which every CDN is tested with; then the caller sends media.
 //!
-//! Invariant: at most one of [`Event::Publishing`] … [`Event::Rejected`] comes, and nothing comes
-//! after a rejection.
+//! Invariant: each event comes at most once, and nothing comes after a rejection.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

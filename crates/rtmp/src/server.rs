@@ -939,6 +939,40 @@ mod tests {
     }
 
     #[test]
+    fn a_player_gets_what_is_sent_and_a_publisher_nothing() {
+        for (goal, want) in [("play", "9@40/1:head-payload"), ("publish", "")] {
+            let mut peer = Peer::new(1000);
+            for line in CONNECT
+                .lines()
+                .chain([&format!("1:{goal} 5 - s")[..], "accept"])
+            {
+                peer.act(line).unwrap();
+            }
+            peer.news();
+            let (mut out, mut got) = (VecDeque::new(), String::new());
+            peer.server.send(
+                Kind::Video,
+                40,
+                b"head-",
+                &Bytes::from_static(b"payload"),
+                &mut out,
+            );
+            for bytes in out {
+                if let Some(it) = peer.reader.read(&mut &bytes[..]).unwrap() {
+                    got = format!(
+                        "{}@{}/{}:{}",
+                        it.kind,
+                        it.timestamp,
+                        it.stream,
+                        it.body.escape_ascii()
+                    );
+                }
+            }
+            assert_eq!(got, want);
+        }
+    }
+
+    #[test]
     fn enhanced_rtmp_is_answered_where_it_is_asked_for() {
         let mut peer = Peer::new(1000);
         let list = Value::StrictArray(vec!["hvc1".into(), "av01".into()]);

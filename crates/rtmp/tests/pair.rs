@@ -185,19 +185,6 @@ fn timestamps_around_the_24_bit_edge_and_the_wrap_arrive() {
 }
 
 #[test]
-fn a_player_gets_what_is_sent() {
-    // The client knows no play; the server's answer to one is looked at in its own tests. What is
-    // sent without one goes nowhere.
-    let mut pair = Pair::new(1, 128);
-    pair.exchange();
-    pair.server.accept();
-    let mut out = VecDeque::new();
-    pair.server
-        .send(Kind::Video, 0, b"x", &Bytes::from_static(b"y"), &mut out);
-    assert!(out.is_empty());
-}
-
-#[test]
 fn a_refusal_reaches_the_client() {
     let mut pair = Pair::new(1, 128);
     pair.exchange();
