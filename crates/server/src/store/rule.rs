@@ -335,8 +335,8 @@ mod tests {
             status: relaying(20),
         };
         let mut tx = store.begin().await.unwrap();
-        assert_eq!(tx.rules_of(&key("a")).await.unwrap(), [want.clone()]);
-        assert_eq!(tx.rule(&key("a"), A).await.unwrap(), Some(want));
+        assert_eq!(tx.rule(&key("a"), A).await.unwrap().as_ref(), Some(&want));
+        assert_eq!(tx.rules_of(&key("a")).await.unwrap(), [want]);
 
         // Deleted and put again it is a new one.
         assert!(tx.rule_delete(&key("a"), A).await.unwrap());
