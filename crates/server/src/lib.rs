@@ -2,7 +2,10 @@
 
 #![allow(missing_docs)]
 
+pub mod address;
+pub mod api;
 pub mod config;
+pub mod http;
 pub mod live;
 pub mod secret;
 pub mod store;
