@@ -4,8 +4,10 @@
 
 pub mod address;
 pub mod api;
+pub mod callback;
 pub mod config;
 pub mod http;
+pub mod job;
 pub mod live;
 pub mod secret;
 pub mod store;
