@@ -13,7 +13,7 @@ pub fn is_public(ip: IpAddr) -> bool {
 
 fn public_v4(ip: Ipv4Addr) -> bool {
     let refused = match ip.octets() {
-        [0 | 10 | 127, ..] | [224.., ..] => true,
+        [0 | 10 | 127 | 224..=255, ..] => true,
         [100, second, ..] => second & 0xc0 == 64,
         [169, 254, ..] | [192, 168, ..] | [192, 0, 0, _] => true,
         [172, second, ..] => second & 0xf0 == 16,
