@@ -1,5 +1,6 @@
 //! bywash: live streams in, CDNs and recordings out, on a signed API call.
 
+pub mod address;
 pub mod api;
 pub mod app;
 pub mod callback;
