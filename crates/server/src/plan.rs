@@ -162,6 +162,8 @@ enum Request {
 struct Inbox {
     news: Mutex<News>,
     come: Notify,
+    /// Why the store took nothing the last time; empty if it did.
+    trouble: Mutex<String>,
 }
 
 #[derive(Default)]
@@ -235,6 +237,12 @@ impl Plan {
         if self.requests.send(Request::Drain(reply)).await.is_ok() {
             let _ = done.await;
         }
+    }
+
+    /// Why nothing can be written now, if so.
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = self.inbox.trouble.lock().expect("no holder panics");
+        Some(trouble.clone()).filter(|trouble| !trouble.is_empty())
     }
 
     /// What marks a stream as having come through this server under this key.
@@ -803,10 +811,16 @@ impl Keeper {
     }
 
     async fn write<T>(&self, change: impl AsyncFnOnce(&mut Tx) -> Result<T, store::Error>) -> Result<T, store::Error> {
-        let mut tx = self.parts.store.begin().await?;
-        let made = change(&mut tx).await?;
-        tx.commit().await?;
-        Ok(made)
+        let written = async {
+            let mut tx = self.parts.store.begin().await?;
+            let made = change(&mut tx).await?;
+            tx.commit().await?;
+            Ok(made)
+        }
+        .await;
+        let trouble = written.as_ref().err().map(store::Error::to_string).unwrap_or_default();
+        *self.plan.inbox.trouble.lock().expect("no holder panics") = trouble;
+        written
     }
 }
 

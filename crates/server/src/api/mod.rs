@@ -205,7 +205,8 @@ pub struct Gateway {
     store: Store,
     live: Arc<Live>,
     wake: Arc<dyn Fn(Wake) + Send + Sync>,
-    settings: Arc<Settings>,
+    settings: Arc<ArcSwap<Settings>>,
+    calls: Counter,
     limits: guard::Limits,
 }
 
@@ -216,9 +217,10 @@ impl Gateway {
         store: Store,
         live: Arc<Live>,
         wake: Arc<dyn Fn(Wake) + Send + Sync>,
-        settings: Settings,
+        settings: Arc<ArcSwap<Settings>>,
+        calls: Counter,
     ) -> Gateway {
-        Gateway { apps, store, live, wake, settings: Arc::new(settings), limits: guard::Limits::default() }
+        Gateway { apps, store, live, wake, settings, calls, limits: guard::Limits::default() }
     }
 
     /// `GET /?Action=…` and `POST /?Action=…`.
@@ -231,6 +233,7 @@ impl Gateway {
     }
 
     async fn answer(&self, request: Request, now: Now) -> Response {
+        self.calls.inc();
         let query = Query::parse(request.uri().query().unwrap_or(""));
         let caller = host(request.headers()).and_then(|()| guard::caller(&query, &self.apps, now.wall_ms));
         let outcome = match caller {

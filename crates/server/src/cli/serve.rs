@@ -45,7 +45,7 @@ pub fn serve(mut it: Serve) -> anyhow::Result<ExitCode> {
     let flags = [("http.listen", it.http_listen), ("rtmp.listen", it.rtmp_listen)];
     it.source.set.extend(flags.into_iter().filter_map(|(key, value)| Some((key.into(), value?))));
     let config = begin(&it.source)?;
-    runtime()?.block_on(app::run(config))?;
+    runtime()?.block_on(app::run(config, || reread(&it.source)))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -62,6 +62,15 @@ fn begin(source: &Source) -> anyhow::Result<Config> {
     if let Some(dev) = config.dev_app()? {
         let made = if dev.created { "made" } else { "kept" };
         println!("no app is configured: app {} {made}, its secrets are in {}", dev.id, dev.file.display());
+    }
+    Ok(config)
+}
+
+/// The configuration as it is written now; a server that made its own app keeps it.
+fn reread(source: &Source) -> Result<Config, config::Problems> {
+    let mut config = source.load()?;
+    if let Err(error) = config.dev_app() {
+        tracing::error!(error = format!("{error:#}"), "dev-app.toml");
     }
     Ok(config)
 }
