@@ -113,9 +113,10 @@ struct Sender {
 }
 
 impl Sender {
-    /// Writes down what has ended and begins what is due.
+    /// Writes down what has ended and begins what is due. What cannot be written down, on a full disk, stays under
+    /// way: that bounds what a crash would repeat.
     async fn turn(&mut self, now_ms: i64) -> Result<(), Error> {
-        self.write_down(now_ms).await?;
+        let written = self.write_down(now_ms).await;
         if self.look && Instant::now() >= self.look_from {
             self.take_due(now_ms).await?;
         }
@@ -128,7 +129,7 @@ impl Sender {
                 self.due.push_back(callback);
             }
         }
-        Ok(())
+        written
     }
 
     async fn take_due(&mut self, now_ms: i64) -> Result<(), Error> {
@@ -251,6 +252,7 @@ fn judge(callback: Callback, (status, result): Answer, now_ms: i64) -> Callback 
     Callback { state, attempts: callback.attempts + 1, due_ms, last_status: status, last_error, ..callback }
 }
 
+/// Receivers are reached directly, whatever proxy the environment names: most are in the same network.
 fn client(limits: &CallbackLimits) -> Client {
     let builder = || {
         let none = reqwest::redirect::Policy::none();
@@ -486,6 +488,25 @@ mod tests {
         let (_, rows) = tx.outbox_page(7, Environment::Production, None, page).await.unwrap();
         assert!(rows.len() == 100 && rows.iter().all(|it| it.state == Delivery::Pending && it.attempts == 0));
         assert_eq!(tx.outbox_page(8, Environment::Production, Some(Delivery::Delivered), page).await.unwrap().0, 10);
+    }
+
+    #[tokio::test]
+    async fn a_queue_longer_than_a_look_empties() {
+        let dir = Dir::new();
+        let mut receiver = Receiver::new().await;
+        let store = dir.open().await;
+        let total = 3 * LOOK_MAX_PER_RECEIVER;
+        for n in 0..total {
+            // Two of each stream, one behind the other.
+            owe(&store, 7, &(n / 2).to_string(), format!("{}/200", receiver.base)).await;
+        }
+        let world = World::new(store, Duration::from_secs(5));
+        for _ in 0..total {
+            receiver.next().await;
+        }
+        world.after(total, 1).await;
+        world.stopped().await;
+        assert!(receiver.came.is_empty());
     }
 
     #[tokio::test]
