@@ -185,6 +185,17 @@ pub enum Environment {
     Both,
 }
 
+impl Environment {
+    /// Whether an app of this kind has streams of `environment`.
+    pub fn has(self, environment: bywash_media::Environment) -> bool {
+        match self {
+            Environment::Both => true,
+            Environment::Production => environment == bywash_media::Environment::Production,
+            Environment::Test => environment == bywash_media::Environment::Test,
+        }
+    }
+}
+
 /// What publishers must present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublishAuth {

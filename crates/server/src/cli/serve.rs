@@ -45,7 +45,7 @@ pub fn serve(mut it: Serve) -> anyhow::Result<ExitCode> {
     let flags = [("http.listen", it.http_listen), ("rtmp.listen", it.rtmp_listen)];
     it.source.set.extend(flags.into_iter().filter_map(|(key, value)| Some((key.into(), value?))));
     let config = begin(&it.source)?;
-    runtime()?.block_on(app::run(config))?;
+    runtime()?.block_on(app::run(config, || reread(&it.source)))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -63,6 +63,16 @@ fn begin(source: &Source) -> anyhow::Result<Config> {
         let made = if dev.created { "made" } else { "kept" };
         println!("no app is configured: app {} {made}, its secrets are in {}", dev.id, dev.file.display());
     }
+    Ok(config)
+}
+
+/// The configuration as it is written now; a server that made its own app keeps it.
+fn reread(source: &Source) -> Result<Config, config::Problems> {
+    let mut config = source.load()?;
+    config.dev_app().map_err(|why| {
+        let place = config::Place::Whole(config.data_dir.clone());
+        config::Problems(vec![config::Problem { place, text: format!("{why:#}") }])
+    })?;
     Ok(config)
 }
 
