@@ -75,7 +75,14 @@ impl Api {
             let woken = woken.clone();
             Arc::new(move |wake| woken.lock().unwrap().push(wake))
         };
-        let gateway = Gateway::new(Arc::new(Apps::new(apps)), store, Arc::default(), wake, settings);
+        let gateway = Gateway::new(
+            Arc::new(Apps::new(apps)),
+            store,
+            Arc::default(),
+            wake,
+            Arc::new(ArcSwap::from_pointee(settings)),
+            Counter::default(),
+        );
         Api { gateway: Arc::new(gateway), woken, now: Now::read(), sequence: 0, folder }
     }
 
