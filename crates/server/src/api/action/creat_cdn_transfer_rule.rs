@@ -56,7 +56,9 @@ impl Action for CreatCdnTransferRule {
         let target = match (self.target, &context.app.cdn.default_target) {
             (Some(target), _) => target,
             (None, Some(base)) => parse_target(&format!("{}/{}", base.trim_end_matches('/'), key.id()))?,
-            (None, None) => return Err(code::BAD_TARGET.because("CDNUrl is required: the app has no cdn.default_target")),
+            (None, None) => {
+                return Err(code::BAD_TARGET.because("CDNUrl is required: the app has no cdn.default_target"));
+            }
         };
         if leads_to_itself(&target, &key, &context.settings) {
             return Err(code::BAD_TARGET.because("CDNUrl is the address of this very stream on this server"));
