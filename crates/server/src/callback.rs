@@ -203,3 +203,145 @@ impl Body {
         form.finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::config::{self, Callback, Cdn, PublishAuth};
+    use crate::store::{Reason, State};
+
+    fn app(format: CallbackFormat) -> App {
+        App {
+            id: 7,
+            server_secret: Secret::default(),
+            callback_secret: Secret::new("secret"),
+            environment: config::Environment::Both,
+            publish_auth: PublishAuth::None,
+            publish_key: Secret::default(),
+            play_key: Secret::default(),
+            callback: Callback {
+                stream: Some("http://receiver/stream".into()),
+                state: Some("http://receiver/state".into()),
+                format,
+                ..Callback::default()
+            },
+            cdn: Cdn::default(),
+            record: BTreeMap::new(),
+            clear_whole_app: false,
+            stream_history: None,
+        }
+    }
+
+    fn session() -> Session {
+        Session {
+            key: StreamKey::published(7, "zegotest-7-a").unwrap(),
+            sid: "s-1".into(),
+            seq: 4,
+            user_id: "50% + 1 \"流\\%".into(),
+            protocol: "RTMP".into(),
+            publisher: "127.0.0.1:5".into(),
+            codec: 3,
+            created_ms: 1_470_820_100_123,
+            closed_ms: 0,
+        }
+    }
+
+    const NOW_MS: i64 = 1_470_820_198_999;
+
+    /// Reads a JSON body as a receiver does; says `name=value` for all but the random fields, whose signature it checks.
+    fn read(owed: &Owed) -> Vec<String> {
+        let Value::Object(fields) = serde_json::from_str(&owed.body).unwrap() else { panic!("{}", owed.body) };
+        let text = |name: &str| fields[name].as_str().unwrap();
+        assert_eq!(text("signature"), signature(&Secret::new("secret"), text("timestamp"), text("nonce")));
+        assert!(text("nonce").parse::<u64>().is_ok());
+        let random = ["signature", "nonce"];
+        let fields = fields.iter().filter(|(name, _)| !random.contains(&name.as_str()));
+        fields.map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or(&value.to_string()))).collect()
+    }
+
+    #[test]
+    fn the_signature_is_zegos() {
+        let secret = Secret::new("secret");
+        assert_eq!(signature(&secret, "1470820198", "123412"), "5bd59fd62953a8059fb7eaba95720f66d19e4517");
+    }
+
+    #[test]
+    fn stream_create_has_zegos_fields() {
+        let owed =
+            stream_create(&app(CallbackFormat::Json), "http://h:8080/", "rtmp://h:1935", &session(), true, NOW_MS);
+        let owed = owed.unwrap();
+        assert_eq!(
+            (owed.event, &*owed.stream, &*owed.url),
+            ("stream_create", "zegotest-7-a", "http://receiver/stream")
+        );
+        assert_eq!(owed.environment, Environment::Test);
+        let want = r#"appid=7 channel_id= create_time=1470820100 create_time_ms=1470820100123
+            event=stream_create extra_info= hdl_url=["http://h:8080/live/7/zegotest-7-a.flv"]
+            hls_url=["http://h:8080/live/7/zegotest-7-a/index.m3u8"] pic_url=[] publish_id=U publish_name=U
+            recreate=1 room_id= room_session_id= rtmp_url=["rtmp://h:1935/7/zegotest-7-a"]
+            stream_alias=zegotest-7-a stream_attr={"cid":3} stream_id=zegotest-7-a stream_seq=4 stream_sid=s-1
+            timestamp=1470820198 title= user_id=U user_name=U"#;
+        let got: Vec<String> = read(&owed).iter().map(|it| it.replace(&session().user_id, "U")).collect();
+        assert_eq!(got, want.split_whitespace().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn stream_close_has_zegos_fields() {
+        let owed = stream_close(&app(CallbackFormat::Json), &session(), Close::TcpDrop, NOW_MS).unwrap();
+        let want = "appid=7 channel_id= create_time_ms=1470820100123 destroy_timemillis=1470820198999 \
+            event=stream_close room_id= room_session_id= stream_alias=zegotest-7-a stream_id=zegotest-7-a \
+            stream_seq=4 stream_sid=s-1 third_define_data= timestamp=1470820198 type=4 user_id=U user_name=U";
+        let got: Vec<String> = read(&owed).iter().map(|it| it.replace(&session().user_id, "U")).collect();
+        assert_eq!(got, want.split_whitespace().collect::<Vec<_>>());
+        let closed = Session { closed_ms: 5, ..session() };
+        let owed = stream_close(&app(CallbackFormat::Json), &closed, Close::Kicked, NOW_MS).unwrap();
+        assert!(owed.body.contains(r#""destroy_timemillis":"5""#) && owed.body.contains(r#""type":"3""#));
+    }
+
+    #[test]
+    fn relay_state_tells_how_a_relay_goes() {
+        let status = Status {
+            state: State::Requesting,
+            reason: Reason::BadName,
+            state_ms: 3,
+            retries: 2,
+            next_retry_ms: 9,
+            last_error: "no".into(),
+        };
+        let app = app(CallbackFormat::Json);
+        let owed = relay_state(&app, &session().key, "rtmp://cdn/live/a?***", &status, NOW_MS).unwrap();
+        assert_eq!(owed.url, "http://receiver/state");
+        let want = "appid=7 event=relay_state last_error=no retries=2 state=1 state_time=3 stream_id=zegotest-7-a \
+            timestamp=1470820198 update_reason=5 url=rtmp://cdn/live/a?***";
+        assert_eq!(read(&owed), want.split_whitespace().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_json_body_survives_a_url_decode() {
+        let owed = stream_close(&app(CallbackFormat::Json), &session(), Close::Normal, NOW_MS).unwrap();
+        assert!(!owed.body.contains(['%', '+']), "{}", owed.body);
+        let fields: Value = serde_json::from_str(&owed.body).unwrap();
+        assert_eq!(fields["user_id"], session().user_id);
+    }
+
+    #[test]
+    fn a_form_body_has_arrays_as_php_reads_them() {
+        let app = app(CallbackFormat::Form);
+        let owed = stream_create(&app, "http://h:8080", "rtmp://h:1935", &session(), false, NOW_MS).unwrap();
+        let fields: BTreeMap<_, _> = form_urlencoded::parse(owed.body.as_bytes()).collect();
+        assert_eq!(fields["rtmp_url[0]"], "rtmp://h:1935/7/zegotest-7-a");
+        assert_eq!(fields["hls_url[0]"], "http://h:8080/live/7/zegotest-7-a/index.m3u8");
+        assert_eq!((&*fields["recreate"], &*fields["user_id"]), ("0", &*session().user_id));
+    }
+
+    #[test]
+    fn an_event_without_a_url_is_not_owed() {
+        let mut app = app(CallbackFormat::Json);
+        app.callback = Callback::default();
+        assert!(stream_create(&app, "", "", &session(), false, NOW_MS).is_none());
+        assert!(stream_close(&app, &session(), Close::Normal, NOW_MS).is_none());
+        assert!(relay_state(&app, &session().key, "", &Status::default(), NOW_MS).is_none());
+    }
+}

@@ -6,7 +6,7 @@
 //! Invariant: a row is pending until an answer to it has been written down. So a crash repeats a callback and
 //! never loses one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
@@ -27,6 +27,10 @@ const RETRIES: [i64; 5] = [2, 4, 8, 16, 32];
 /// Attempts at once, in all and to one URL of an app.
 const AT_ONCE: usize = 64;
 const AT_ONCE_PER_RECEIVER: usize = 4;
+
+/// Callbacks taken from the outbox in one look, in all and for one URL of an app.
+const LOOK_MAX: i64 = 1024;
+const LOOK_MAX_PER_RECEIVER: i64 = 64;
 
 /// How long attempts under way at the stop may still take.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -56,24 +60,29 @@ async fn run_by(now_ms: impl Fn() -> i64, store: Store, limits: CallbackLimits, 
     let mut sender = Sender {
         store: store.clone(),
         client: client(&limits),
+        look: true,
+        look_from: Instant::now(),
+        due: VecDeque::new(),
+        next_due_ms: None,
         under_way: HashMap::new(),
         attempts: FuturesUnordered::new(),
         ended: Vec::new(),
         forget_at: Instant::now(),
     };
+    let mut failing = false;
     while !stop.is_cancelled() {
-        let wait = match sender.turn(now_ms()).await {
-            Ok(Some(due_ms)) => Duration::from_millis((due_ms - now_ms()).max(0) as u64).min(LOOK),
-            Ok(None) => LOOK,
-            Err(e) => {
-                warn!(error = %e, "callbacks wait for the store");
-                STORE_RETRY
-            }
-        };
+        let turn = sender.turn(now_ms()).await;
+        if let Err(e) = &turn
+            && !failing
+        {
+            warn!(error = %e, "callbacks wait for the store");
+        }
+        failing = turn.is_err();
+        let wait = if failing { STORE_RETRY } else { sender.wait(now_ms()) };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = store.outbox_ready().notified() => {}
-            () = sleep(wait) => {}
+            () = store.outbox_ready().notified() => sender.look = true,
+            () = sleep(wait) => sender.look = true,
             Some((id, answer)) = sender.attempts.next() => sender.end(id, answer, now_ms()),
         }
     }
@@ -89,6 +98,12 @@ async fn run_by(now_ms: impl Fn() -> i64, store: Store, limits: CallbackLimits, 
 struct Sender {
     store: Store,
     client: Client,
+    /// There may be more due in the outbox than in `due`.
+    look: bool,
+    look_from: Instant,
+    /// Callbacks taken from the outbox that wait for their receiver.
+    due: VecDeque<Callback>,
+    next_due_ms: Option<i64>,
     /// Callbacks whose attempt is not written down yet, by id.
     under_way: HashMap<i64, Callback>,
     attempts: FuturesUnordered<BoxFuture<'static, (i64, Answer)>>,
@@ -98,33 +113,51 @@ struct Sender {
 }
 
 impl Sender {
-    /// Writes down what has ended and begins what is due; when more will be due.
-    async fn turn(&mut self, now_ms: i64) -> Result<Option<i64>, Error> {
+    /// Writes down what has ended and begins what is due.
+    async fn turn(&mut self, now_ms: i64) -> Result<(), Error> {
         self.write_down(now_ms).await?;
-        if self.under_way.len() == AT_ONCE {
-            return Ok(None);
+        if self.look && Instant::now() >= self.look_from {
+            self.take_due(now_ms).await?;
         }
-        let mut tx = self.store.read().await?;
-        // As many again as may be under way, which are among the due.
-        let due = tx.outbox_due(now_ms, 2 * AT_ONCE_PER_RECEIVER as i64, 2 * AT_ONCE as i64).await?;
-        let next_due_ms = tx.outbox_next_due(now_ms).await?;
-        drop(tx);
-        for callback in due {
+        for _ in 0..self.due.len() {
+            let callback = self.due.pop_front().expect("counted above");
             if self.may_begin(&callback) {
                 self.attempts.push(attempt(self.client.clone(), callback.clone()).boxed());
                 self.under_way.insert(callback.id, callback);
+            } else {
+                self.due.push_back(callback);
             }
         }
-        Ok(next_due_ms)
+        Ok(())
+    }
+
+    async fn take_due(&mut self, now_ms: i64) -> Result<(), Error> {
+        let began = Instant::now();
+        let mut tx = self.store.read().await?;
+        let due = tx.outbox_due(now_ms, LOOK_MAX_PER_RECEIVER, LOOK_MAX).await?;
+        self.next_due_ms = tx.outbox_next_due(now_ms).await?;
+        self.due = due.into_iter().filter(|it| !self.under_way.contains_key(&it.id)).collect();
+        self.look = false;
+        // Behind a long queue a look is work; it may not become all the work there is.
+        self.look_from = Instant::now() + 4 * began.elapsed();
+        Ok(())
+    }
+
+    /// How long nothing needs to be done unless an attempt ends or a callback is added.
+    fn wait(&self, now_ms: i64) -> Duration {
+        if self.look {
+            return self.look_from.saturating_duration_since(Instant::now());
+        }
+        let next_due = self.next_due_ms.map(|due_ms| Duration::from_millis((due_ms - now_ms).max(0) as u64));
+        next_due.map_or(LOOK, |it| it.min(LOOK))
     }
 
     fn may_begin(&self, callback: &Callback) -> bool {
-        let same_receiver = |it: &&Callback| it.app == callback.app && it.url == callback.url;
+        let to_receiver = || self.under_way.values().filter(|it| same_receiver(it, callback));
         let same_stream = |it: &Callback| it.environment == callback.environment && it.stream == callback.stream;
-        let receiver = || self.under_way.values().filter(same_receiver);
         self.under_way.len() < AT_ONCE
-            && receiver().count() < AT_ONCE_PER_RECEIVER
-            && !receiver().any(same_stream)
+            && to_receiver().count() < AT_ONCE_PER_RECEIVER
+            && !to_receiver().any(same_stream)
     }
 
     /// Takes an answer in, and those that came together with it.
@@ -132,6 +165,8 @@ impl Sender {
         let mut next = Some((id, answer));
         while let Some((id, answer)) = next {
             let callback = self.under_way[&id].clone();
+            // What waited behind it may be due now, or did not fit into the last look.
+            self.look |= !self.due.iter().any(|it| same_receiver(it, &callback));
             self.ended.push(judge(callback, answer, now_ms));
             next = self.attempts.next().now_or_never().flatten();
         }
@@ -158,6 +193,10 @@ impl Sender {
         }
         Ok(())
     }
+}
+
+fn same_receiver(a: &Callback, b: &Callback) -> bool {
+    a.app == b.app && a.url == b.url
 }
 
 /// The HTTP status, 0 if none came, and what is wrong with it.
@@ -222,4 +261,245 @@ fn client(limits: &CallbackLimits) -> Client {
         builder().tls_certs_only([]).build()
     });
     client.expect("without the machine's roots nothing is left that can fail")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+
+    use axum::extract::State;
+    use axum::http::{HeaderMap, StatusCode, Uri};
+    use bywash_media::Environment;
+    use tokio::sync::mpsc;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::callback::Owed;
+    use crate::store::tests::Dir;
+    use crate::store::{Page, Rearm};
+
+    /// A receiver on a real socket. The first part of a path says what it answers: a status, `once` for a 500
+    /// and then 200s, or `hang` for nothing.
+    struct Receiver {
+        base: String,
+        /// `path content-type body` of each callback, when it came.
+        came: mpsc::UnboundedReceiver<String>,
+        task: JoinHandle<()>,
+    }
+
+    type Seen = Arc<(mpsc::UnboundedSender<String>, AtomicUsize)>;
+
+    impl Receiver {
+        async fn new() -> Receiver {
+            let (tell, came) = mpsc::unbounded_channel();
+            let seen: Seen = Arc::new((tell, AtomicUsize::new(0)));
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let base = format!("http://{}", listener.local_addr().unwrap());
+            let router = axum::Router::new().fallback(Receiver::answer).with_state(seen);
+            let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+            Receiver { base, came, task }
+        }
+
+        async fn answer(
+            State(seen): State<Seen>,
+            uri: Uri,
+            headers: HeaderMap,
+            body: String,
+        ) -> impl axum::response::IntoResponse {
+            let content_type = headers["content-type"].to_str().unwrap();
+            seen.0.send(format!("{} {content_type} {body}", uri.path())).ok();
+            let status = match &uri.path()[1..] {
+                "hang" => std::future::pending().await,
+                "once" if seen.1.fetch_add(1, Ordering::Relaxed) == 0 => 500,
+                "once" => 200,
+                status => status.parse().unwrap(),
+            };
+            (StatusCode::from_u16(status).unwrap(), [("location", "/200")])
+        }
+
+        async fn next(&mut self) -> String {
+            tokio::time::timeout(Duration::from_secs(10), self.came.recv()).await.expect("a callback comes").unwrap()
+        }
+    }
+
+    impl Drop for Receiver {
+        fn drop(&mut self) {
+            self.task.abort();
+        }
+    }
+
+    /// A running sender whose clock is ours.
+    struct World {
+        store: Store,
+        clock: Arc<AtomicI64>,
+        stop: CancellationToken,
+        task: JoinHandle<()>,
+    }
+
+    impl World {
+        fn new(store: Store, timeout: Duration) -> World {
+            let (clock, stop) = (Arc::new(AtomicI64::new(1000)), CancellationToken::new());
+            let read = clock.clone();
+            let now_ms = move || read.load(Ordering::Relaxed);
+            let task = tokio::spawn(run_by(now_ms, store.clone(), CallbackLimits { timeout }, stop.clone()));
+            World { store, clock, stop, task }
+        }
+
+        /// Sets the clock and has the sender look at it.
+        fn at(&self, now_ms: i64) {
+            self.clock.store(now_ms, Ordering::Relaxed);
+            self.store.outbox_ready().notify_one();
+        }
+
+        /// The callback as it stands after `attempts`.
+        async fn after(&self, id: i64, attempts: i64) -> Callback {
+            for _ in 0..1000 {
+                let mut tx = self.store.read().await.unwrap();
+                let page = Page { number: 0, size: 100 };
+                let (_, rows) = tx.outbox_page(7, Environment::Production, None, page).await.unwrap();
+                if let Some(row) = rows.into_iter().find(|it| it.id == id && it.attempts == attempts) {
+                    return row;
+                }
+                drop(tx);
+                sleep(Duration::from_millis(5)).await;
+            }
+            panic!("no attempt {attempts} is written down");
+        }
+
+        async fn stopped(self) {
+            self.stop.cancel();
+            self.task.await.unwrap();
+        }
+    }
+
+    async fn owe(store: &Store, app: u32, stream: &str, url: String) -> i64 {
+        let owed = Owed {
+            app,
+            environment: Environment::Production,
+            event: "stream_create",
+            stream: stream.into(),
+            url,
+            format: if app == 7 { CallbackFormat::Json } else { CallbackFormat::Form },
+            body: format!("body of {stream}"),
+        };
+        let mut tx = store.begin().await.unwrap();
+        let id = tx.outbox_add(&owed, 1000).await.unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+
+    /// One attempt to `path`, or to a closed port; the state after it, the status and what the error begins with.
+    async fn check(path: &str, state: Delivery, status: i64, error: &str) {
+        let dir = Dir::new();
+        let receiver = Receiver::new().await;
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let base = if path == "/closed" { format!("http://{closed}") } else { receiver.base.clone() };
+        let world = World::new(dir.open().await, Duration::from_millis(if path == "/hang" { 50 } else { 5000 }));
+        let id = owe(&world.store, 7, "a", format!("{base}{path}?key=hidden")).await;
+        let row = world.after(id, 1).await;
+        assert_eq!((row.state, row.last_status), (state, status), "{path}: {}", row.last_error);
+        assert!(row.last_error.starts_with(error) && !row.last_error.contains("hidden"), "{path}: {}", row.last_error);
+        world.stopped().await;
+    }
+
+    #[tokio::test]
+    async fn any_2xx_delivers_and_all_else_is_tried_again() {
+        check("/200", Delivery::Delivered, 200, "").await;
+        check("/204", Delivery::Delivered, 204, "").await;
+        check("/302", Delivery::Pending, 302, "answered 302").await;
+        check("/404", Delivery::Pending, 404, "answered 404").await;
+        check("/503", Delivery::Pending, 503, "answered 503").await;
+        check("/hang", Delivery::Pending, 0, "no answer in time").await;
+        check("/closed", Delivery::Pending, 0, "Connection refused").await;
+    }
+
+    #[tokio::test]
+    async fn five_more_attempts_follow_at_zegos_distances_and_then_it_is_given_up_until_armed_again() {
+        let dir = Dir::new();
+        let mut receiver = Receiver::new().await;
+        let world = World::new(dir.open().await, Duration::from_secs(5));
+        let id = owe(&world.store, 7, "a", format!("{}/500", receiver.base)).await;
+        let mut now_ms = 1000;
+        for (attempts, seconds) in (1..).zip([2, 4, 8, 16, 32]) {
+            assert_eq!(receiver.next().await, "/500 application/json body of a");
+            let row = world.after(id, attempts).await;
+            assert_eq!((row.state, row.due_ms), (Delivery::Pending, now_ms + 1000 * seconds));
+            now_ms = row.due_ms;
+            world.at(now_ms);
+        }
+        receiver.next().await;
+        assert_eq!(world.after(id, 6).await.state, Delivery::Dead);
+
+        world.at(now_ms + 1_000_000);
+        let mut tx = world.store.begin().await.unwrap();
+        assert_eq!(tx.outbox_retry(7, Environment::Production, Rearm::Dead, now_ms).await.unwrap(), 1);
+        tx.commit().await.unwrap();
+        receiver.next().await;
+        assert_eq!(world.after(id, 1).await.state, Delivery::Pending);
+        assert!(receiver.came.is_empty());
+        world.stopped().await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_s_callbacks_come_in_order_over_a_failure() {
+        let dir = Dir::new();
+        let mut receiver = Receiver::new().await;
+        let world = World::new(dir.open().await, Duration::from_secs(5));
+        let url = format!("{}/once", receiver.base);
+        let first = owe(&world.store, 7, "a", url.clone()).await;
+        world.after(first, 1).await;
+        let second = owe(&world.store, 7, "a", url).await;
+        world.at(3000);
+        assert_eq!(world.after(second, 1).await.state, Delivery::Delivered);
+        assert_eq!(world.after(first, 2).await.state, Delivery::Delivered);
+        for _ in 0..3 {
+            receiver.next().await;
+        }
+        world.stopped().await;
+    }
+
+    #[tokio::test]
+    async fn a_hanging_receiver_delays_its_own_apps_callbacks_only_and_not_the_stop() {
+        let dir = Dir::new();
+        let mut receiver = Receiver::new().await;
+        let store = dir.open().await;
+        let world = World::new(store.clone(), Duration::from_secs(60));
+        for n in 0..100 {
+            owe(&store, 7, &n.to_string(), format!("{}/hang", receiver.base)).await;
+        }
+        for n in 0..10 {
+            owe(&store, 8, &n.to_string(), format!("{}/200", receiver.base)).await;
+        }
+        let mut came = Vec::new();
+        while came.iter().filter(|it| it == &"/200 application/x-www-form-urlencoded").count() < 10 {
+            came.push(receiver.next().await.split(" body").next().unwrap().to_owned());
+        }
+        let hanging = came.iter().filter(|it| it == &"/hang application/json").count();
+        assert_eq!(hanging, AT_ONCE_PER_RECEIVER, "{came:?}");
+
+        let asked = Instant::now();
+        world.stopped().await;
+        assert!(asked.elapsed() < DRAIN + Duration::from_secs(1));
+        let mut tx = store.read().await.unwrap();
+        let page = Page { number: 0, size: 1000 };
+        let (_, rows) = tx.outbox_page(7, Environment::Production, None, page).await.unwrap();
+        assert!(rows.len() == 100 && rows.iter().all(|it| it.state == Delivery::Pending && it.attempts == 0));
+        assert_eq!(tx.outbox_page(8, Environment::Production, Some(Delivery::Delivered), page).await.unwrap().0, 10);
+    }
+
+    #[tokio::test]
+    async fn what_is_owed_at_the_stop_is_sent_after_the_next_start() {
+        let dir = Dir::new();
+        let mut receiver = Receiver::new().await;
+        let store = dir.open().await;
+        owe(&store, 7, "a", format!("{}/200", receiver.base)).await;
+        store.close().await;
+        let stop = CancellationToken::new();
+        let limits = CallbackLimits { timeout: Duration::from_secs(5) };
+        let task = tokio::spawn(run(dir.open().await, limits, stop.clone()));
+        assert_eq!(receiver.next().await, "/200 application/json body of a");
+        stop.cancel();
+        task.await.unwrap();
+    }
 }

@@ -24,3 +24,23 @@ impl Tx {
         Ok(self.optional(bind_key(sqlx::query(sql), key)).await?.is_some())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::store::tests::{Dir, key};
+
+    #[tokio::test]
+    async fn a_stream_is_forbidden_until_it_is_resumed_however_often_it_was_forbidden() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        assert!(!tx.forbid_delete(&key("a")).await.unwrap());
+        tx.forbid_put(&key("a"), 1).await.unwrap();
+        tx.forbid_put(&key("a"), 2).await.unwrap();
+        assert!(tx.forbidden(&key("a")).await.unwrap());
+        assert!(!tx.forbidden(&key("b")).await.unwrap());
+        assert!(!tx.forbidden(&key("zegotest-7-a")).await.unwrap());
+        assert!(tx.forbid_delete(&key("a")).await.unwrap());
+        assert!(!tx.forbidden(&key("a")).await.unwrap());
+    }
+}

@@ -5,6 +5,7 @@
 //!
 //! Invariant: what [`Tx::commit`] has answered with `Ok` is on the disk, and nothing else of a [`Tx`] ever is.
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,6 +80,9 @@ impl Store {
         std::fs::create_dir_all(data_dir).map_err(|e| Error::Other(format!("create {}: {e}", data_dir.display())))?;
         let file = data_dir.join("bywash.db");
         let name = file.to_str().ok_or_else(|| Error::Other(format!("{} is not UTF-8", file.display())))?;
+        // The rows hold signed addresses. What SQLite puts beside the file takes over its mode.
+        let mode = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&file);
+        mode.map_err(|e| Error::Full(format!("{}: {e}", file.display())))?;
         let url = format!("sqlite://{}?mode=rwc", utf8_percent_encode(name, NON_ALPHANUMERIC));
         sqlx::any::install_drivers(&[sqlx::sqlite::any::DRIVER]).ok();
         let options: AnyConnectOptions = url.parse::<AnyConnectOptions>()?.disable_statement_logging();
@@ -284,4 +288,156 @@ fn unknown(column: &str, value: i64) -> Error {
 /// Binds the three columns that name a stream, as the next three parameters.
 fn bind_key<'q>(sql: Sql<'q>, key: &StreamKey) -> Sql<'q> {
     sql.bind(i64::from(key.app())).bind(environment_to_row(key.environment())).bind(key.id().to_owned())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::secret::Secret;
+
+    /// A folder of its own, gone when dropped.
+    pub(crate) struct Dir(PathBuf);
+
+    impl Dir {
+        pub(crate) fn new() -> Dir {
+            static NEXT: AtomicU64 = AtomicU64::new(0);
+            let name = format!("bywash-store %?#-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            Dir(std::env::temp_dir().join(name))
+        }
+
+        pub(crate) async fn open(&self) -> Store {
+            self.try_open().await.unwrap()
+        }
+
+        pub(crate) async fn try_open(&self) -> Result<Store, Error> {
+            Store::open(&config::Store { url: "sqlite".into() }, &self.0).await
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            std::fs::remove_dir_all(&self.0).ok();
+        }
+    }
+
+    pub(crate) fn key(id: &str) -> StreamKey {
+        StreamKey::published(7, id).unwrap()
+    }
+
+    async fn put(store: &Store, id: &str) -> Result<(), Error> {
+        let mut tx = store.begin().await?;
+        tx.rule_put(&key(id), "rtmp://cdn/live/a", &Secret::new("x".repeat(4000)), Origin::Api, 1).await?;
+        tx.commit().await
+    }
+
+    async fn count(store: &Store, id: &str) -> u64 {
+        store.read().await.unwrap().rule_count(&key(id)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_committed_survives_a_reopen_and_the_rest_never_was() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        put(&store, "kept").await.unwrap();
+        let mut tx = store.begin().await.unwrap();
+        tx.rule_put(&key("dropped"), "rtmp://cdn/live/a", &Secret::default(), Origin::Api, 1).await.unwrap();
+        drop(tx);
+        assert_eq!((count(&store, "kept").await, count(&store, "dropped").await), (1, 0));
+        // Not closed in order, as after a kill.
+        let store = dir.open().await;
+        assert_eq!((count(&store, "kept").await, count(&store, "dropped").await), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_database_of_a_newer_version_is_refused_by_name() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        tx.run(sqlx::query("INSERT INTO schema_version (version) VALUES (99)")).await.unwrap();
+        tx.commit().await.unwrap();
+        store.close().await;
+        let refusal = dir.try_open().await.err().unwrap().to_string();
+        assert!(refusal.contains("newer bywash (schema 99"), "{refusal}");
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_changes_nothing_and_is_over_when_there_is_space() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let limit = async |text| {
+            let mut tx = store.begin().await.unwrap();
+            tx.run(sqlx::query(text)).await.unwrap();
+            tx.commit().await.unwrap();
+        };
+        limit("PRAGMA max_page_count = 40").await;
+        let mut stored = 0;
+        let error = loop {
+            match put(&store, &stored.to_string()).await {
+                Ok(()) => stored += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, Error::Full(_)), "{error}");
+        // A transaction that goes on after the failure adds nothing either.
+        let mut tx = store.begin().await.unwrap();
+        let large = Secret::new("x".repeat(400_000));
+        tx.rule_put(&key("large"), "rtmp://cdn/live/a", &large, Origin::Api, 1).await.unwrap_err();
+        tx.forbid_put(&key("after"), 1).await.unwrap_err();
+        tx.commit().await.unwrap_err();
+        assert!(!store.read().await.unwrap().forbidden(&key("after")).await.unwrap());
+        assert_eq!(count(&store, &stored.to_string()).await, 0);
+
+        limit("PRAGMA max_page_count = 4000").await;
+        put(&store, &stored.to_string()).await.unwrap();
+        assert_eq!(count(&store, &stored.to_string()).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_look_cannot_change_and_sees_one_moment() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let mut look = store.read().await.unwrap();
+        assert_eq!(look.rule_count(&key("a")).await.unwrap(), 0);
+        put(&store, "a").await.unwrap();
+        assert_eq!(look.rule_count(&key("a")).await.unwrap(), 0);
+        look.forbid_put(&key("a"), 1).await.unwrap_err();
+        assert_eq!(count(&store, "a").await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_change_given_up_at_any_point_is_whole_or_never_was() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        for n in 0..100 {
+            let change = async {
+                let mut tx = store.begin().await.unwrap();
+                tx.forbid_put(&key(&n.to_string()), 1).await.unwrap();
+                tx.forbid_put(&key(&format!("{n}-too")), 1).await.unwrap();
+                tx.commit().await.unwrap();
+            };
+            tokio::time::timeout(Duration::from_micros(50 * n), change).await.ok();
+            let mut tx = store.begin().await.unwrap();
+            let first = tx.forbidden(&key(&n.to_string())).await.unwrap();
+            assert_eq!(tx.forbidden(&key(&format!("{n}-too"))).await.unwrap(), first);
+        }
+    }
+
+    #[tokio::test]
+    async fn changes_made_at_once_take_turns() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let changes = (0..50).map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move { put(&store, &n.to_string()).await })
+        });
+        for change in changes.collect::<Vec<_>>() {
+            change.await.unwrap().unwrap();
+        }
+        let mut tx = store.read().await.unwrap();
+        let page = Page { number: 0, size: 0 };
+        assert_eq!(tx.rules_page(7, Environment::Production, None, page).await.unwrap().0, 50);
+    }
 }

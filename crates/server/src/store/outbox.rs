@@ -87,15 +87,16 @@ impl Tx {
         Ok(id)
     }
 
-    /// What is due, at most `limit`, and at most `per_receiver` for an app's URL so that a long queue to one
-    /// leaves room for the others; the longest due first.
+    /// What is due, at most `limit` and at most `per_receiver` for an app's URL: the longest due for each first,
+    /// then the second for each, so that a long queue to one leaves room for the others.
     pub async fn outbox_due(&mut self, now_ms: i64, per_receiver: i64, limit: i64) -> Result<Vec<Callback>, Error> {
-        let sql = "SELECT * FROM outbox WHERE id IN (SELECT id FROM \
+        let sql = "SELECT outbox.* FROM outbox JOIN \
                    (SELECT id, ROW_NUMBER() OVER (PARTITION BY app, url ORDER BY due_ms, id) AS place \
                    FROM outbox AS it WHERE state = 0 AND due_ms <= $1 AND NOT EXISTS \
                    (SELECT 1 FROM outbox AS older WHERE older.state = 0 AND older.app = it.app \
                    AND older.environment = it.environment AND older.stream = it.stream AND older.url = it.url \
-                   AND older.id < it.id)) AS due WHERE place <= $2) ORDER BY due_ms, id LIMIT $3";
+                   AND older.id < it.id)) AS due ON due.id = outbox.id \
+                   WHERE place <= $2 ORDER BY place, due_ms, outbox.id LIMIT $3";
         let sql = sqlx::query(sql).bind(now_ms).bind(per_receiver).bind(limit);
         self.all(sql).await?.iter().map(callback_of).collect()
     }
@@ -211,4 +212,123 @@ fn callback_of(row: &AnyRow) -> Result<Callback, Error> {
         last_error: row.try_get("last_error")?,
         created_ms: row.try_get("created_ms")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::store::Store;
+    use crate::store::tests::Dir;
+
+    fn owed(app: u32, stream: &str, url: &str) -> Owed {
+        Owed {
+            app,
+            environment: Environment::Production,
+            event: "stream_create",
+            stream: stream.into(),
+            url: url.into(),
+            format: CallbackFormat::Form,
+            body: "a=b".into(),
+        }
+    }
+
+    async fn add(store: &Store, owed: &Owed, now_ms: i64) -> i64 {
+        let mut tx = store.begin().await.unwrap();
+        let id = tx.outbox_add(owed, now_ms).await.unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+
+    async fn due(store: &Store, now_ms: i64, per_receiver: i64) -> Vec<i64> {
+        let mut tx = store.read().await.unwrap();
+        tx.outbox_due(now_ms, per_receiver, 100).await.unwrap().iter().map(|it| it.id).collect()
+    }
+
+    async fn note(store: &Store, id: i64, state: Delivery, due_ms: i64) {
+        let mut tx = store.begin().await.unwrap();
+        tx.outbox_note(id, state, 1, due_ms, 500, "answered 500").await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_stream_waits_for_its_beginning_and_for_nothing_else() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let create = add(&store, &owed(7, "a", "u"), 100).await;
+        let close = add(&store, &owed(7, "a", "u"), 101).await;
+        let other = add(&store, &owed(7, "b", "u"), 102).await;
+        assert!(due(&store, 99, 9).await.is_empty());
+        assert_eq!(due(&store, 200, 9).await, [create, other]);
+        note(&store, create, Delivery::Pending, 2200).await;
+        assert_eq!(due(&store, 300, 9).await, [other]);
+        assert_eq!(store.read().await.unwrap().outbox_next_due(300).await.unwrap(), Some(2200));
+        note(&store, create, Delivery::Dead, 2200).await;
+        assert_eq!(due(&store, 2300, 9).await, [close, other]);
+        assert_eq!(store.read().await.unwrap().outbox_next_due(2300).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_long_queue_to_one_receiver_leaves_room_for_the_others() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        for n in 0..20 {
+            add(&store, &owed(7, &n.to_string(), "u"), n).await;
+        }
+        let other = add(&store, &owed(8, "a", "u"), 50).await;
+        let more = add(&store, &owed(7, "a", "v"), 51).await;
+        assert_eq!(due(&store, 100, 3).await, [1, other, more, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn only_the_apps_own_callbacks_are_armed_again() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let mut ids = Vec::new();
+        for (app, stream) in [(7, "a"), (7, "b"), (7, "c"), (8, "a")] {
+            ids.push(add(&store, &owed(app, stream, "u"), 1).await);
+        }
+        for (id, state) in ids.iter().zip([Delivery::Dead, Delivery::Delivered, Delivery::Dead, Delivery::Dead]) {
+            note(&store, *id, state, 10).await;
+        }
+        // Those of the commits above.
+        store.outbox_ready().notified().await;
+        let production = Environment::Production;
+        let mut tx = store.begin().await.unwrap();
+        assert_eq!(tx.outbox_retry(7, production, Rearm::Ids(&[ids[3], 1000]), 20).await.unwrap(), 0);
+        assert_eq!(tx.outbox_retry(7, Environment::Test, Rearm::Dead, 20).await.unwrap(), 0);
+        assert_eq!(tx.outbox_retry(7, production, Rearm::Ids(&ids[1..]), 20).await.unwrap(), 2);
+        assert_eq!(tx.outbox_retry(7, production, Rearm::Dead, 30).await.unwrap(), 1);
+        assert!(store.outbox_ready().notified().now_or_never().is_none(), "not before the commit");
+        tx.commit().await.unwrap();
+        store.outbox_ready().notified().await;
+
+        let mut tx = store.read().await.unwrap();
+        let all = Page { number: 0, size: 10 };
+        let (total, pending) = tx.outbox_page(7, production, Some(Delivery::Pending), all).await.unwrap();
+        assert_eq!(total, 3);
+        let seen: Vec<_> = pending.iter().map(|it| (it.id, it.attempts, it.due_ms)).collect();
+        assert_eq!(seen, [(ids[2], 0, 20), (ids[1], 0, 20), (ids[0], 0, 30)]);
+        assert_eq!(tx.outbox_page(8, production, Some(Delivery::Dead), all).await.unwrap().0, 1);
+        let (total, second) = tx.outbox_page(7, production, None, Page { number: 1, size: 2 }).await.unwrap();
+        assert_eq!((total, second.len(), second[0].id), (3, 1, ids[0]));
+    }
+
+    #[tokio::test]
+    async fn what_is_forgotten_was_finished_long_ago_and_its_id_is_not_given_again() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        for (id, state) in [(1, Delivery::Pending), (2, Delivery::Delivered), (3, Delivery::Dead)] {
+            assert_eq!(tx.outbox_add(&owed(7, &id.to_string(), "u"), 1).await.unwrap(), id);
+            tx.outbox_note(id, state, 1, 10, 200, "").await.unwrap();
+        }
+        let page = Page { number: 0, size: 10 };
+        for (delivered_before_ms, dead_before_ms, left) in [(10, 10, 3), (11, 10, 2), (11, 11, 1)] {
+            tx.outbox_forget(delivered_before_ms, dead_before_ms).await.unwrap();
+            assert_eq!(tx.outbox_page(7, Environment::Production, None, page).await.unwrap().0, left);
+        }
+        assert_eq!(tx.outbox_add(&owed(7, "a", "u"), 1).await.unwrap(), 4);
+    }
 }

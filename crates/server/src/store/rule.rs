@@ -263,3 +263,157 @@ fn rule_of(row: &AnyRow) -> Result<Rule, Error> {
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+    use crate::store::tests::{Dir, key};
+
+    const A: &str = "rtmp://cdn.example.com/live/a";
+    const B: &str = "rtmp://cdn.example.com/live/b";
+
+    async fn put(store: &Store, id: &str, address: &str, query: &str, origin: Origin, now_ms: i64) {
+        let mut tx = store.begin().await.unwrap();
+        tx.rule_put(&key(id), address, &Secret::new(format!("{address}{query}")), origin, now_ms).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    fn relaying(now_ms: i64) -> Status {
+        Status {
+            state: State::Relaying,
+            reason: Reason::CdnServerDisconnected,
+            state_ms: now_ms,
+            retries: 3,
+            next_retry_ms: now_ms + 5,
+            last_error: "reset".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_rule_put_twice_is_one_rule_that_keeps_its_age_and_status() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        put(&store, "a", A, "?k=1", Origin::Api, 10).await;
+        let mut tx = store.begin().await.unwrap();
+        assert!(tx.rule_note(&key("a"), A, &relaying(20)).await.unwrap());
+        assert!(tx.rule_retry(&key("a"), A).await.unwrap());
+        assert!(!tx.rule_note(&key("a"), B, &relaying(20)).await.unwrap());
+        assert!(!tx.rule_retry(&key("a"), B).await.unwrap());
+        tx.commit().await.unwrap();
+        put(&store, "a", A, "?k=2", Origin::Api, 30).await;
+
+        let want = Rule {
+            key: key("a"),
+            address: A.into(),
+            url: Secret::new(format!("{A}?k=2")),
+            origin: Origin::Api,
+            created_ms: 10,
+            retry_asked: 1,
+            status: relaying(20),
+        };
+        let mut tx = store.begin().await.unwrap();
+        assert_eq!(tx.rule(&key("a"), A).await.unwrap().as_ref(), Some(&want));
+        assert_eq!(tx.rules_of(&key("a")).await.unwrap(), [want]);
+
+        // Deleted and put again it is a new one.
+        assert!(tx.rule_delete(&key("a"), A).await.unwrap());
+        assert!(!tx.rule_delete(&key("a"), A).await.unwrap());
+        tx.commit().await.unwrap();
+        put(&store, "a", A, "", Origin::Api, 40).await;
+        let rule = store.read().await.unwrap().rule(&key("a"), A).await.unwrap().unwrap();
+        assert_eq!((rule.created_ms, rule.retry_asked, rule.status.state), (40, 0, State::None));
+    }
+
+    #[tokio::test]
+    async fn what_a_call_has_put_wins_over_the_default() {
+        for order in [[Origin::Api, Origin::Default], [Origin::Default, Origin::Api]] {
+            let dir = Dir::new();
+            let store = dir.open().await;
+            for origin in order {
+                put(&store, "a", A, &format!("?{origin:?}"), origin, 1).await;
+            }
+            put(&store, "a", B, "", Origin::Default, 1).await;
+            let mut tx = store.begin().await.unwrap();
+            let rule = tx.rule(&key("a"), A).await.unwrap().unwrap();
+            assert_eq!((rule.origin, rule.url.expose()), (Origin::Api, format!("{A}?Api").as_str()));
+            tx.rules_delete_default(&key("a")).await.unwrap();
+            assert_eq!(tx.rule_count(&key("a")).await.unwrap(), 1);
+        }
+    }
+
+    /// Clears the waiting rules of `stream`, or all; says what was touched and what is left.
+    async fn check_clear(stream: Option<&str>, want_touched: &str, want_left: &str) {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        for (id, address) in [("a", A), ("a", B), ("b", A), ("b", B), ("zegotest-7-a", A)] {
+            put(&store, id, address, "", Origin::Api, 1).await;
+        }
+        let mut tx = store.begin().await.unwrap();
+        tx.rule_note(&key("b"), B, &relaying(1)).await.unwrap();
+        let requesting = Status { state: State::Requesting, ..Status::default() };
+        tx.rule_note(&key("a"), B, &requesting).await.unwrap();
+        let touched = tx.rules_clear_waiting(7, Environment::Production, stream).await.unwrap();
+        assert_eq!(touched.iter().map(|key| key.id()).collect::<String>(), want_touched);
+        let mut left = String::new();
+        for id in ["a", "b", "zegotest-7-a"] {
+            left += &format!("{id}:{} ", tx.rule_count(&key(id)).await.unwrap());
+        }
+        assert_eq!(left.trim_end(), want_left);
+    }
+
+    #[tokio::test]
+    async fn clear_takes_what_does_not_relay() {
+        check_clear(Some("a"), "a", "a:0 b:2 zegotest-7-a:1").await;
+        check_clear(Some("none"), "", "a:2 b:2 zegotest-7-a:1").await;
+        check_clear(None, "ab", "a:0 b:1 zegotest-7-a:1").await;
+    }
+
+    #[tokio::test]
+    async fn pages_join_to_the_whole_in_order() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        for id in ["b", "a", "c"] {
+            for address in [B, A] {
+                put(&store, id, address, "", Origin::Api, 1).await;
+            }
+        }
+        let mut tx = store.read().await.unwrap();
+        for (stream, size, want) in [(None, 4, "aabb cc "), (None, 1000, "aabbcc "), (Some("b"), 1, "b b ")] {
+            let (mut pages, mut seen) = (String::new(), Vec::new());
+            for number in 0.. {
+                let page = Page { number, size };
+                let (total, rules) = tx.rules_page(7, Environment::Production, stream, page).await.unwrap();
+                assert_eq!(total, if stream.is_some() { 2 } else { 6 });
+                if rules.is_empty() {
+                    break;
+                }
+                pages.extend(rules.iter().map(|rule| rule.key.id()));
+                pages.push(' ');
+                seen.extend(rules.into_iter().map(|rule| (rule.key.id().to_owned(), rule.address)));
+            }
+            assert_eq!(pages, want);
+            assert!(seen.is_sorted(), "{seen:?}");
+        }
+        let far = Page { number: u64::MAX, size: 1000 };
+        assert_eq!(tx.rules_page(7, Environment::Production, None, far).await.unwrap(), (6, vec![]));
+        assert_eq!(tx.rules_page(8, Environment::Production, None, far).await.unwrap(), (0, vec![]));
+    }
+
+    #[tokio::test]
+    async fn rules_survive_a_reopen_and_those_that_ran_are_known() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        put(&store, "a", A, "?secret", Origin::Api, 1).await;
+        put(&store, "b", A, "", Origin::Default, 2).await;
+        let mut tx = store.begin().await.unwrap();
+        tx.rule_note(&key("a"), A, &relaying(9)).await.unwrap();
+        tx.commit().await.unwrap();
+        let before = store.read().await.unwrap().rules_of(&key("a")).await.unwrap();
+
+        let store = dir.open().await;
+        let mut tx = store.read().await.unwrap();
+        assert_eq!(tx.rules_running().await.unwrap(), before);
+        assert_eq!(tx.rules_of(&key("b")).await.unwrap()[0].origin, Origin::Default);
+    }
+}

@@ -50,3 +50,28 @@ impl Tx {
         self.run(sqlx::query("DELETE FROM sequence WHERE at_ms < $1").bind(before_ms)).await.map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::{Dir, key};
+
+    #[tokio::test]
+    async fn each_stream_and_family_has_its_last_accepted_call() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let accepted =
+            |sequence, at_ms| Accepted { sequence, fingerprint: format!("f{sequence}"), reply: "{}".into(), at_ms };
+        let mut tx = store.begin().await.unwrap();
+        assert_eq!(tx.sequence(&key("a"), "transfer").await.unwrap(), None);
+        tx.sequence_put(&key("a"), "transfer", &accepted(5, 1000)).await.unwrap();
+        tx.sequence_put(&key("a"), "transfer", &accepted(6, 2000)).await.unwrap();
+        tx.sequence_put(&key("a"), "forbid", &accepted(-1, 3000)).await.unwrap();
+        assert_eq!(tx.sequence(&key("a"), "transfer").await.unwrap(), Some(accepted(6, 2000)));
+        assert_eq!(tx.sequence(&key("a"), "forbid").await.unwrap(), Some(accepted(-1, 3000)));
+        assert_eq!(tx.sequence(&key("b"), "transfer").await.unwrap(), None);
+        tx.sequences_forget(3000).await.unwrap();
+        assert_eq!(tx.sequence(&key("a"), "transfer").await.unwrap(), None);
+        assert!(tx.sequence(&key("a"), "forbid").await.unwrap().is_some());
+    }
+}

@@ -95,3 +95,61 @@ fn session_of(row: &AnyRow) -> Result<Session, Error> {
         closed_ms: row.try_get("closed_ms")?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::{Dir, key};
+
+    fn session(id: &str, seq: i64) -> Session {
+        Session {
+            key: key(id),
+            sid: sid(1000 * seq),
+            seq,
+            user_id: "u".into(),
+            protocol: "RTMP".into(),
+            publisher: "127.0.0.1:5".into(),
+            codec: 3,
+            created_ms: 1000 * seq,
+            closed_ms: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_publish_is_known_until_it_is_forgotten() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        assert_eq!(tx.stream_next_seq(&key("a")).await.unwrap(), 1);
+        let (first, second) = (session("a", 1), session("a", 2));
+        tx.stream_open(&first).await.unwrap();
+        assert_eq!(tx.stream(&key("a")).await.unwrap(), Some(first));
+        assert!(tx.stream_close(&key("a"), 1500).await.unwrap());
+        assert!(!tx.stream_close(&key("a"), 1600).await.unwrap());
+        assert_eq!(tx.stream(&key("a")).await.unwrap().unwrap().closed_ms, 1500);
+        assert_eq!(tx.stream_next_seq(&key("a")).await.unwrap(), 2);
+        tx.stream_open(&second).await.unwrap();
+        tx.stream_open(&session("b", 1)).await.unwrap();
+        tx.stream_close(&key("b"), 3000).await.unwrap();
+        tx.commit().await.unwrap();
+
+        // After a kill the live one is the one that was cut.
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        tx.streams_forget(3000).await.unwrap();
+        assert_eq!(tx.stream(&key("a")).await.unwrap().as_ref(), Some(&second));
+        assert_eq!(tx.streams_open().await.unwrap(), [second]);
+        assert!(tx.stream(&key("b")).await.unwrap().is_some());
+        tx.streams_forget(3001).await.unwrap();
+        assert_eq!(tx.stream(&key("b")).await.unwrap(), None);
+    }
+
+    #[test]
+    fn a_sid_has_the_form_of_zegos() {
+        for now_ms in [0, 1_800_000_000_000, i64::MAX] {
+            let sid = sid(now_ms);
+            let digits = sid.strip_prefix("s-").unwrap();
+            assert!(digits.len() == 27 && digits.bytes().all(|c| c.is_ascii_digit()), "{sid}");
+        }
+    }
+}
