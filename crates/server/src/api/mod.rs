@@ -296,8 +296,11 @@ impl Gateway {
 fn host(headers: &HeaderMap) -> Result<(), Fault> {
     let mut hosts = headers.get_all(HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(code::BAD_HOST.into()) };
-    match Authority::try_from(host.as_bytes()) {
-        Ok(host) if !host.host().is_empty() && !host.as_str().contains('@') => Ok(()),
+    let host = Authority::try_from(host.as_bytes()).map_err(|_| code::BAD_HOST)?;
+    let rest = host.as_str().strip_prefix(host.host()).filter(|_| !host.host().is_empty());
+    match rest {
+        Some("") => Ok(()),
+        Some(_) if host.port_u16().is_some() => Ok(()),
         _ => Err(code::BAD_HOST.into()),
     }
 }

@@ -217,6 +217,8 @@ impl Params {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::api::code;
 
@@ -280,6 +282,15 @@ mod tests {
             let ids: Vec<_> = objects.iter().map(|it| it.text("Id").unwrap()).collect();
             assert_eq!(ids, ["a", "b"]);
             assert_eq!(objects[0].list("R").ok().unwrap(), ["1", "2"]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_query_is_read_without_panic(query in "([XY]|%5B|[\\[\\].0-9=&-]|\\PC){0,60}") {
+            let params = params(&query, serde_json::json!({}));
+            let objects = params.objects("X").map_or(0, |objects| objects.len());
+            prop_assert!(objects <= query.len() && params.list("X").map_or(0, |list| list.len()) <= query.len());
         }
     }
 }
