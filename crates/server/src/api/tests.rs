@@ -407,6 +407,22 @@ async fn a_network_retry_is_answered_but_not_carried_out_again() {
 }
 
 #[tokio::test]
+async fn a_caller_who_hangs_up_leaves_no_change_without_a_wake() {
+    let mut api = Api::new().await;
+    for n in 0..40 {
+        api.passes(Duration::from_secs(1));
+        let id = format!("s{n}");
+        let path = api.signed(&format!("CreatCDNTransferRule StreamId={id} CDNUrl=rtmp://h/a/s Sequence=1"));
+        let request = Request::get(path).header(HOST, "h").body(Body::empty()).unwrap();
+        tokio::time::timeout(Duration::from_micros(50 * n), api.gateway.answer(request, api.now)).await.ok();
+        // The next change begins when the one before has ended.
+        drop(api.gateway.store.begin().await.unwrap());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert_eq!(api.woken().len(), api.addresses(&id).await.len(), "{n}");
+    }
+}
+
+#[tokio::test]
 async fn a_rule_needs_an_address_that_may_be_pushed_to() {
     let create = "CreatCDNTransferRule StreamId=s";
     let mut api = Api::new().await;
