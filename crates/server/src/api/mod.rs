@@ -25,7 +25,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{App, Apps};
 use crate::live::Live;
-use crate::store::{Store, Tx};
+use crate::store::{self, Store, Tx};
 
 pub mod action;
 pub mod code;
@@ -286,12 +286,25 @@ impl Gateway {
         if let Some(order) = order {
             order.accept(&mut tx, &outcome, now.wall_ms).await?;
         }
-        tx.commit().await?;
-        for key in streams.into_iter().chain(touched) {
-            tracing::info!(stream = %key, action = row.name, "called");
-            (self.wake)(Wake::Stream(key));
+        if !matches!(row.effect, Read) {
+            let touched = streams.into_iter().chain(touched).collect();
+            self.commit(tx, row.name, touched).await?;
         }
         Ok(outcome)
+    }
+
+    /// Commits and wakes as one: a caller who hangs up, and with that drops our future, does not come in between.
+    async fn commit(&self, tx: Tx, action: &'static str, touched: Vec<StreamKey>) -> Result<(), store::Error> {
+        let wake = self.wake.clone();
+        let task = tokio::spawn(async move {
+            tx.commit().await?;
+            for key in touched {
+                tracing::info!(stream = %key, action, "called");
+                wake(Wake::Stream(key));
+            }
+            Ok(())
+        });
+        task.await.unwrap_or_else(|error| Err(store::Error::Other(error.to_string())))
     }
 }
 
@@ -299,8 +312,11 @@ impl Gateway {
 fn host(headers: &HeaderMap) -> Result<(), Fault> {
     let mut hosts = headers.get_all(HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(code::BAD_HOST.into()) };
-    match Authority::try_from(host.as_bytes()) {
-        Ok(host) if !host.host().is_empty() && !host.as_str().contains('@') => Ok(()),
+    let host = Authority::try_from(host.as_bytes()).map_err(|_| code::BAD_HOST)?;
+    let rest = host.as_str().strip_prefix(host.host()).filter(|_| !host.host().is_empty());
+    match rest {
+        Some("") => Ok(()),
+        Some(_) if host.port_u16().is_some() => Ok(()),
         _ => Err(code::BAD_HOST.into()),
     }
 }
