@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
@@ -19,6 +20,7 @@ use axum::http::{HeaderMap, Method};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bywash_media::{Environment, StreamKey};
+use prometheus_client::metrics::counter::Counter;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -234,6 +236,7 @@ impl Gateway {
 
     async fn answer(&self, request: Request, now: Now) -> Response {
         self.calls.inc();
+        self.calls.inc();
         let query = Query::parse(request.uri().query().unwrap_or(""));
         let caller = host(request.headers()).and_then(|()| guard::caller(&query, &self.apps, now.wall_ms));
         let outcome = match caller {
@@ -264,7 +267,7 @@ impl Gateway {
             environment,
             now_ms: now.wall_ms,
             live: self.live.clone(),
-            settings: self.settings.clone(),
+            settings: self.settings.load_full(),
         };
 
         let mut tx = match row.effect {
