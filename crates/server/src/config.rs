@@ -717,6 +717,12 @@ mod tests {
             assert_eq!(problems.to_string(), want);
         };
         check(
+            "BYWASH_APP__7__PLAY_KEE",
+            "app.7.cdn.default_targe",
+            "BYWASH_APP__7__PLAY_KEE: unknown variable; did you mean BYWASH_APP__7__PLAY_KEY?\n\
+             flag for app.7.cdn.default_targe: unknown key; did you mean `app.7.cdn.default_target`?",
+        );
+        check(
             "BYWASH_HTP__LISTEN",
             "data_dir",
             "BYWASH_HTP__LISTEN: unknown variable; did you mean BYWASH_HTTP__LISTEN?",
