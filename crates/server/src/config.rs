@@ -330,6 +330,15 @@ impl Config {
         read::read(Source { file, text: &text, environment: environment.into_iter().collect(), flags })
     }
 
+    /// `rtmp://host:port` for who comes from elsewhere: `listen`, or the public host if that is a wildcard.
+    pub fn rtmp_base(&self, listen: SocketAddr) -> String {
+        let public = url::Url::parse(&self.http.public_url).ok();
+        match public.as_ref().and_then(url::Url::host_str).filter(|_| listen.ip().is_unspecified()) {
+            Some(host) => format!("rtmp://{host}:{}", listen.port()),
+            None => format!("rtmp://{listen}"),
+        }
+    }
+
     /// What a reload makes of `new`, the configuration as it is written now.
     pub fn difference(&self, new: Config) -> Reload {
         let mut reload = Reload { config: new, changed: Vec::new(), restart: Vec::new() };

@@ -123,18 +123,18 @@ const SEQUENCED: [&str; 10] = [
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 async fn send(server: &str, query: &str) -> anyhow::Result<String> {
-    let client = reqwest::Client::builder()
-        .timeout(Duration::from_secs(30))
-        .redirect(reqwest::redirect::Policy::none())
-        .build()?;
+    let url =
+        url::Url::parse(server).with_context(|| format!("{server} is no address: name it as http://HOST:PORT"))?;
+    let mut client =
+        reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(reqwest::redirect::Policy::none());
+    // A proxy of the environment does not reach our own loopback.
+    if matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]")) {
+        client = client.no_proxy();
+    }
     // The address is signed: it stays out of every error.
     let advice = || format!("no answer from {server}: start it with `bywash serve`, or name another with --server");
-    let answer = client
-        .get(format!("{server}/?{query}"))
-        .send()
-        .await
-        .map_err(reqwest::Error::without_url)
-        .with_context(advice)?;
+    let answer = client.build()?.get(format!("{server}/?{query}")).send().await;
+    let answer = answer.map_err(reqwest::Error::without_url).with_context(advice)?;
     answer.text().await.map_err(reqwest::Error::without_url).with_context(advice)
 }
 
