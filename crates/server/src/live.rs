@@ -56,6 +56,10 @@ pub struct Relay {
     pub bytes: Meter,
     /// Frames skipped because the target was too slow.
     pub frames_dropped: AtomicU64,
+    /// 0 no relay, 1 requesting, 2 relaying.
+    pub state: AtomicU64,
+    /// Connections tried again.
+    pub retries: AtomicU64,
 }
 
 /// A counter of bytes and its rate over the last seconds.

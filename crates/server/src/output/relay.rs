@@ -8,10 +8,11 @@
 mod connect;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use bywash_media::Time;
+use bywash_media::{Codec, Time};
 use bywash_rtmp::client::{self, Class, Client, Phase};
 use rand::Rng;
 use tokio::sync::watch;
@@ -122,6 +123,18 @@ impl Relay {
         self.note(&Status { state: State::None, reason: Reason::ActivelyDisconnected, next_retry_ms: 0, ..status });
     }
 
+    /// What we say of ourselves. Enhanced RTMP is mentioned only where the stream needs it: older servers may stumble over it.
+    fn client(&self) -> client::Config {
+        let tracks = self.stream.tracks();
+        let codecs = [&tracks.video, &tracks.audio].map(|track| track.as_ref().map(|track| track.codec));
+        let enhanced = codecs.iter().flatten().any(|codec| matches!(codec, Codec::H265 | Codec::Av1 | Codec::Opus));
+        client::Config {
+            agent: format!("FMLE/3.0 (compatible; bywash/{}; via={})", env!("CARGO_PKG_VERSION"), self.trace),
+            fourcc: if enhanced { &["hvc1", "av01", "Opus"] } else { &[] },
+            ..client::Config::default()
+        }
+    }
+
     /// Waits for the next try; false if there is to be none.
     async fn wait(&mut self, wait: Duration, stop: &CancellationToken) -> bool {
         tokio::select! { biased;
@@ -134,6 +147,8 @@ impl Relay {
     }
 
     fn note(&self, status: &Status) {
+        self.live.state.store(status.state as u64, Ordering::Relaxed);
+        self.live.retries.store(status.retries as u64, Ordering::Relaxed);
         (self.note)(Status { state_ms: unix_ms(), ..status.clone() });
     }
 
@@ -145,7 +160,7 @@ impl Relay {
         let mut link = tokio::select! { biased;
             () = stop.cancelled() => return End::Done,
             () = self.stream.ended() => return End::Done,
-            link = Link::open(&wish, attempts, &settings, &self.trace, deadline) => match link {
+            link = Link::open(&wish, attempts, &settings, self.client(), deadline) => match link {
                 Ok(link) => link,
                 Err(end) => return end,
             },
@@ -193,7 +208,7 @@ impl Relay {
                     }
                     for event in batch.drain(..) {
                         if let hub::Event::Lagged { frames } = event {
-                            self.live.frames_dropped.fetch_add(frames, std::sync::atomic::Ordering::Relaxed);
+                            self.live.frames_dropped.fetch_add(frames, Ordering::Relaxed);
                             warn!(frames, "target too slow: skipped to a keyframe");
                         }
                         let out = link.wire.out();
@@ -278,7 +293,7 @@ impl Link {
         wish: &Wish,
         attempts: &mut Attempts,
         settings: &Settings,
-        trace: &str,
+        config: client::Config,
         deadline: tokio::time::Instant,
     ) -> Result<Link, End> {
         let url = vendor::sign(&wish.target, &wish.push, attempts.key, unix_ms() / 1000);
@@ -290,8 +305,7 @@ impl Link {
             app: url.app().to_owned(),
             stream: url.stream_with_query().expose().to_owned(),
             tc_url: url.tc_url(),
-            agent: format!("FMLE/3.0 (compatible; bywash/{}; via={trace})", env!("CARGO_PKG_VERSION")),
-            ..client::Config::default()
+            ..config
         };
         let client = Client::new(config, Instant::now(), rand::random());
         let mut link = Link { wire: Wire::new(socket), client, url: wish.target.url().clone() };
