@@ -550,7 +550,7 @@ mod tests {
         store.close().await;
         let stop = CancellationToken::new();
         let limits = CallbackLimits { timeout: Duration::from_secs(5) };
-        let task = tokio::spawn(run(dir.open().await, limits, stop.clone()));
+        let task = tokio::spawn(run(dir.open().await, limits, Counters::default(), stop.clone()));
         assert_eq!(receiver.next().await, "/200 application/json body of a");
         stop.cancel();
         task.await.unwrap();
