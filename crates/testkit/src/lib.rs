@@ -79,6 +79,34 @@ pub fn port() -> u16 {
     panic!("no free port");
 }
 
+/// A port where a connect is never answered: the queue of waiting connections is full, so the kernel drops each
+/// further SYN.
+pub struct Unanswered {
+    _listener: socket2::Socket,
+    _waiting: Vec<socket2::Socket>,
+    /// The port.
+    pub port: u16,
+}
+
+impl Unanswered {
+    /// Fills the queue of a new port.
+    pub fn start() -> Unanswered {
+        let port = port();
+        let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        let at = std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into();
+        let listener = socket();
+        listener.bind(&at).expect("our own port");
+        listener.listen(0).expect("a socket of ours");
+        let waiting = (0..4).map(|_| {
+            let one = socket();
+            one.set_nonblocking(true).expect("a socket of ours");
+            let _ = one.connect(&at);
+            one
+        });
+        Unanswered { _waiting: waiting.collect(), _listener: listener, port }
+    }
+}
+
 /// A folder of one test, gone when the test has passed.
 pub struct Scratch(PathBuf);
 

@@ -19,8 +19,21 @@ pub const STAMP_AT: usize = 10;
 /// A live RTMP publish.
 pub struct Publisher {
     socket: TcpStream,
-    end: Arc<Mutex<Option<String>>>,
+    heard: Arc<Mutex<Heard>>,
     count: u32,
+}
+
+/// What the server has said since the publish began.
+#[derive(Clone, Debug, Default)]
+pub struct Heard {
+    /// Bytes acknowledged.
+    pub acknowledged: u32,
+    /// Answers to pings.
+    pub pongs: u32,
+    /// The code of the last status.
+    pub status: String,
+    /// The connection is closed.
+    pub closed: bool,
 }
 
 impl Publisher {
@@ -63,19 +76,25 @@ impl Publisher {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, code));
         }
         socket.set_read_timeout(None)?;
-        let end = Arc::new(Mutex::new(None));
-        let noted = end.clone();
-        // What the server says later matters only as the reason of an end.
+        let heard = Arc::<Mutex<Heard>>::default();
+        let noted = heard.clone();
         thread::spawn(move || {
-            let mut last = String::from("closed");
             while let Ok(message) = reader.message() {
-                if let Some(info) = message.values().get(3).filter(|_| message.kind == 20) {
-                    last = info.member("code").to_owned();
+                let mut noted = noted.lock().expect("no holder panics");
+                match (message.kind, &message.payload[..]) {
+                    (3, &[a, b, c, d]) => noted.acknowledged = u32::from_be_bytes([a, b, c, d]),
+                    (4, [0, 7, ..]) => noted.pongs += 1,
+                    (20, _) => {
+                        if let Some(info) = message.values().get(3) {
+                            noted.status = info.member("code").to_owned();
+                        }
+                    }
+                    _ => {}
                 }
             }
-            *noted.lock().expect("no holder panics") = Some(last);
+            noted.lock().expect("no holder panics").closed = true;
         });
-        Ok(Publisher { socket, end, count: 0 })
+        Ok(Publisher { socket, heard, count: 0 })
     }
 
     /// Sends the sequence headers of a 1280×720 H.264 and a 48 kHz stereo AAC track.
@@ -113,9 +132,9 @@ impl Publisher {
         self.socket.write_all(bytes)
     }
 
-    /// Why the server ended the publish; `None` while it goes on.
-    pub fn end(&self) -> Option<String> {
-        self.end.lock().expect("no holder panics").clone()
+    /// What the server has said.
+    pub fn heard(&self) -> Heard {
+        self.heard.lock().expect("no holder panics").clone()
     }
 
     fn stamp(&mut self, payload: &mut [u8]) {

@@ -31,6 +31,8 @@ pub struct Setup {
     pub app: String,
     /// Where state lives, if not in the test's own folder.
     pub data_dir: Option<PathBuf>,
+    /// Everything is logged that can be.
+    pub loud: bool,
 }
 
 impl Setup {
@@ -51,6 +53,7 @@ pub struct Server {
     dir: Scratch,
     http: u16,
     rtmp: u16,
+    loud: bool,
     sequence: AtomicI64,
 }
 
@@ -80,7 +83,8 @@ play_key = "playkey0123456789playkey01234567"
         );
         std::fs::write(dir.join("bywash.toml"), config).expect("a configuration file");
         let sequence = AtomicI64::new(now_ms());
-        let server = Server { process: spawn(&dir), dir, http, rtmp, sequence };
+        let loud = setup.loud;
+        let server = Server { process: spawn(&dir, loud), dir, http, rtmp, loud, sequence };
         server.ready()
     }
 
@@ -92,9 +96,9 @@ play_key = "playkey0123456789playkey01234567"
 
     /// Ends it as a power cut does.
     pub fn kill_9(self) -> Stopped {
-        let Server { process, dir, http, rtmp, sequence } = self;
+        let Server { process, dir, http, rtmp, loud, sequence } = self;
         drop(process);
-        Stopped { dir, http, rtmp, sequence }
+        Stopped { dir, http, rtmp, loud, sequence }
     }
 
     /// Sends SIGTERM; gives the exit code and how long it took.
@@ -246,6 +250,7 @@ pub struct Stopped {
     dir: Scratch,
     http: u16,
     rtmp: u16,
+    loud: bool,
     sequence: AtomicI64,
 }
 
@@ -253,8 +258,8 @@ impl Stopped {
     /// Starts it on the same data and ports.
     #[track_caller]
     pub fn start_again(self) -> Server {
-        let Stopped { dir, http, rtmp, sequence } = self;
-        Server { process: spawn(&dir), dir, http, rtmp, sequence }.ready()
+        let Stopped { dir, http, rtmp, loud, sequence } = self;
+        Server { process: spawn(&dir, loud), dir, http, rtmp, loud, sequence }.ready()
     }
 }
 
@@ -281,12 +286,12 @@ pub fn binary() -> PathBuf {
     near.expect("the bywash binary beside this one: cargo build")
 }
 
-fn spawn(dir: &Scratch) -> Process {
+fn spawn(dir: &Scratch, loud: bool) -> Process {
     let output = OpenOptions::new().create(true).append(true).open(dir.join("output")).expect("an output file");
     let errors = output.try_clone().expect("a second handle");
-    Process::start(
-        Command::new(binary()).arg("serve").arg("--config").arg(dir.join("bywash.toml")).stdout(output).stderr(errors),
-    )
+    let mut serve = Command::new(binary());
+    serve.arg("serve").arg("--config").arg(dir.join("bywash.toml")).stdout(output).stderr(errors);
+    Process::start(serve.env("RUST_LOG", if loud { "trace" } else { "info" }))
 }
 
 fn escape(text: &str) -> String {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bywash_testkit::publisher::{Flow, Pace};
-use bywash_testkit::{Manner, Media, Nginx, Publisher, Sink, eventually, media, secs, sink, stays};
+use bywash_testkit::{Manner, Media, Nginx, Publisher, Sink, Unanswered, eventually, media, secs, sink, stays};
 
 #[test]
 fn what_ffmpeg_publishes_nginx_records_clean() {
@@ -34,6 +34,14 @@ fn nginx_and_the_sink_take_our_publisher() {
     assert!(counts.windows(2).all(|pair| pair[1] == pair[0] + 1));
     let p50 = sink::quantile(&sink::latencies(&session.arrivals), 0.5);
     assert!(p50 < 20.0, "p50 {p50} ms");
+}
+
+#[test]
+fn an_unanswered_port_leaves_a_connect_hanging() {
+    let unanswered = Unanswered::start();
+    let at = ([127, 0, 0, 1], unanswered.port).into();
+    let error = std::net::TcpStream::connect_timeout(&at, secs(1)).expect_err("no answer");
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
 }
 
 #[test]
