@@ -53,7 +53,8 @@ pub fn tags(path: &Path) -> (Vec<Tag>, usize) {
 #[track_caller]
 pub fn assert_monotonic(tags: &[Tag]) {
     for kind in [8, 9] {
-        let times: Vec<i64> = tags.iter().filter(|tag| tag.kind == kind && tag.is_frame()).map(|t| t.timestamp).collect();
+        let times: Vec<i64> =
+            tags.iter().filter(|tag| tag.kind == kind && tag.is_frame()).map(|t| t.timestamp).collect();
         let back = times.windows(2).find(|pair| pair[1] < pair[0]);
         assert!(back.is_none(), "decode time goes back: {back:?} (kind {kind})");
     }

@@ -1,6 +1,6 @@
 //! nginx with its RTMP module as the CDN: it records what arrives, so that others can judge it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::{Process, Scratch, eventually, secs};
@@ -60,7 +60,10 @@ rtmp {{
 
     /// Starts it again after [`Nginx::down`]; returns when it takes connections.
     pub fn up(&mut self) {
-        let mut nginx = Command::new("nginx");
+        // Debian keeps it where not every user's PATH leads.
+        let program =
+            ["/usr/sbin/nginx", "nginx"].into_iter().find(|it| !it.starts_with('/') || Path::new(it).is_file());
+        let mut nginx = Command::new(program.expect("the last one always"));
         nginx.arg("-p").arg(self.dir.join("")).arg("-c").arg(self.dir.join("nginx.conf"));
         nginx.arg("-e").arg(self.dir.join("error.log"));
         self.process = Some(Process::start(nginx.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())));

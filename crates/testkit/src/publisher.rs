@@ -200,9 +200,8 @@ impl Pace {
 
     /// The messages in order: time in milliseconds, and for a picture whether it is a keyframe.
     fn script(self) -> impl Iterator<Item = (u32, Option<bool>)> {
-        let pictures = (0u64..).map(move |n| {
-            ((n * 1000 / u64::from(self.frame_rate)) as u32, Some(n % u64::from(self.group) == 0))
-        });
+        let pictures = (0u64..)
+            .map(move |n| ((n * 1000 / u64::from(self.frame_rate)) as u32, Some(n % u64::from(self.group) == 0)));
         let packets = (0u64..).map(|n| ((n * 1024 / 48) as u32, None));
         let (mut pictures, mut packets) = (pictures.peekable(), packets.peekable());
         std::iter::from_fn(move || {

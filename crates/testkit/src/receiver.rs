@@ -93,7 +93,10 @@ impl Receiver {
 }
 
 fn serve(
-    socket: TcpStream, answer: &Mutex<Answer>, taken: &Mutex<Vec<Value>>, refused: &Mutex<Vec<Value>>,
+    socket: TcpStream,
+    answer: &Mutex<Answer>,
+    taken: &Mutex<Vec<Value>>,
+    refused: &Mutex<Vec<Value>>,
 ) -> std::io::Result<()> {
     let mut reader = BufReader::new(socket.try_clone()?);
     let mut socket = socket;

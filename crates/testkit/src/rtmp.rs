@@ -217,8 +217,7 @@ impl<R: Read> Reader<R> {
             state.long = stamp == 0xff_ffff;
             let stamp = if state.long { self.number(4)? } else { stamp };
             state.delta = if format == 0 { 0 } else { stamp };
-            state.message.timestamp =
-                if format == 0 { stamp } else { state.message.timestamp.wrapping_add(stamp) };
+            state.message.timestamp = if format == 0 { stamp } else { state.message.timestamp.wrapping_add(stamp) };
         } else {
             if state.long {
                 self.number(4)?;

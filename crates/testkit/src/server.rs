@@ -33,6 +33,8 @@ pub struct Setup {
     pub data_dir: Option<PathBuf>,
     /// Everything is logged that can be.
     pub loud: bool,
+    /// Targets must be public addresses, as by default; tests allow loopback otherwise.
+    pub public_only: bool,
 }
 
 impl Setup {
@@ -44,6 +46,11 @@ impl Setup {
     /// Nothing beyond the common but these top-level lines.
     pub fn server(lines: impl Into<String>) -> Setup {
         Setup { server: lines.into(), ..Setup::default() }
+    }
+
+    /// The same, with targets on public addresses only.
+    pub fn public_only(self) -> Setup {
+        Setup { public_only: true, ..self }
     }
 }
 
@@ -69,7 +76,7 @@ http.listen = "127.0.0.1:{http}"
 http.public_url = "http://127.0.0.1:{http}"
 rtmp.listen = "127.0.0.1:{rtmp}"
 webrtc.listen = "127.0.0.1:{webrtc}"
-relay.allow_private_targets = true
+relay.allow_private_targets = {}
 {}
 [[app]]
 id = {APP}
@@ -79,7 +86,7 @@ publish_key = "{PUBLISH_KEY}"
 play_key = "playkey0123456789playkey01234567"
 {}
 "#,
-            setup.server, setup.app
+            !setup.public_only, setup.server, setup.app
         );
         std::fs::write(dir.join("bywash.toml"), config).expect("a configuration file");
         let sequence = AtomicI64::new(now_ms());

@@ -221,9 +221,7 @@ pub fn quantile(values: &[f64], p: f64) -> f64 {
     values.get(((values.len() as f64 * p) as usize).min(values.len().saturating_sub(1))).copied().unwrap_or(0.0)
 }
 
-fn serve(
-    mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, place: &mut Option<u32>,
-) -> io::Result<()> {
+fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, place: &mut Option<u32>) -> io::Result<()> {
     socket.set_nodelay(true)?;
     socket.set_read_timeout(Some(Duration::from_millis(200)))?;
     let mut patient = Patient { socket: socket.try_clone()?, manner };

@@ -1,0 +1,13 @@
+//! The whole server against real and hostile surroundings. Each test is named for its promise.
+//!
+//! These share the machine; what measures time is in `tests/alone`.
+
+mod callback;
+mod crash;
+mod hostile;
+mod media;
+mod publish;
+mod relay;
+mod rule;
+mod secret;
+mod target;
