@@ -1,9 +1,13 @@
 //! The configuration: file < environment < flags, parsed once into finished values.
 
+mod apps;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use apps::Apps;
 
 use crate::secret::Secret;
 
@@ -184,4 +188,15 @@ pub enum Format {
     Mp4,
     Aac,
     Mp3,
+}
+
+impl Environment {
+    /// Whether an app of this kind has streams of `environment`.
+    pub fn has(self, environment: bywash_media::Environment) -> bool {
+        match self {
+            Environment::Both => true,
+            Environment::Production => environment == bywash_media::Environment::Production,
+            Environment::Test => environment == bywash_media::Environment::Test,
+        }
+    }
 }

@@ -34,6 +34,21 @@ pub struct Stream {
     pub outputs: AtomicU64,
 }
 
+impl Stream {
+    /// Counters of a stream that begins.
+    pub fn new(protocol: &'static str, publisher: String, since_ms: i64) -> Stream {
+        Stream {
+            protocol,
+            publisher,
+            since_ms,
+            tracks: RwLock::default(),
+            frame_rate_milli: AtomicU64::new(0),
+            bytes: Meter::default(),
+            outputs: AtomicU64::new(0),
+        }
+    }
+}
+
 /// A relay's counters.
 #[derive(Default)]
 pub struct Relay {

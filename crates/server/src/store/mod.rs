@@ -1,1 +1,421 @@
 //! Rows: what should be, and what is owed. All SQL of the tree lives under this folder.
+//!
+//! Changes go through one writer connection, one transaction at a time; looking goes through a few reader
+//! connections, each on a snapshot. The text of the statements is what SQLite and PostgreSQL share.
+//!
+//! Invariant: what [`Tx::commit`] has answered with `Ok` is on the disk, and nothing else of a [`Tx`] ever is.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bywash_media::{Environment, StreamKey};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use sqlx::any::{Any, AnyArguments, AnyConnectOptions, AnyPoolOptions, AnyRow};
+use sqlx::pool::PoolConnection;
+use sqlx::query::Query;
+use sqlx::{AnyPool, ConnectOptions, Row};
+use tokio::sync::Notify;
+
+use crate::config;
+
+pub mod forbid;
+pub mod outbox;
+pub mod rule;
+pub mod sequence;
+pub mod stream;
+
+pub use outbox::{Callback, Delivery, Rearm};
+pub use rule::{Origin, Reason, Rule, State, Status};
+pub use sequence::Accepted;
+pub use stream::Session;
+
+/// The rows. `clone` copies a pointer.
+#[derive(Clone)]
+pub struct Store {
+    writer: AnyPool,
+    readers: AnyPool,
+    outbox_ready: Arc<Notify>,
+}
+
+/// Why the store did not do it. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The disk is full or cannot be written. The store works again when there is space.
+    #[error("the store cannot be written: {0}")]
+    Full(String),
+    /// Others were busy in it for all of five seconds.
+    #[error("the store is busy")]
+    Busy,
+    /// Anything else; trying again does not help.
+    #[error("store: {0}")]
+    Other(String),
+}
+
+/// One page of a list.
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    /// From 0.
+    pub number: u64,
+    /// Rows on a page.
+    pub size: u64,
+}
+
+/// The numbered schema files; a database at version n has the first n of them.
+const SCHEMA: [&str; 1] = [include_str!("schema/0001_begin.sql")];
+
+/// How long one waits for its turn at the writer or for a reader.
+const TURN: Duration = Duration::from_secs(5);
+
+/// Connections that look; more than a few only compete for two or four cores.
+const READERS: u32 = 4;
+
+impl Store {
+    /// Opens the database in `data_dir`; creates the folder, the file and what the schema lacks.
+    pub async fn open(config: &config::Store, data_dir: &Path) -> Result<Store, Error> {
+        if config.url != "sqlite" {
+            return Err(Error::Other(format!("store.url is {:?}: only \"sqlite\" is known", config.url)));
+        }
+        std::fs::create_dir_all(data_dir).map_err(|e| Error::Other(format!("create {}: {e}", data_dir.display())))?;
+        let file = data_dir.join("bywash.db");
+        let name = file.to_str().ok_or_else(|| Error::Other(format!("{} is not UTF-8", file.display())))?;
+        let url = format!("sqlite://{}?mode=rwc", utf8_percent_encode(name, NON_ALPHANUMERIC));
+        sqlx::any::install_drivers(&[sqlx::sqlite::any::DRIVER]).ok();
+        let options: AnyConnectOptions = url.parse::<AnyConnectOptions>()?.disable_statement_logging();
+
+        let store = Store {
+            writer: pool(1, WRITER).connect_lazy_with(options.clone()),
+            readers: pool(READERS, READER).connect_lazy_with(options),
+            outbox_ready: Arc::default(),
+        };
+        store.upgrade().await?;
+        Ok(store)
+    }
+
+    /// Begins a change. It has the writer alone until it is committed, or dropped, which undoes it.
+    pub async fn begin(&self) -> Result<Tx, Error> {
+        self.tx(&self.writer, "BEGIN IMMEDIATE").await
+    }
+
+    /// Begins a look at one snapshot. It cannot change anything.
+    pub async fn read(&self) -> Result<Tx, Error> {
+        self.tx(&self.readers, "BEGIN").await
+    }
+
+    /// Is notified after a commit that added or re-armed callbacks; for the one task that sends them.
+    pub fn outbox_ready(&self) -> &Notify {
+        &self.outbox_ready
+    }
+
+    /// Waits until nobody uses the store, folds the log into the file and closes it.
+    pub async fn close(self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    async fn tx(&self, pool: &AnyPool, begin: &'static str) -> Result<Tx, Error> {
+        let mut connection = pool.acquire().await?;
+        if let Err(e) = sqlx::raw_sql(begin).execute(&mut *connection).await {
+            // A fresh connection is in a known state.
+            connection.close_on_drop();
+            return Err(e.into());
+        }
+        Ok(Tx { connection, failed: false, owes: false, outbox_ready: self.outbox_ready.clone() })
+    }
+
+    async fn upgrade(&self) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        tx.run(sqlx::query("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")).await?;
+        let row = tx.one(sqlx::query("SELECT COALESCE(MAX(version), 0) AS version FROM schema_version")).await?;
+        let version: i64 = row.try_get("version")?;
+        let known = SCHEMA.len() as i64;
+        if version > known {
+            return Err(Error::Other(format!(
+                "the database is of a newer bywash (schema {version}, this one knows {known}): start that one"
+            )));
+        }
+        for (number, text) in (1..).zip(SCHEMA).skip(version as usize) {
+            sqlx::raw_sql(text).execute(&mut *tx.connection).await?;
+            tx.run(sqlx::query("INSERT INTO schema_version (version) VALUES ($1)").bind::<i64>(number)).await?;
+        }
+        tx.commit().await
+    }
+}
+
+/// FULL, because an answered success has to survive a power cut.
+const WRITER: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000; \
+                      PRAGMA foreign_keys = OFF;";
+const READER: &str = "PRAGMA query_only = ON; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = OFF;";
+
+fn pool(size: u32, prepare: &'static str) -> AnyPoolOptions {
+    AnyPoolOptions::new()
+        .max_connections(size)
+        .acquire_timeout(TURN)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+        .after_connect(move |connection, _| {
+            Box::pin(async move { sqlx::raw_sql(prepare).execute(connection).await.map(drop) })
+        })
+        // A transaction dropped half-way is undone here, before anyone else gets the connection. SQLite itself
+        // ends a transaction at some errors, a full disk among them, so that there is often none left to undo.
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                sqlx::raw_sql("ROLLBACK").execute(connection).await.ok();
+                Ok(true)
+            })
+        })
+}
+
+/// One transaction: rows and the callbacks they owe, together. Dropped without [`commit`](Tx::commit) it never was.
+pub struct Tx {
+    connection: PoolConnection<Any>,
+    /// A statement failed. SQLite may have ended the transaction with it, so that a later statement would be
+    /// durable alone: none is let through.
+    failed: bool,
+    owes: bool,
+    outbox_ready: Arc<Notify>,
+}
+
+type Sql<'q> = Query<'q, Any, AnyArguments>;
+
+impl Tx {
+    /// Makes it so, durably.
+    pub async fn commit(mut self) -> Result<(), Error> {
+        self.run(sqlx::query("COMMIT")).await?;
+        if self.owes {
+            self.outbox_ready.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Runs a change; says how many rows it touched.
+    async fn run(&mut self, sql: Sql<'_>) -> Result<u64, Error> {
+        self.usable()?;
+        let done = sql.execute(&mut *self.connection).await;
+        Ok(self.note(done)?.rows_affected())
+    }
+
+    async fn all(&mut self, sql: Sql<'_>) -> Result<Vec<AnyRow>, Error> {
+        self.usable()?;
+        let rows = sql.fetch_all(&mut *self.connection).await;
+        self.note(rows)
+    }
+
+    async fn optional(&mut self, sql: Sql<'_>) -> Result<Option<AnyRow>, Error> {
+        Ok(self.all(sql).await?.pop())
+    }
+
+    async fn one(&mut self, sql: Sql<'_>) -> Result<AnyRow, Error> {
+        self.optional(sql).await?.ok_or_else(|| Error::Other("an answer without a row".into()))
+    }
+
+    fn usable(&self) -> Result<(), Error> {
+        match self.failed {
+            true => Err(Error::Other("the transaction has ended with an earlier error".into())),
+            false => Ok(()),
+        }
+    }
+
+    fn note<T>(&mut self, result: Result<T, sqlx::Error>) -> Result<T, Error> {
+        self.failed |= result.is_err();
+        result.map_err(Error::from)
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Error {
+        if matches!(error, sqlx::Error::PoolTimedOut) {
+            return Error::Busy;
+        }
+        let code = error.as_database_error().and_then(|it| it.code()?.parse::<i32>().ok());
+        match code {
+            // SQLite's extended result codes. READONLY, FULL, CANTOPEN (the log cannot be created) …
+            Some(code) if matches!(code & 0xff, 8 | 13 | 14) => Error::Full(error.to_string()),
+            // … and IOERR at write, fsync, directory fsync, truncate, shared-memory size and map.
+            Some(778 | 1034 | 1290 | 1546 | 4874 | 5386) => Error::Full(error.to_string()),
+            // BUSY and LOCKED.
+            Some(code) if matches!(code & 0xff, 5 | 6) => Error::Busy,
+            _ => Error::Other(error.to_string()),
+        }
+    }
+}
+
+impl Page {
+    fn limit(self) -> i64 {
+        i64::try_from(self.size).unwrap_or(i64::MAX)
+    }
+
+    fn offset(self) -> i64 {
+        i64::try_from(self.number.saturating_mul(self.size)).unwrap_or(i64::MAX)
+    }
+}
+
+/// How an environment is written in a row.
+fn environment_to_row(environment: Environment) -> i64 {
+    match environment {
+        Environment::Production => 0,
+        Environment::Test => 1,
+    }
+}
+
+fn environment_of(row: &AnyRow) -> Result<Environment, Error> {
+    match row.try_get("environment")? {
+        0i64 => Ok(Environment::Production),
+        1 => Ok(Environment::Test),
+        other => Err(unknown("environment", other)),
+    }
+}
+
+fn app_of(row: &AnyRow) -> Result<u32, Error> {
+    let app: i64 = row.try_get("app")?;
+    u32::try_from(app).map_err(|_| unknown("app", app))
+}
+
+fn key_of(row: &AnyRow) -> Result<StreamKey, Error> {
+    let (app, environment, id) = (app_of(row)?, environment_of(row)?, row.try_get::<&str, _>("stream")?);
+    StreamKey::parse(app, environment, id).ok_or_else(|| Error::Other(format!("a row has the stream id {id:?}")))
+}
+
+fn unknown(column: &str, value: i64) -> Error {
+    Error::Other(format!("a row has the {column} {value}"))
+}
+
+/// Binds the three columns that name a stream, as the next three parameters.
+fn bind_key<'q>(sql: Sql<'q>, key: &StreamKey) -> Sql<'q> {
+    sql.bind(i64::from(key.app())).bind(environment_to_row(key.environment())).bind(key.id().to_owned())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::secret::Secret;
+
+    /// A folder of its own, gone when dropped.
+    pub(crate) struct Dir(PathBuf);
+
+    impl Dir {
+        pub(crate) fn new() -> Dir {
+            static NEXT: AtomicU64 = AtomicU64::new(0);
+            let name = format!("bywash-store %?#-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            Dir(std::env::temp_dir().join(name))
+        }
+
+        pub(crate) async fn open(&self) -> Store {
+            self.try_open().await.unwrap()
+        }
+
+        pub(crate) async fn try_open(&self) -> Result<Store, Error> {
+            Store::open(&config::Store { url: "sqlite".into() }, &self.0).await
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            std::fs::remove_dir_all(&self.0).ok();
+        }
+    }
+
+    pub(crate) fn key(id: &str) -> StreamKey {
+        StreamKey::published(7, id).unwrap()
+    }
+
+    async fn put(store: &Store, id: &str) -> Result<(), Error> {
+        let mut tx = store.begin().await?;
+        tx.rule_put(&key(id), "rtmp://cdn/live/a", &Secret::new("x".repeat(4000)), Origin::Api, 1).await?;
+        tx.commit().await
+    }
+
+    async fn count(store: &Store, id: &str) -> u64 {
+        store.read().await.unwrap().rule_count(&key(id)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_committed_survives_a_reopen_and_the_rest_never_was() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        put(&store, "kept").await.unwrap();
+        let mut tx = store.begin().await.unwrap();
+        tx.rule_put(&key("dropped"), "rtmp://cdn/live/a", &Secret::default(), Origin::Api, 1).await.unwrap();
+        drop(tx);
+        assert_eq!((count(&store, "kept").await, count(&store, "dropped").await), (1, 0));
+        // Not closed in order, as after a kill.
+        let store = dir.open().await;
+        assert_eq!((count(&store, "kept").await, count(&store, "dropped").await), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_database_of_a_newer_version_is_refused_by_name() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        tx.run(sqlx::query("INSERT INTO schema_version (version) VALUES (99)")).await.unwrap();
+        tx.commit().await.unwrap();
+        store.close().await;
+        let refusal = dir.try_open().await.err().unwrap().to_string();
+        assert!(refusal.contains("newer bywash (schema 99"), "{refusal}");
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_changes_nothing_and_is_over_when_there_is_space() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let limit = async |text| {
+            let mut tx = store.begin().await.unwrap();
+            tx.run(sqlx::query(text)).await.unwrap();
+            tx.commit().await.unwrap();
+        };
+        limit("PRAGMA max_page_count = 40").await;
+        let mut stored = 0;
+        let error = loop {
+            match put(&store, &stored.to_string()).await {
+                Ok(()) => stored += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, Error::Full(_)), "{error}");
+        // A transaction that goes on after the failure adds nothing either.
+        let mut tx = store.begin().await.unwrap();
+        let large = Secret::new("x".repeat(400_000));
+        tx.rule_put(&key("large"), "rtmp://cdn/live/a", &large, Origin::Api, 1).await.unwrap_err();
+        tx.forbid_put(&key("after"), 1).await.unwrap_err();
+        tx.commit().await.unwrap_err();
+        assert!(!store.read().await.unwrap().forbidden(&key("after")).await.unwrap());
+        assert_eq!(count(&store, &stored.to_string()).await, 0);
+
+        limit("PRAGMA max_page_count = 4000").await;
+        put(&store, &stored.to_string()).await.unwrap();
+        assert_eq!(count(&store, &stored.to_string()).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_look_cannot_change_and_sees_one_moment() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let mut look = store.read().await.unwrap();
+        assert_eq!(look.rule_count(&key("a")).await.unwrap(), 0);
+        put(&store, "a").await.unwrap();
+        assert_eq!(look.rule_count(&key("a")).await.unwrap(), 0);
+        look.forbid_put(&key("a"), 1).await.unwrap_err();
+        assert_eq!(count(&store, "a").await, 1);
+    }
+
+    #[tokio::test]
+    async fn changes_made_at_once_take_turns() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let changes = (0..50).map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move { put(&store, &n.to_string()).await })
+        });
+        for change in changes.collect::<Vec<_>>() {
+            change.await.unwrap().unwrap();
+        }
+        let mut tx = store.read().await.unwrap();
+        let page = Page { number: 0, size: 0 };
+        assert_eq!(tx.rules_page(7, Environment::Production, None, page).await.unwrap().0, 50);
+    }
+}

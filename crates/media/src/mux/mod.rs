@@ -1,0 +1,3 @@
+//! Containers: reader and writer of each as mirror halves.
+
+pub mod flv;

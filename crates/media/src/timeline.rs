@@ -1,0 +1,282 @@
+//! Repairs a publisher's timestamps once, at entry.
+//!
+//! Each track follows its publisher's clock for as long as that is plausible: pauses, drift and the offset between
+//! the tracks stay as sent, the 32-bit wrap goes on. A step that arrival times do not explain is a new
+//! clock. It is joined to the line where arrival says the line would stand, and the other track joins it in the
+//! same place when its own timestamps step too; until then that track stays on the old clock.
+//!
+//! Invariant: the times of a track rise by at least 1 ms from frame to frame, start at 0 or later, and
+//! run ahead of arrival by no more than [`AHEAD_MAX_MS`], 1 % for a fast clock, and 1 ms for each frame.
+
+use crate::{Kind, Time};
+
+/// How far a track may step ahead of the furthest that the stream has been ahead of arrival.
+const FORWARD_MS: i64 = 3_000;
+/// How far a track may step back and still be on its clock.
+const BACK_MS: i64 = 1_000;
+/// How far apart two tracks may stand on one clock; also how far the times given out may be ahead of a track's own.
+const APART_MS: i64 = 5_000;
+/// A longer step is held against the other track's clock, if that is another: the nearer to arrival wins.
+const SUSPECT_FORWARD_MS: i64 = 1_000;
+const SUSPECT_BACK_MS: i64 = 300;
+/// How far a stream may be ahead of arrival altogether: a publisher that sends a file in one go.
+pub const AHEAD_MAX_MS: i64 = 60_000;
+
+/// The line of one stream. The line starts at 0 with the first frame of either track.
+///
+/// A track whose first timestamp lies before that begins at 0 and moves by 1 ms a frame until
+/// its own time is reached; from there on it has its true offset to the other track.
+#[derive(Debug, Default)]
+pub struct Timeline {
+    video: Lane,
+    audio: Lane,
+    reach: Option<Reach>,
+    /// Line and arrival that the next clock starts from, while no track is on one.
+    start: Option<(i64, i64)>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Lane {
+    last: Option<Point>,
+    /// The last time given out.
+    dts: Option<i64>,
+}
+
+/// A frame: where its clock, the line and arrival stood. `line` is before repair and may be negative.
+#[derive(Clone, Copy, Debug)]
+struct Point {
+    raw: u32,
+    line: i64,
+    arrival: i64,
+}
+
+impl Point {
+    /// Where `raw` of the same clock stands.
+    fn at(&self, raw: u32) -> i64 {
+        // A difference of more than half the range is a step back: this is what continues the wrap.
+        self.line + i64::from(raw.wrapping_sub(self.raw) as i32)
+    }
+
+    /// Where the line stands at `arrival` by arrival alone.
+    fn due(&self, arrival: i64) -> i64 {
+        self.line + (arrival - self.arrival)
+    }
+}
+
+/// How far ahead of arrival the line may be.
+#[derive(Clone, Copy, Debug)]
+struct Reach {
+    origin: i64,
+    /// The most that the line has been ahead; what a stall held back may catch up to here.
+    lead: i64,
+}
+
+impl Reach {
+    fn ceiling(&self, arrival: i64) -> i64 {
+        let elapsed = arrival - self.origin;
+        elapsed + elapsed.max(0) / 100 + AHEAD_MAX_MS
+    }
+}
+
+impl Timeline {
+    /// A line without frames.
+    pub fn new() -> Timeline {
+        Timeline::default()
+    }
+
+    /// The decoding time of a frame. `raw_ms` is the carrier's timestamp in milliseconds, which wraps; `arrival` is
+    /// when the frame came, on any fixed origin.
+    pub fn stamp(&mut self, track: Kind, raw_ms: u32, arrival: Time) -> Time {
+        let arrival = arrival.as_millis();
+        let start = *self.start.get_or_insert((0, arrival));
+        let reach = self.reach.get_or_insert(Reach { origin: arrival, lead: -arrival });
+        let (lane, other) = match track {
+            Kind::Video => (&mut self.video, &self.audio),
+            Kind::Audio => (&mut self.audio, &self.video),
+        };
+        let line = place(lane, other, reach, start, raw_ms, arrival);
+        reach.lead = reach.lead.max(line - arrival);
+        let dts = line.max(lane.dts.map_or(0, |dts| dts + 1));
+        *lane = Lane { last: Some(Point { raw: raw_ms, line, arrival }), dts: Some(dts) };
+        Time::from_millis(dts)
+    }
+
+    /// A publisher came back: its clock starts anew, and the line goes on from where it was plus the time that passed.
+    pub fn resume(&mut self, arrival: Time) {
+        let arrival = arrival.as_millis();
+        let lanes = [self.video, self.audio];
+        let Some(newest) =
+            lanes.iter().filter_map(|lane| lane.last).max_by_key(|last| last.arrival)
+        else {
+            return;
+        };
+        let past = lanes.iter().filter_map(|lane| lane.dts).max().map_or(0, |dts| dts + 1);
+        self.start = Some((newest.due(arrival).max(past), arrival));
+        self.video.last = None;
+        self.audio.last = None;
+    }
+}
+
+/// Where on the line a frame of `lane` stands.
+fn place(
+    lane: &Lane,
+    other: &Lane,
+    reach: &Reach,
+    start: (i64, i64),
+    raw: u32,
+    arrival: i64,
+) -> i64 {
+    let floor = lane.dts.map_or(-APART_MS, |dts| dts - APART_MS);
+    let allowed = floor..=reach.ceiling(arrival);
+    let due = match lane.last.or(other.last) {
+        Some(last) => last.due(arrival),
+        None => start.0 + (arrival - start.1),
+    };
+    let own = lane.last.map(|last| (last.at(raw), last.line));
+    // If both tracks are on one clock, the other's says nothing new.
+    let others = other.last.map(|last| last.at(raw)).filter(|&line| {
+        own.is_none_or(|(own, _)| line != own)
+            && allowed.contains(&line)
+            && (line - due).abs() <= APART_MS
+    });
+    let own = own.filter(|&(line, last)| {
+        let stalled = arrival + reach.lead;
+        allowed.contains(&line) && line >= last - BACK_MS && line <= stalled.max(due) + FORWARD_MS
+    });
+    match (own, others) {
+        (Some((own, last)), Some(others)) => {
+            let suspect = own > due + SUSPECT_FORWARD_MS || own < last - SUSPECT_BACK_MS;
+            if suspect && (others - due).abs() < (own - due).abs() { others } else { own }
+        }
+        (Some((own, _)), None) => own,
+        (None, Some(others)) => others,
+        (None, None) => due.max(lane.dts.map_or(0, |dts| dts + 1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: i64 = 3_600_000;
+
+    /// Stamps frames written `v<raw>@<arrival>` or `a…` (one number stands for both), or resumes at `R<arrival>`;
+    /// compares with the times wanted, all in milliseconds.
+    fn check(script: &str, want: &[i64]) {
+        let mut line = Timeline::new();
+        let mut got = Vec::new();
+        for step in script.split_whitespace() {
+            let (kind, numbers) = step.split_at(1);
+            let (raw, arrival) = numbers.split_once('@').unwrap_or((numbers, numbers));
+            let arrival = Time::from_millis(arrival.parse().unwrap());
+            match kind {
+                "R" => line.resume(arrival),
+                kind => {
+                    let track = if kind == "v" { Kind::Video } else { Kind::Audio };
+                    got.push(line.stamp(track, raw.parse().unwrap(), arrival).as_millis());
+                }
+            }
+        }
+        assert_eq!(got, want, "{script}");
+    }
+
+    #[test]
+    fn the_line_starts_at_the_first_frame() {
+        check("v5000@70 a5010@71 v5040@110", &[0, 10, 40]);
+    }
+
+    #[test]
+    fn the_offset_between_the_tracks_is_kept() {
+        check("v0 v40 a3000 v3040 a3020", &[0, 40, 3000, 3040, 3020]);
+        // Apart in their timestamps only.
+        check("a0@0 v3000@0 a20@20 v3040@40", &[0, 3000, 20, 3040]);
+    }
+
+    #[test]
+    fn a_track_that_begins_before_the_epoch_catches_up_with_its_own_time() {
+        check("v100@0 a90@0 a95@5 a110@20 a130@40", &[0, 0, 1, 10, 30]);
+        check("v3000@0 a0@0 a1000@1000 a2000@2000 a3000@3000 a4000@4000", &[0, 0, 1, 2, 3, 1000]);
+    }
+
+    #[test]
+    fn the_32_bit_wrap_goes_on() {
+        check("v4294967256@0 a4294967290@20 v0@40 a16@60 v40@80", &[0, 34, 40, 56, 80]);
+    }
+
+    #[test]
+    fn small_steps_back_are_nudged() {
+        check("v0 v100 v60@140 v101@141 v200", &[0, 100, 101, 102, 200]);
+    }
+
+    #[test]
+    fn a_pause_and_a_stall_are_kept() {
+        check("v0 a0 v40 v20040@20040 a20040@20040", &[0, 0, 40, 20040, 20040]);
+        // The network held everything back for 8 s, and the publisher dropped pictures meanwhile.
+        check(
+            "v0 a0 v40 v80@8080 a20@8080 a40@8080 v8000@8080 a60@8080",
+            &[0, 0, 40, 80, 20, 40, 8000, 60],
+        );
+    }
+
+    #[test]
+    fn a_clock_set_back_is_joined_with_both_tracks_in_step() {
+        check(
+            "v90000@0 a90010@10 v90040@40 v0@80 a90030@50 a10@90 v40@120",
+            &[0, 10, 40, 80, 30, 90, 120],
+        );
+    }
+
+    #[test]
+    fn a_jump_by_hours_is_joined_with_both_tracks_in_step() {
+        check("v0 a10 v40 v7200080@80 a7200090@90 v7200120@120", &[0, 10, 40, 80, 90, 120]);
+        // The other track steps a little less, and alone would have been believed.
+        check("v0 a10 v40 v3120@80 a3060@90", &[0, 10, 40, 80, 20]);
+    }
+
+    #[test]
+    fn a_track_that_jumps_alone_does_not_take_the_other_along() {
+        check(
+            "v0 a10 v40 a900030@30 v80 a900050@50 v120 a900070@70",
+            &[0, 10, 40, 30, 80, 50, 120, 70],
+        );
+    }
+
+    #[test]
+    fn tracks_on_different_epochs_are_joined_by_arrival() {
+        check("v0@0 a5000000@5 v40@40 a5000020@25", &[0, 5, 40, 25]);
+    }
+
+    #[test]
+    fn garbage_advances_with_arrival() {
+        check("v0@0 v9000000@40 v0@80 v9000000@120 v7@160", &[0, 40, 80, 120, 160]);
+        check("v0@0 v9000000@0 v0@0 v9000000@0", &[0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_clock_that_drifts_is_left_alone() {
+        let mut line = Timeline::new();
+        for n in 0..2 * HOUR / 40 {
+            let fast = n * 40 + n * 40 / 200;
+            let got = line.stamp(Kind::Video, fast as u32, Time::from_millis(n * 40));
+            assert_eq!(got.as_millis(), fast);
+        }
+    }
+
+    #[test]
+    fn a_publisher_that_comes_back_goes_on_where_time_has_got_to() {
+        for gap in [300, 8000] {
+            let mut line = Timeline::new();
+            let mut stamp =
+                |kind, raw, arrival| line.stamp(kind, raw, Time::from_millis(arrival)).as_millis();
+            assert_eq!(stamp(Kind::Video, 500, 0), 0);
+            assert_eq!(stamp(Kind::Audio, 510, 10), 10);
+            line.resume(Time::from_millis(gap));
+            let mut stamp =
+                |kind, raw, arrival| line.stamp(kind, raw, Time::from_millis(arrival)).as_millis();
+            assert_eq!(stamp(Kind::Audio, 20, gap), gap);
+            assert_eq!(stamp(Kind::Video, 0, gap), gap - 20);
+            assert_eq!(stamp(Kind::Video, 40, gap + 20), gap + 20);
+        }
+        check("R7 v0@9 R9 v0@9", &[0, 1]);
+    }
+}

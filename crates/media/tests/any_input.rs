@@ -1,0 +1,130 @@
+//! Nothing that a publisher can send makes this crate panic, or break what it promises.
+
+use bytes::Bytes;
+use bywash_media::codec::{self, aac, av1, h264, h265, mp3, nal, opus};
+use bywash_media::mux::flv;
+use bywash_media::{Codec, Kind, Time, Timeline, timeline};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+const CODECS: [Codec; 6] =
+    [Codec::H264, Codec::H265, Codec::Av1, Codec::Aac, Codec::Mp3, Codec::Opus];
+
+/// Bodies to begin from: each of them is taken as it is.
+const SEEDS: &[&[u8]] = &[
+    b"\x17\0\0\0\0\x01\x64\0\x1e\xff\xe1\0\x1a\x67\x64\0\x1e\xac\xd9\x40\xa0\x2f\xf9\x70\x11\0\0\x03\0\x01\0\0\x03\0\x32\x0f\x16\x2d\x96\
+        \x01\0\x06\x68\xeb\xe3\xcb\x22\xc0\xfd\xf8\xf8\0",
+    b"\x17\x01\0\0\0\0\0\0\x07\x67\x42\0\x0a\xf8\x41\xa2\0\0\0\x04\x68\xce\x38\x80\0\0\0\x02\x65\x88",
+    b"\x90hvc1\x01\x01\x60\0\0\0\x90\0\0\0\0\0\x3f\xf0\0\xfc\xfd\xf8\xf8\0\0\x0f\x03\
+        \xa0\0\x01\0\x18\x40\x01\x0c\x01\xff\xff\x01\x60\0\0\x03\0\x90\0\0\x03\0\0\x03\0\x3f\x95\x98\x09\
+        \xa1\0\x01\0\x2a\x42\x01\x01\x01\x60\0\0\x03\0\x90\0\0\x03\0\0\x03\0\x3f\xa0\x05\x02\x01\x69\x65\x95\x9a\
+        \x49\x32\xbc\x05\xa0\x20\0\0\x03\0\x20\0\0\x03\x03\x21\xa2\0\x01\0\x07\x44\x01\xc1\x72\xb4\x62\x40",
+    b"\x91hvc1\0\0\x28\0\0\0\x02\x28\x01",
+    b"\x90av01\x81\x01\x0c\0\x0a\x0b\0\0\0\x0c\xc4\xff\x67\0\xbe\0\x10",
+    b"\x91av01\x12\0\x0a\x0b\0\0\0\x0c\xc4\xff\x67\x3e\xfe\x40\x10\x32\x04\x14\0\x23\x38",
+    b"\x96\x13avc1\x01\0\0\x06\0\0\0\x02\x65\x88\0\0\0\x06\0\0\0\x02\x65\x88",
+    b"\x97\x02\0\x01\x02\x03avc1\0\0\0\x02\x65\x88",
+    b"\xaf\0\x11\x90\x56\xe5\0",
+    b"\xaf\0\x11\x80\x04\xc4\0\0\x20\0",
+    b"\x90OpusOpusHead\x01\x02\x38\x01\x80\xbb\0\0\0\0\0",
+    b"\x95\x01Opus\0\xfc1",
+    b"\x2f\xff\xfb\x90\x44",
+];
+
+/// Random bytes, or a seed with some bytes changed and its end cut off.
+fn body() -> impl Strategy<Value = Vec<u8>> {
+    let edits = vec((any::<prop::sample::Index>(), any::<u8>()), 0..6);
+    let edited = (prop::sample::select(SEEDS), edits, any::<prop::sample::Index>()).prop_map(
+        |(seed, edits, end)| {
+            let mut body = seed.to_vec();
+            for (at, byte) in edits {
+                let at = at.index(body.len());
+                body[at] = byte;
+            }
+            // Every second body stays whole.
+            body.truncate(end.index(body.len() * 2) + 1);
+            body
+        },
+    );
+    prop_oneof![1 => vec(any::<u8>(), 0..80), 4 => edited]
+}
+
+/// Same cases in each run: a failure is one for all.
+fn config(cases: u32) -> ProptestConfig {
+    let seed = prop::test_runner::RngSeed::Fixed(11);
+    ProptestConfig { cases, rng_seed: seed, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config(1500))]
+
+    #[test]
+    fn tag_bodies(bodies in vec((any::<bool>(), body()), 1..12)) {
+        let mut reader = flv::Reader::new();
+        let mut items = Vec::new();
+        for (video, body) in bodies {
+            let body = Bytes::from(body);
+            let _ = if video { reader.video(&body, &mut items) } else { reader.audio(&body, &mut items) };
+        }
+        for item in items {
+            match item {
+                flv::Item::Track(track) => {
+                    let of_itself = codec::track(track.codec, track.config.clone());
+                    prop_assert!(track.codec == Codec::Mp3 || of_itself == Ok(track));
+                }
+                flv::Item::Frame(raw) => {
+                    prop_assert!(raw.cts >= Time::ZERO && !raw.payload.is_empty());
+                }
+                flv::Item::Ended(_) => {}
+            }
+        }
+    }
+
+    #[test]
+    fn files(file in vec(any::<u8>(), 0..200)) {
+        let file = Bytes::from([&flv::file_head(true, true), &file[..]].concat());
+        prop_assert!(flv::Demuxer::new(file).unwrap().count() < 40);
+    }
+
+    #[test]
+    fn codec_parsers(seed in body(), skip in 0usize..10) {
+        let bytes = seed.get(skip..).unwrap_or_default();
+        for codec in CODECS {
+            let _ = codec::track(codec, Bytes::copy_from_slice(bytes));
+            codec::is_key(codec, bytes);
+        }
+        let _ = (h264::Sps::parse(bytes), h265::Sps::parse(bytes), av1::record_size(bytes), aac::Config::parse(bytes));
+        let _ = (opus::Head::parse(bytes), opus::duration(bytes), mp3::Header::parse(bytes));
+        for length_size in 1..=4 {
+            if let Some(frame) = nal::normalize(Bytes::copy_from_slice(bytes), length_size) {
+                let whole: usize = nal::nals(&frame, 4).map(|unit| 4 + unit.len()).sum();
+                prop_assert_eq!(whole, frame.len());
+            }
+        }
+    }
+
+    #[test]
+    fn timestamps(frames in vec(frame(), 1..300)) {
+        let mut line = Timeline::new();
+        let mut arrival = 0;
+        let mut last = [-1; 2];
+        for (count, (step, raw, kind)) in (1..).zip(frames) {
+            arrival += step;
+            let track = if kind == 0 { Kind::Video } else { Kind::Audio };
+            if kind == 2 {
+                line.resume(Time::from_millis(arrival));
+            }
+            let dts = line.stamp(track, raw, Time::from_millis(arrival)).as_millis();
+            let last = &mut last[usize::from(track == Kind::Audio)];
+            prop_assert!(dts > *last, "{dts} after {last}");
+            prop_assert!(dts <= arrival + arrival / 100 + timeline::AHEAD_MAX_MS + count, "{dts} at {arrival}");
+            *last = dts;
+        }
+    }
+}
+
+/// How long after the last one a frame comes, its timestamp, and 0 for video, 1 for audio or 2 for audio of a new publisher.
+fn frame() -> impl Strategy<Value = (i64, u32, u8)> {
+    let raw = prop_oneof![any::<u32>(), 0u32..100_000, 4_294_960_000u32..=u32::MAX];
+    (0i64..60, raw, prop_oneof![10 => Just(0u8), 10 => Just(1), 1 => Just(2)])
+}

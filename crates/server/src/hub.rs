@@ -1,0 +1,627 @@
+//! Live streams: a publisher writes frames, any number of readers follow.
+//!
+//! The frames of a stream sit in one ring that all its readers share; a reader is only a place in it. So a frame is
+//! stored once however many outputs there are, a late reader starts at the newest keyframe without a cache of its
+//! own, and a slow reader loses its own place but never slows the publisher or another reader.
+//!
+//! Everything happens once a picture, not once a frame: readers are woken for a picture and take the sound that
+//! rides along.
+//!
+//! Invariant: [`Publisher::push`] waits for nobody, and the ring never holds more than its limit in bytes.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use bywash_media::timeline::Timeline;
+use bywash_media::{Frame, Kind, StreamKey, Time, Tracks};
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+
+use crate::live;
+
+/// How much sound may wait for a picture, in media time. Where no picture comes, this is the delay.
+const HOLD: Time = Time::from_millis(50);
+
+/// Pictures that one read takes at the most, in bytes: a reader far behind shares the thread with the others.
+const BATCH: usize = 512 * 1024;
+
+/// What each frame costs beside its payload, about.
+const FRAME_OVERHEAD: usize = 96;
+
+/// All streams that are live, or whose publisher may yet come back.
+pub struct Hub {
+    streams: Mutex<HashMap<StreamKey, Stream>>,
+    live: Arc<live::Live>,
+    limit: usize,
+}
+
+/// What a reader sees next.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The tracks of all frames that follow, until the next such event. The first thing that a reader sees.
+    Tracks(Arc<Tracks>),
+    /// The next frame.
+    Frame(Frame),
+    /// The reader fell behind and now stands at a later keyframe, or waits for one.
+    Lagged {
+        /// Frames that it missed.
+        frames: u64,
+    },
+}
+
+/// One live stream, for whoever wants to read it.
+#[derive(Clone)]
+pub struct Stream {
+    shared: Arc<Shared>,
+    woken: watch::Receiver<()>,
+}
+
+/// The only writer of a stream. Dropping it leaves the stream waiting for the next one; [`Hub::end`] ends it.
+pub struct Publisher {
+    shared: Arc<Shared>,
+    timeline: Timeline,
+    held_since: Option<Time>,
+    /// Pictures before the first keyframe decode to nothing, and are not taken.
+    keyframe_seen: bool,
+    rate: FrameRate,
+}
+
+/// A reader's place in a stream.
+pub struct Reader {
+    shared: Arc<Shared>,
+    woken: watch::Receiver<()>,
+    slot: usize,
+    tracks: Option<Arc<Tracks>>,
+    /// Nothing is passed on before the next frame that decoding can begin with.
+    waits_for_start: bool,
+    max_lag: Time,
+}
+
+struct Shared {
+    ring: Mutex<Ring>,
+    wake: watch::Sender<()>,
+    published: AtomicBool,
+    /// The timeline between two publishers of the same stream.
+    timeline: Mutex<Option<Timeline>>,
+    origin: Instant,
+    live: Arc<live::Stream>,
+    ended: CancellationToken,
+}
+
+#[derive(Default)]
+struct Ring {
+    frames: VecDeque<Frame>,
+    /// The number of `frames[0]`.
+    first: u64,
+    /// The newest frame that decoding can begin with, if the ring still has it.
+    start: Option<u64>,
+    bytes: usize,
+    limit: usize,
+    /// Tracks, each with the number of the first frame that they hold for; the first entry holds for `frames[0]`.
+    tracks: VecDeque<(u64, Arc<Tracks>)>,
+    /// The next frame of each reader; what all have read is let go at the next keyframe.
+    places: Vec<Option<u64>>,
+    ended: bool,
+}
+
+impl Hub {
+    /// A hub whose streams may hold `limit` bytes each.
+    pub fn new(live: Arc<live::Live>, limit: usize) -> Hub {
+        Hub { streams: Mutex::default(), live, limit }
+    }
+
+    /// The writer of `key`: of a new stream, or of one that waits for its publisher. `None` while another holds it.
+    pub fn publish(&self, key: &StreamKey, info: live::Stream, now: Instant) -> Option<Publisher> {
+        let mut streams = self.streams();
+        let stream = streams.entry(key.clone()).or_insert_with(|| {
+            let info = Arc::new(info);
+            self.live.stream_started(key.clone(), info.clone());
+            stream(info, self.limit, now)
+        });
+        stream.publish(now)
+    }
+
+    /// Ends a stream: readers get what is left, then the end.
+    pub fn end(&self, key: &StreamKey) {
+        let Some(stream) = self.streams().remove(key) else { return };
+        self.live.stream_ended(key);
+        stream.shared.ring().ended = true;
+        stream.shared.wake.send_replace(());
+        stream.shared.ended.cancel();
+    }
+
+    /// A stream that is live or waits for its publisher.
+    pub fn get(&self, key: &StreamKey) -> Option<Stream> {
+        self.streams().get(key).cloned()
+    }
+
+    fn streams(&self) -> MutexGuard<'_, HashMap<StreamKey, Stream>> {
+        self.streams.lock().expect("no holder panics")
+    }
+}
+
+fn stream(live: Arc<live::Stream>, limit: usize, now: Instant) -> Stream {
+    let (wake, woken) = watch::channel(());
+    let shared = Shared {
+        ring: Mutex::new(Ring { limit, ..Ring::default() }),
+        wake,
+        published: AtomicBool::new(false),
+        timeline: Mutex::new(None),
+        origin: now,
+        live,
+        ended: CancellationToken::new(),
+    };
+    Stream { shared: Arc::new(shared), woken }
+}
+
+impl Stream {
+    fn publish(&self, now: Instant) -> Option<Publisher> {
+        if self.shared.published.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let timeline = match self.shared.timeline.lock().expect("no holder panics").take() {
+            Some(mut timeline) => {
+                timeline.resume(self.shared.elapsed(now));
+                timeline
+            }
+            None => Timeline::new(),
+        };
+        Some(Publisher {
+            shared: self.shared.clone(),
+            timeline,
+            held_since: None,
+            keyframe_seen: false,
+            rate: FrameRate::default(),
+        })
+    }
+
+    /// A reader that starts at the newest keyframe, or at the next where there is none. Once it is more than
+    /// `max_lag` behind, it skips to the newest keyframe.
+    pub fn read(&self, max_lag: Time) -> Reader {
+        let mut ring = self.shared.ring();
+        let place = ring.start.unwrap_or(ring.next());
+        let slot = ring.take_slot(place);
+        self.shared.live.outputs.fetch_add(1, Ordering::Relaxed);
+        Reader {
+            shared: self.shared.clone(),
+            woken: self.woken.clone(),
+            slot,
+            tracks: None,
+            waits_for_start: true,
+            max_lag,
+        }
+    }
+
+    /// The tracks as they are now.
+    pub fn tracks(&self) -> Arc<Tracks> {
+        self.shared.ring().tracks.back().map(|(_, tracks)| tracks.clone()).unwrap_or_default()
+    }
+
+    /// Comes when the stream has ended.
+    pub fn ended(&self) -> WaitForCancellationFuture<'_> {
+        self.shared.ended.cancelled()
+    }
+
+    /// The stream's counters.
+    pub fn live(&self) -> &Arc<live::Stream> {
+        &self.shared.live
+    }
+}
+
+impl Publisher {
+    /// Where on the stream's line a frame belongs that its publisher stamped `raw_ms` (32 bits that wrap).
+    pub fn stamp(&mut self, track: Kind, raw_ms: u32, now: Instant) -> Time {
+        self.timeline.stamp(track, raw_ms, self.shared.elapsed(now))
+    }
+
+    /// Sets the tracks of the frames that follow.
+    pub fn set_tracks(&mut self, tracks: Tracks) {
+        let tracks = Arc::new(tracks);
+        *self.shared.live.tracks.write().expect("no holder panics") = tracks.clone();
+        let mut ring = self.shared.ring();
+        let next = ring.next();
+        if ring.tracks.back().is_some_and(|(from, _)| *from == next) {
+            ring.tracks.pop_back();
+        }
+        ring.tracks.push_back((next, tracks));
+    }
+
+    /// Adds a frame. Readers are woken for a picture; sound alone waits for [`HOLD`] of it.
+    pub fn push(&mut self, frame: Frame) {
+        let picture = frame.track == Kind::Video;
+        if picture && !self.keyframe_seen {
+            if !frame.key {
+                return;
+            }
+            self.keyframe_seen = true;
+        }
+        if picture {
+            self.rate.count(&frame, &self.shared.live);
+        }
+        let due = picture || frame.dts - *self.held_since.get_or_insert(frame.dts) >= HOLD;
+        self.shared.live.bytes.add(frame.payload.len() as u64);
+        self.shared.ring().push(frame);
+        if due {
+            self.flush();
+        }
+    }
+
+    /// Wakes the readers for whatever waits.
+    pub fn flush(&mut self) {
+        self.held_since = None;
+        self.shared.wake.send_replace(());
+    }
+
+    /// Whether sound waits for a picture.
+    pub fn holds(&self) -> bool {
+        self.held_since.is_some()
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        let timeline = std::mem::take(&mut self.timeline);
+        *self.shared.timeline.lock().expect("no holder panics") = Some(timeline);
+        self.shared.published.store(false, Ordering::Release);
+        self.flush();
+    }
+}
+
+impl Reader {
+    /// Moves what is ready to `batch`; waits until there is something. False once the stream has ended and is read out.
+    pub async fn ready(&mut self, batch: &mut Vec<Event>) -> bool {
+        loop {
+            // Seen before the ring is read, so that a frame that comes in between wakes us again.
+            self.woken.mark_unchanged();
+            let ended = self.take(batch);
+            if !batch.is_empty() {
+                return true;
+            }
+            if ended || self.woken.changed().await.is_err() {
+                return false;
+            }
+        }
+    }
+
+    /// Moves what is ready to `batch`; true if the stream has ended and this was the last of it.
+    fn take(&mut self, batch: &mut Vec<Event>) -> bool {
+        let mut guard = self.shared.ring();
+        let ring = &mut *guard;
+        let mut next = ring.places[self.slot].expect("a reader holds its slot until it is dropped");
+
+        if let Some(frames) = ring.skip(&mut next, self.max_lag) {
+            self.waits_for_start = true;
+            batch.push(Event::Lagged { frames });
+        }
+        let mut bytes = 0;
+        let mut tracks_at = ring.tracks.partition_point(|(from, _)| *from <= next);
+        while next < ring.next() && bytes < BATCH {
+            let frame = &ring.frames[(next - ring.first) as usize];
+            while ring.tracks.get(tracks_at).is_some_and(|(from, _)| *from <= next) {
+                tracks_at += 1;
+            }
+            next += 1;
+            let tracks = tracks_at.checked_sub(1).map(|at| &ring.tracks[at].1);
+            let Some(tracks) = tracks else { continue };
+            if self.waits_for_start {
+                if !is_start(frame, tracks) {
+                    continue;
+                }
+                self.waits_for_start = false;
+            }
+            if !self.tracks.as_ref().is_some_and(|told| Arc::ptr_eq(told, tracks)) {
+                self.tracks = Some(tracks.clone());
+                batch.push(Event::Tracks(tracks.clone()));
+            }
+            bytes += frame.payload.len();
+            batch.push(Event::Frame(frame.clone()));
+        }
+        ring.places[self.slot] = Some(next);
+        ring.ended && next == ring.next()
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.shared.ring().places[self.slot] = None;
+        self.shared.live.outputs.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().expect("no holder panics")
+    }
+
+    fn elapsed(&self, now: Instant) -> Time {
+        Time::from_nanos(now.saturating_duration_since(self.origin).as_nanos() as i64)
+    }
+}
+
+impl Ring {
+    /// The number that the next frame will have.
+    fn next(&self) -> u64 {
+        self.first + self.frames.len() as u64
+    }
+
+    fn take_slot(&mut self, place: u64) -> usize {
+        match self.places.iter().position(Option::is_none) {
+            Some(slot) => {
+                self.places[slot] = Some(place);
+                slot
+            }
+            None => {
+                self.places.push(Some(place));
+                self.places.len() - 1
+            }
+        }
+    }
+
+    fn push(&mut self, frame: Frame) {
+        let Some((_, tracks)) = self.tracks.back() else { return };
+        if is_start(&frame, tracks) {
+            self.start = Some(self.next());
+            self.let_go();
+        }
+        self.bytes += frame.payload.len() + FRAME_OVERHEAD;
+        self.frames.push_back(frame);
+        while self.bytes > self.limit && self.frames.len() > 1 {
+            self.drop_oldest();
+        }
+    }
+
+    /// Drops what every reader has read and no late reader would start with.
+    fn let_go(&mut self) {
+        let start = self.start.unwrap_or(self.first);
+        let slowest = self.places.iter().flatten().copied().min().unwrap_or(start);
+        while self.first < start.min(slowest) && !self.frames.is_empty() {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        let frame = self.frames.pop_front().expect("callers see a frame");
+        self.bytes -= frame.payload.len() + FRAME_OVERHEAD;
+        self.first += 1;
+        self.start = self.start.filter(|start| *start >= self.first);
+        while self.tracks.get(1).is_some_and(|(from, _)| *from <= self.first) {
+            self.tracks.pop_front();
+        }
+    }
+
+    /// Moves a reader on that has lost its place or is more than `max_lag` behind: to the newest frame that decoding
+    /// can begin with, or past the end if the ring has none. Says how many frames it missed.
+    fn skip(&self, next: &mut u64, max_lag: Time) -> Option<u64> {
+        let lost = *next < self.first;
+        let behind = || {
+            let at = self.frames.get((*next - self.first) as usize)?;
+            Some(self.frames.back()?.dts - at.dts)
+        };
+        let late = !lost && behind().is_some_and(|lag| lag > max_lag);
+        let to = self.start.unwrap_or(self.next());
+        // A late reader that already stands behind the newest keyframe gains nothing by a skip.
+        if !lost && (!late || self.start.is_none_or(|start| start <= *next)) {
+            return None;
+        }
+        let missed = to - *next;
+        *next = to;
+        Some(missed)
+    }
+}
+
+/// Whether a reader can begin here: a keyframe, or any frame of a stream without pictures.
+fn is_start(frame: &Frame, tracks: &Tracks) -> bool {
+    frame.key && (frame.track == Kind::Video || tracks.video.is_none())
+}
+
+/// Counts the pictures between keyframes.
+#[derive(Default)]
+struct FrameRate {
+    since: Option<Time>,
+    pictures: i64,
+}
+
+impl FrameRate {
+    fn count(&mut self, frame: &Frame, live: &live::Stream) {
+        let since = *self.since.get_or_insert(frame.dts);
+        let span = (frame.dts - since).as_millis();
+        if frame.key && span >= 500 {
+            let milli = self.pictures * 1_000_000 / span;
+            live.frame_rate_milli.store(milli as u64, Ordering::Relaxed);
+            *self = FrameRate { since: Some(frame.dts), pictures: 0 };
+        }
+        self.pictures += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use bywash_media::{Codec, Format, Track};
+
+    const LAG: Time = Time::from_millis(1_000_000);
+
+    fn tracks(kinds: &str) -> Tracks {
+        let mut tracks = Tracks::default();
+        if kinds.contains('v') {
+            let format = Format::Video { width: 16, height: 16 };
+            tracks.set(Track { codec: Codec::H264, config: Bytes::from_static(b"v"), format });
+        }
+        if kinds.contains('a') {
+            let format = Format::Audio { sample_rate: 48_000, channels: 2 };
+            tracks.set(Track { codec: Codec::Aac, config: Bytes::from_static(b"a"), format });
+        }
+        tracks
+    }
+
+    fn hub(limit_in_frames: usize) -> Hub {
+        Hub::new(Arc::default(), limit_in_frames * (FRAME_OVERHEAD + 1))
+    }
+
+    fn info() -> live::Stream {
+        live::Stream::new("RTMP", String::new(), 0)
+    }
+
+    fn key() -> StreamKey {
+        StreamKey::published(1, "s").unwrap()
+    }
+
+    /// Plays `script` into a ring of three one-byte frames; says what the newest reader saw, frames by their number.
+    ///
+    /// V and A set tracks with and without pictures; K keyframe, p other picture, a sound; R a reader joins,
+    /// `.` it takes what is ready; P the publisher leaves and another comes; E the stream ends.
+    async fn check(script: &str, want: &str) {
+        let hub = hub(3);
+        let mut publisher = hub.publish(&key(), info(), Instant::now());
+        let stream = hub.get(&key()).unwrap();
+        let mut readers: Vec<Reader> = Vec::new();
+        let mut got = String::new();
+        let mut n = 0;
+        for step in script.chars().chain(['E', '.']) {
+            match step {
+                'V' => publisher.as_mut().unwrap().set_tracks(tracks("va")),
+                'A' => publisher.as_mut().unwrap().set_tracks(tracks("a")),
+                'K' | 'p' | 'a' => {
+                    let track = if step == 'a' { Kind::Audio } else { Kind::Video };
+                    publisher.as_mut().unwrap().push(Frame {
+                        track,
+                        dts: Time::from_millis(n),
+                        cts: Time::ZERO,
+                        key: step != 'p',
+                        payload: Bytes::from_static(b"x"),
+                    });
+                    n += 1;
+                }
+                'R' => readers.push(stream.read(LAG)),
+                'P' => {
+                    publisher = None;
+                    publisher = hub.publish(&key(), info(), Instant::now()).or(publisher);
+                }
+                'E' => hub.end(&key()),
+                '.' => {
+                    let mut batch = Vec::new();
+                    if let Some(reader) = readers.last_mut() {
+                        reader.take(&mut batch);
+                    }
+                    for event in batch {
+                        got += &match event {
+                            Event::Tracks(tracks) if tracks.video.is_some() => "v".to_owned(),
+                            Event::Tracks(_) => "a".to_owned(),
+                            Event::Frame(frame) => frame.dts.as_millis().to_string(),
+                            Event::Lagged { frames } => format!("[-{frames}]"),
+                        };
+                    }
+                }
+                _ => unreachable!("{step}"),
+            }
+        }
+        assert_eq!(got, want, "{script}");
+    }
+
+    #[tokio::test]
+    async fn a_reader_starts_at_the_newest_keyframe() {
+        check("VKpKpR", "v23").await;
+    }
+
+    #[tokio::test]
+    async fn a_reader_before_the_first_keyframe_waits_for_it() {
+        check("VRappKp", "v34").await;
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_skips_to_a_keyframe_and_is_told() {
+        check("VKpR.pKpp", "v01[-1]345").await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_a_second_keyframe_is_bounded_and_its_lagging_reader_waits_for_one() {
+        check("VKR.pppp.ppKp", "v0[-4]78").await;
+    }
+
+    #[tokio::test]
+    async fn sound_alone_starts_anywhere() {
+        check("AaaaRa", "a23").await;
+    }
+
+    #[tokio::test]
+    async fn pictures_that_begin_later_are_announced_in_their_place() {
+        check("AaR.aVaKp", "a0[-1]v345").await;
+        check("AaR.a.Va.K.p", "a01v234").await;
+    }
+
+    #[tokio::test]
+    async fn a_publisher_that_comes_back_goes_on_in_the_same_stream() {
+        check("VKR.pPpKp.", "v0124").await;
+    }
+
+    #[tokio::test]
+    async fn a_second_publisher_is_refused_while_the_first_is_there() {
+        let hub = hub(3);
+        let first = hub.publish(&key(), info(), Instant::now());
+        assert!(hub.publish(&key(), info(), Instant::now()).is_none());
+        drop(first);
+        assert!(hub.publish(&key(), info(), Instant::now()).is_some());
+    }
+
+    #[tokio::test]
+    async fn what_all_have_read_is_let_go_at_the_next_keyframe() {
+        let hub = hub(1000);
+        let mut publisher = hub.publish(&key(), info(), Instant::now()).unwrap();
+        publisher.set_tracks(tracks("v"));
+        let mut reader = hub.get(&key()).unwrap().read(LAG);
+        for n in 0..100 {
+            let payload = Bytes::from_static(b"x");
+            let dts = Time::from_millis(n);
+            publisher.push(Frame { track: Kind::Video, dts, cts: Time::ZERO, key: n % 10 == 0, payload });
+            let mut batch = Vec::new();
+            reader.ready(&mut batch).await;
+            assert!(reader.shared.ring().frames.len() <= 11, "one group, and the keyframe that ends it");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_late_by_its_limit_skips() {
+        let hub = hub(1000);
+        let mut publisher = hub.publish(&key(), info(), Instant::now()).unwrap();
+        publisher.set_tracks(tracks("v"));
+        let mut reader = hub.get(&key()).unwrap().read(Time::from_millis(50));
+        for n in 0..100 {
+            let payload = Bytes::from_static(b"x");
+            let dts = Time::from_millis(n);
+            publisher.push(Frame { track: Kind::Video, dts, cts: Time::ZERO, key: n % 10 == 0, payload });
+        }
+        let mut batch = Vec::new();
+        reader.take(&mut batch);
+        assert!(matches!(batch[0], Event::Lagged { frames: 90 }), "{:?}", batch[0]);
+        assert_eq!(batch.len(), 12);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sound_rides_with_the_picture_and_never_waits_longer_than_its_hold() {
+        let hub = hub(1000);
+        let mut publisher = hub.publish(&key(), info(), Instant::now()).unwrap();
+        publisher.set_tracks(tracks("va"));
+        let stream = hub.get(&key()).unwrap();
+        let mut push = |kind, ms| {
+            let dts = Time::from_millis(ms);
+            publisher.push(Frame { track: kind, dts, cts: Time::ZERO, key: true, payload: Bytes::from_static(b"x") });
+        };
+        let woken = |stream: &Stream| stream.shared.wake.subscribe();
+        for (kind, ms, wakes) in [
+            (Kind::Video, 0, true),
+            (Kind::Audio, 10, false),
+            (Kind::Audio, 30, false),
+            (Kind::Video, 33, true),
+            (Kind::Audio, 40, false),
+            (Kind::Audio, 89, false),
+            (Kind::Audio, 90, true),
+        ] {
+            let watch = woken(&stream);
+            push(kind, ms);
+            assert_eq!(watch.has_changed().unwrap(), wakes, "{kind:?} at {ms} ms");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Publishers come in here: socket in, frames out to the hub.
+
+pub mod rtmp;

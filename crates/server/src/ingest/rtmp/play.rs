@@ -1,0 +1,91 @@
+//! RTMP out to players: a reader of a live stream on a connection that asked to play.
+//!
+//! Invariant: a player that does not read is dropped; it slows nobody.
+
+use std::time::{Duration, Instant};
+
+use bywash_media::Time;
+use bywash_rtmp::server::{Event, Request};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::Connection;
+use crate::hub;
+use crate::output::packer::Packer;
+use crate::token::Purpose;
+use crate::wire::Turn;
+
+/// How far a player may fall behind before it skips to a keyframe.
+const MAX_LAG: Time = Time::from_millis(8_000);
+
+/// How long a player may take nothing before it is dropped.
+const STALL: Duration = Duration::from_secs(10);
+
+impl Connection {
+    /// Carries a play from its request to its end; false if the connection is of no more use.
+    pub(super) async fn play(&mut self, request: Request, stop: &CancellationToken) -> anyhow::Result<bool> {
+        let (key, _) = match self.admit(&request, Purpose::Play) {
+            Ok(admitted) => admitted,
+            Err((code, why)) => {
+                self.refuse(code, &why).await;
+                return Ok(false);
+            }
+        };
+        let Some(stream) = self.doors.hub.get(&key) else {
+            self.refuse("NetStream.Play.StreamNotFound", "the stream is not live").await;
+            return Ok(false);
+        };
+        self.engine.accept();
+        info!("player joins");
+        let again = self.follow(stream, stop).await?;
+        info!("player leaves");
+        Ok(again)
+    }
+
+    async fn follow(&mut self, stream: hub::Stream, stop: &CancellationToken) -> anyhow::Result<bool> {
+        let mut reader = stream.read(MAX_LAG);
+        let mut packer = Packer::to_player();
+        let mut seat = self.lane.sit();
+        let mut batch = Vec::new();
+        let (mut taken, mut since) = (self.wire.taken(), Instant::now());
+        let mut stopped = std::pin::pin!(stop.cancelled());
+        loop {
+            while let Some(event) = self.engine.poll_event() {
+                if event == Event::StopPlay {
+                    return Ok(true);
+                }
+            }
+            self.outputs();
+            let idle = self.wire.is_idle();
+            let turn = self.wire.turn(|bytes| Ok::<_, anyhow::Error>(self.engine.handle_input(Instant::now(), bytes)?));
+            tokio::select! { biased;
+                turn = turn => if turn? == Turn::Closed { return Ok(false) },
+                // Only after what was waiting has gone out: one batch is the most that a player holds.
+                more = reader.ready(&mut batch), if idle => {
+                    for event in batch.drain(..) {
+                        let out = self.wire.out();
+                        packer.pack(&event, |kind, timestamp, head, payload| {
+                            self.engine.send(kind, timestamp, head, payload, out);
+                        });
+                    }
+                    if !more {
+                        self.engine.end_play();
+                        self.outputs();
+                        self.wire.flush().await?;
+                        return Ok(true);
+                    }
+                }
+                () = seat.beat() => {
+                    self.engine.handle_timeout(Instant::now())?;
+                    if self.wire.is_idle() || self.wire.taken() != taken {
+                        (taken, since) = (self.wire.taken(), Instant::now());
+                    } else if since.elapsed() > STALL {
+                        warn!("player takes nothing: dropped");
+                        return Ok(false);
+                    }
+                }
+                () = &mut stopped => return Ok(false),
+            }
+        }
+    }
+}

@@ -1,0 +1,464 @@
+//! Sends the callbacks that are owed. The only sender.
+//!
+//! A loop takes what is due from the outbox, makes one attempt each, and writes down what came of it. One app's
+//! receiver that hangs keeps its own callbacks waiting and nobody else's.
+//!
+//! Invariant: a row is pending until an answer to it has been written down. So a crash repeats a callback and
+//! never loses one.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use reqwest::Client;
+use reqwest::header::CONTENT_TYPE;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::config::{CallbackFormat, CallbackLimits};
+use crate::store::{Callback, Delivery, Error, Store};
+
+/// Waits in seconds after the first, second … failed attempt (ZEGO); one more failure and it is given up.
+const RETRIES: [i64; 5] = [2, 4, 8, 16, 32];
+
+/// Attempts at once, in all and to one URL of an app.
+const AT_ONCE: usize = 64;
+const AT_ONCE_PER_RECEIVER: usize = 4;
+
+/// How long attempts under way at the stop may still take.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// A notification may get lost with the call that would have given it; the rows are looked through anyway.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// How soon a failing store is tried again.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+
+/// How long what was delivered, or given up, can still be listed and sent again; and how often that is looked at.
+const DELIVERED_KEPT_MS: i64 = 24 * 3_600_000;
+const DEAD_KEPT_MS: i64 = 30 * DELIVERED_KEPT_MS;
+const FORGET: Duration = Duration::from_secs(3600);
+
+/// An answer's body is of no interest; reading a short one to its end lets the connection serve again.
+const ANSWER_MAX: usize = 64 * 1024;
+
+/// Sends callbacks until `stop`, then ends within seconds; what is not delivered by then stays in the outbox.
+pub async fn run(store: Store, limits: CallbackLimits, stop: CancellationToken) {
+    let now_ms = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+    run_by(now_ms, store, limits, stop).await;
+}
+
+/// [`run`] by another clock.
+async fn run_by(now_ms: impl Fn() -> i64, store: Store, limits: CallbackLimits, stop: CancellationToken) {
+    let mut sender = Sender {
+        store: store.clone(),
+        client: client(&limits),
+        under_way: HashMap::new(),
+        attempts: FuturesUnordered::new(),
+        ended: Vec::new(),
+        forget_at: Instant::now(),
+    };
+    while !stop.is_cancelled() {
+        let wait = match sender.turn(now_ms()).await {
+            Ok(Some(due_ms)) => Duration::from_millis((due_ms - now_ms()).max(0) as u64).min(LOOK),
+            Ok(None) => LOOK,
+            Err(e) => {
+                warn!(error = %e, "callbacks wait for the store");
+                STORE_RETRY
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = store.outbox_ready().notified() => {}
+            () = sleep(wait) => {}
+            Some((id, answer)) = sender.attempts.next() => sender.end(id, answer, now_ms()),
+        }
+    }
+    let until = Instant::now() + DRAIN;
+    while let Ok(Some((id, answer))) = timeout_at(until, sender.attempts.next()).await {
+        sender.end(id, answer, now_ms());
+    }
+    if let Err(e) = sender.write_down(now_ms()).await {
+        warn!(error = %e, "callbacks just delivered will be delivered again");
+    }
+}
+
+struct Sender {
+    store: Store,
+    client: Client,
+    /// Callbacks whose attempt is not written down yet, by id.
+    under_way: HashMap<i64, Callback>,
+    attempts: FuturesUnordered<BoxFuture<'static, (i64, Answer)>>,
+    /// Attempts that have ended, to be written down.
+    ended: Vec<Callback>,
+    forget_at: Instant,
+}
+
+impl Sender {
+    /// Writes down what has ended and begins what is due; when more will be due.
+    async fn turn(&mut self, now_ms: i64) -> Result<Option<i64>, Error> {
+        self.write_down(now_ms).await?;
+        if self.under_way.len() == AT_ONCE {
+            return Ok(None);
+        }
+        let mut tx = self.store.read().await?;
+        // As many again as may be under way, which are among the due.
+        let due = tx.outbox_due(now_ms, 2 * AT_ONCE_PER_RECEIVER as i64, 2 * AT_ONCE as i64).await?;
+        let next_due_ms = tx.outbox_next_due(now_ms).await?;
+        drop(tx);
+        for callback in due {
+            if self.may_begin(&callback) {
+                self.attempts.push(attempt(self.client.clone(), callback.clone()).boxed());
+                self.under_way.insert(callback.id, callback);
+            }
+        }
+        Ok(next_due_ms)
+    }
+
+    fn may_begin(&self, callback: &Callback) -> bool {
+        let same_receiver = |it: &&Callback| it.app == callback.app && it.url == callback.url;
+        let same_stream = |it: &Callback| it.environment == callback.environment && it.stream == callback.stream;
+        let receiver = || self.under_way.values().filter(same_receiver);
+        self.under_way.len() < AT_ONCE && receiver().count() < AT_ONCE_PER_RECEIVER && !receiver().any(same_stream)
+    }
+
+    /// Takes an answer in, and those that came together with it.
+    fn end(&mut self, id: i64, answer: Answer, now_ms: i64) {
+        let mut next = Some((id, answer));
+        while let Some((id, answer)) = next {
+            let callback = self.under_way[&id].clone();
+            self.ended.push(judge(callback, answer, now_ms));
+            next = self.attempts.next().now_or_never().flatten();
+        }
+    }
+
+    async fn write_down(&mut self, now_ms: i64) -> Result<(), Error> {
+        let forget = Instant::now() >= self.forget_at;
+        if self.ended.is_empty() && !forget {
+            return Ok(());
+        }
+        let mut tx = self.store.begin().await?;
+        for it in &self.ended {
+            tx.outbox_note(it.id, it.state, it.attempts, it.due_ms, it.last_status, &it.last_error).await?;
+        }
+        if forget {
+            tx.outbox_forget(now_ms - DELIVERED_KEPT_MS, now_ms - DEAD_KEPT_MS).await?;
+        }
+        tx.commit().await?;
+        for it in self.ended.drain(..) {
+            self.under_way.remove(&it.id);
+        }
+        if forget {
+            self.forget_at = Instant::now() + FORGET;
+        }
+        Ok(())
+    }
+}
+
+/// The HTTP status, 0 if none came, and what is wrong with it.
+type Answer = (i64, Result<(), String>);
+
+/// One attempt. What it says of an error does not show the URL, which may hold a secret.
+async fn attempt(client: Client, callback: Callback) -> (i64, Answer) {
+    let content_type = match callback.format {
+        CallbackFormat::Json => "application/json",
+        CallbackFormat::Form => "application/x-www-form-urlencoded",
+    };
+    let request = client.post(&callback.url).header(CONTENT_TYPE, content_type).body(callback.body);
+    let answer = match request.send().await {
+        Ok(mut response) => {
+            let status = response.status();
+            let mut read = 0;
+            while let Ok(Some(chunk)) = response.chunk().await
+                && read + chunk.len() <= ANSWER_MAX
+            {
+                read += chunk.len();
+            }
+            let result = if status.is_success() { Ok(()) } else { Err(format!("answered {status}")) };
+            (i64::from(status.as_u16()), result)
+        }
+        Err(e) if e.is_timeout() => (0, Err("no answer in time".into())),
+        Err(e) => {
+            let e = e.without_url();
+            let mut cause: &dyn std::error::Error = &e;
+            while let Some(deeper) = cause.source() {
+                cause = deeper;
+            }
+            (0, Err(cause.to_string()))
+        }
+    };
+    (callback.id, answer)
+}
+
+/// What an answer makes of a callback.
+fn judge(callback: Callback, (status, result): Answer, now_ms: i64) -> Callback {
+    let wait = usize::try_from(callback.attempts).ok().and_then(|n| RETRIES.get(n));
+    let (state, due_ms) = match (&result, wait) {
+        (Ok(()), _) => (Delivery::Delivered, now_ms),
+        (Err(_), Some(seconds)) => (Delivery::Pending, now_ms + 1000 * seconds),
+        (Err(_), None) => (Delivery::Dead, now_ms),
+    };
+    let last_error = result.err().unwrap_or_default();
+    let Callback { id, app, event, stream, .. } = &callback;
+    match state {
+        Delivery::Dead => warn!(id, app, event, stream, last_error, "callback given up"),
+        _ => debug!(id, app, event, stream, last_error, "callback sent"),
+    }
+    Callback { state, attempts: callback.attempts + 1, due_ms, last_status: status, last_error, ..callback }
+}
+
+fn client(limits: &CallbackLimits) -> Client {
+    let builder = || {
+        let none = reqwest::redirect::Policy::none();
+        Client::builder().redirect(none).no_proxy().timeout(limits.timeout)
+    };
+    let client = builder().build().or_else(|e| {
+        warn!(error = %e, "no roots to verify receivers by: callbacks to https:// will fail");
+        builder().tls_certs_only([]).build()
+    });
+    client.expect("without the machine's roots nothing is left that can fail")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+
+    use axum::extract::State;
+    use axum::http::{HeaderMap, StatusCode, Uri};
+    use bywash_media::Environment;
+    use tokio::sync::mpsc;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::callback::Owed;
+    use crate::store::tests::Dir;
+    use crate::store::{Page, Rearm};
+
+    /// A receiver on a real socket. The first part of a path says what it answers: a status, `once` for a 500
+    /// and then 200s, or `hang` for nothing.
+    struct Receiver {
+        base: String,
+        /// `path content-type body` of each callback, when it came.
+        came: mpsc::UnboundedReceiver<String>,
+        task: JoinHandle<()>,
+    }
+
+    type Seen = Arc<(mpsc::UnboundedSender<String>, AtomicUsize)>;
+
+    impl Receiver {
+        async fn new() -> Receiver {
+            let (tell, came) = mpsc::unbounded_channel();
+            let seen: Seen = Arc::new((tell, AtomicUsize::new(0)));
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let base = format!("http://{}", listener.local_addr().unwrap());
+            let router = axum::Router::new().fallback(Receiver::answer).with_state(seen);
+            let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+            Receiver { base, came, task }
+        }
+
+        async fn answer(
+            State(seen): State<Seen>,
+            uri: Uri,
+            headers: HeaderMap,
+            body: String,
+        ) -> impl axum::response::IntoResponse {
+            let content_type = headers["content-type"].to_str().unwrap();
+            seen.0.send(format!("{} {content_type} {body}", uri.path())).ok();
+            let status = match &uri.path()[1..] {
+                "hang" => std::future::pending().await,
+                "once" if seen.1.fetch_add(1, Ordering::Relaxed) == 0 => 500,
+                "once" => 200,
+                status => status.parse().unwrap(),
+            };
+            (StatusCode::from_u16(status).unwrap(), [("location", "/200")])
+        }
+
+        async fn next(&mut self) -> String {
+            tokio::time::timeout(Duration::from_secs(10), self.came.recv()).await.expect("a callback comes").unwrap()
+        }
+    }
+
+    impl Drop for Receiver {
+        fn drop(&mut self) {
+            self.task.abort();
+        }
+    }
+
+    /// A running sender whose clock is ours.
+    struct World {
+        store: Store,
+        clock: Arc<AtomicI64>,
+        stop: CancellationToken,
+        task: JoinHandle<()>,
+    }
+
+    impl World {
+        fn new(store: Store, timeout: Duration) -> World {
+            let (clock, stop) = (Arc::new(AtomicI64::new(1000)), CancellationToken::new());
+            let read = clock.clone();
+            let now_ms = move || read.load(Ordering::Relaxed);
+            let task = tokio::spawn(run_by(now_ms, store.clone(), CallbackLimits { timeout }, stop.clone()));
+            World { store, clock, stop, task }
+        }
+
+        /// Sets the clock and has the sender look at it.
+        fn at(&self, now_ms: i64) {
+            self.clock.store(now_ms, Ordering::Relaxed);
+            self.store.outbox_ready().notify_one();
+        }
+
+        /// The callback as it stands after `attempts`.
+        async fn after(&self, id: i64, attempts: i64) -> Callback {
+            for _ in 0..1000 {
+                let mut tx = self.store.read().await.unwrap();
+                let page = Page { number: 0, size: 100 };
+                let (_, rows) = tx.outbox_page(7, Environment::Production, None, page).await.unwrap();
+                if let Some(row) = rows.into_iter().find(|it| it.id == id && it.attempts == attempts) {
+                    return row;
+                }
+                drop(tx);
+                sleep(Duration::from_millis(5)).await;
+            }
+            panic!("no attempt {attempts} is written down");
+        }
+
+        async fn stopped(self) {
+            self.stop.cancel();
+            self.task.await.unwrap();
+        }
+    }
+
+    async fn owe(store: &Store, app: u32, stream: &str, url: String) -> i64 {
+        let owed = Owed {
+            app,
+            environment: Environment::Production,
+            event: "stream_create",
+            stream: stream.into(),
+            url,
+            format: if app == 7 { CallbackFormat::Json } else { CallbackFormat::Form },
+            body: format!("body of {stream}"),
+        };
+        let mut tx = store.begin().await.unwrap();
+        let id = tx.outbox_add(&owed, 1000).await.unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+
+    /// One attempt to `path`, or to a closed port; the state after it, the status and what the error begins with.
+    async fn check(path: &str, state: Delivery, status: i64, error: &str) {
+        let dir = Dir::new();
+        let receiver = Receiver::new().await;
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let base = if path == "/closed" { format!("http://{closed}") } else { receiver.base.clone() };
+        let world = World::new(dir.open().await, Duration::from_millis(if path == "/hang" { 50 } else { 5000 }));
+        let id = owe(&world.store, 7, "a", format!("{base}{path}?key=hidden")).await;
+        let row = world.after(id, 1).await;
+        assert_eq!((row.state, row.last_status), (state, status), "{path}: {}", row.last_error);
+        assert!(row.last_error.starts_with(error) && !row.last_error.contains("hidden"), "{path}: {}", row.last_error);
+        world.stopped().await;
+    }
+
+    #[tokio::test]
+    async fn any_2xx_delivers_and_all_else_is_tried_again() {
+        check("/200", Delivery::Delivered, 200, "").await;
+        check("/204", Delivery::Delivered, 204, "").await;
+        check("/302", Delivery::Pending, 302, "answered 302").await;
+        check("/404", Delivery::Pending, 404, "answered 404").await;
+        check("/503", Delivery::Pending, 503, "answered 503").await;
+        check("/hang", Delivery::Pending, 0, "no answer in time").await;
+        check("/closed", Delivery::Pending, 0, "Connection refused").await;
+    }
+
+    #[tokio::test]
+    async fn five_more_attempts_follow_at_zegos_distances_and_then_it_is_given_up_until_armed_again() {
+        let dir = Dir::new();
+        let mut receiver = Receiver::new().await;
+        let world = World::new(dir.open().await, Duration::from_secs(5));
+        let id = owe(&world.store, 7, "a", format!("{}/500", receiver.base)).await;
+        let mut now_ms = 1000;
+        for (attempts, seconds) in (1..).zip([2, 4, 8, 16, 32]) {
+            assert_eq!(receiver.next().await, "/500 application/json body of a");
+            let row = world.after(id, attempts).await;
+            assert_eq!((row.state, row.due_ms), (Delivery::Pending, now_ms + 1000 * seconds));
+            now_ms = row.due_ms;
+            world.at(now_ms);
+        }
+        receiver.next().await;
+        assert_eq!(world.after(id, 6).await.state, Delivery::Dead);
+
+        world.at(now_ms + 1_000_000);
+        let mut tx = world.store.begin().await.unwrap();
+        assert_eq!(tx.outbox_retry(7, Environment::Production, Rearm::Dead, now_ms).await.unwrap(), 1);
+        tx.commit().await.unwrap();
+        receiver.next().await;
+        assert_eq!(world.after(id, 1).await.state, Delivery::Pending);
+        assert!(receiver.came.is_empty());
+        world.stopped().await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_s_callbacks_come_in_order_over_a_failure() {
+        let dir = Dir::new();
+        let mut receiver = Receiver::new().await;
+        let world = World::new(dir.open().await, Duration::from_secs(5));
+        let url = format!("{}/once", receiver.base);
+        let first = owe(&world.store, 7, "a", url.clone()).await;
+        world.after(first, 1).await;
+        let second = owe(&world.store, 7, "a", url).await;
+        world.at(3000);
+        assert_eq!(world.after(second, 1).await.state, Delivery::Delivered);
+        assert_eq!(world.after(first, 2).await.state, Delivery::Delivered);
+        for _ in 0..3 {
+            receiver.next().await;
+        }
+        world.stopped().await;
+    }
+
+    #[tokio::test]
+    async fn a_hanging_receiver_delays_its_own_apps_callbacks_only_and_not_the_stop() {
+        let dir = Dir::new();
+        let mut receiver = Receiver::new().await;
+        let store = dir.open().await;
+        let world = World::new(store.clone(), Duration::from_secs(60));
+        for n in 0..100 {
+            owe(&store, 7, &n.to_string(), format!("{}/hang", receiver.base)).await;
+        }
+        for n in 0..10 {
+            owe(&store, 8, &n.to_string(), format!("{}/200", receiver.base)).await;
+        }
+        let mut came = Vec::new();
+        while came.iter().filter(|it| it == &"/200 application/x-www-form-urlencoded").count() < 10 {
+            came.push(receiver.next().await.split(" body").next().unwrap().to_owned());
+        }
+        let hanging = came.iter().filter(|it| it == &"/hang application/json").count();
+        assert_eq!(hanging, AT_ONCE_PER_RECEIVER, "{came:?}");
+
+        let asked = Instant::now();
+        world.stopped().await;
+        assert!(asked.elapsed() < DRAIN + Duration::from_secs(1));
+        let mut tx = store.read().await.unwrap();
+        let page = Page { number: 0, size: 1000 };
+        let (_, rows) = tx.outbox_page(7, Environment::Production, None, page).await.unwrap();
+        assert!(rows.len() == 100 && rows.iter().all(|it| it.state == Delivery::Pending && it.attempts == 0));
+        assert_eq!(tx.outbox_page(8, Environment::Production, Some(Delivery::Delivered), page).await.unwrap().0, 10);
+    }
+
+    #[tokio::test]
+    async fn what_is_owed_at_the_stop_is_sent_after_the_next_start() {
+        let dir = Dir::new();
+        let mut receiver = Receiver::new().await;
+        let store = dir.open().await;
+        owe(&store, 7, "a", format!("{}/200", receiver.base)).await;
+        store.close().await;
+        let stop = CancellationToken::new();
+        let limits = CallbackLimits { timeout: Duration::from_secs(5) };
+        let task = tokio::spawn(run(dir.open().await, limits, stop.clone()));
+        assert_eq!(receiver.next().await, "/200 application/json body of a");
+        stop.cancel();
+        task.await.unwrap();
+    }
+}

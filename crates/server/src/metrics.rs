@@ -1,0 +1,100 @@
+//! What Prometheus asks for: counters kept as things happen, and gauges read from what runs.
+//!
+//! Invariant: no label ever holds a secret or more values than there are live streams and relays.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::live::Live;
+
+/// The counters of the process.
+pub struct Metrics {
+    registry: Registry,
+    /// Connections and requests refused on the RTMP port.
+    pub rtmp_refused: Counter,
+    /// API calls answered, whatever the answer.
+    pub api_calls: Counter,
+}
+
+impl Metrics {
+    /// Counters at zero, with the gauges of `live` beside them.
+    pub fn new(live: Arc<Live>) -> Arc<Metrics> {
+        let mut registry = Registry::with_prefix("bywash");
+        let (rtmp_refused, api_calls) = (Counter::default(), Counter::default());
+        registry.register("rtmp_refused", "Connections and requests refused on the RTMP port", rtmp_refused.clone());
+        registry.register("api_calls", "API calls answered", api_calls.clone());
+        registry.register_collector(Box::new(Running(live)));
+        Arc::new(Metrics { registry, rtmp_refused, api_calls })
+    }
+
+    /// The page, in OpenMetrics text.
+    pub fn page(&self) -> String {
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &self.registry).expect("a string takes any text");
+        page
+    }
+}
+
+/// Reads the gauges when they are asked for.
+struct Running(Arc<Live>);
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Running")
+    }
+}
+
+impl Collector for Running {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let (streams, relays) = (self.0.streams(), self.0.relays());
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+
+        let gauge = ConstGauge::new(streams.len() as i64);
+        let metric = encoder.encode_descriptor("streams", "Live streams", None, gauge.metric_type())?;
+        gauge.encode(metric)?;
+        let gauge = ConstGauge::new(relays.len() as i64);
+        let metric = encoder.encode_descriptor("relays", "Relays that run or retry", None, gauge.metric_type())?;
+        gauge.encode(metric)?;
+
+        let labels = |key: &bywash_media::StreamKey| [("app", key.app().to_string()), ("stream", key.id().to_owned())];
+        let zero = ConstCounter::new(0u64);
+        let mut family =
+            encoder.encode_descriptor("stream_ingest", "Media taken in", Some(&Unit::Bytes), zero.metric_type())?;
+        for (key, stream) in &streams {
+            ConstCounter::new(stream.bytes.total()).encode(family.encode_family(&labels(key))?)?;
+        }
+        let mut family = encoder.encode_descriptor("stream_outputs", "Readers", None, gauge.metric_type())?;
+        for (key, stream) in &streams {
+            ConstGauge::new(load(&stream.outputs) as i64).encode(family.encode_family(&labels(key))?)?;
+        }
+        let relay_labels = |key: &bywash_media::StreamKey, address: &String| {
+            let [app, stream] = labels(key);
+            [app, stream, ("target", address.clone())]
+        };
+        let mut family = encoder.encode_descriptor(
+            "relay_acknowledged",
+            "Bytes that the target has acknowledged",
+            Some(&Unit::Bytes),
+            zero.metric_type(),
+        )?;
+        for ((key, address), relay) in &relays {
+            ConstCounter::new(relay.bytes.total()).encode(family.encode_family(&relay_labels(key, address))?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "relay_frames_dropped",
+            "Frames skipped since the target was too slow",
+            None,
+            zero.metric_type(),
+        )?;
+        for ((key, address), relay) in &relays {
+            ConstCounter::new(load(&relay.frames_dropped)).encode(family.encode_family(&relay_labels(key, address))?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,478 @@
+//! Relay: one stream to one CDN address, as long as the rule and the stream live.
+//!
+//! A relay is a loop of sessions. A session connects, signs afresh, publishes, follows the stream and ends with what to do
+//! next ([`End`]). The relay owns every retry; others see its [`Status`].
+//!
+//! Invariant: the status says "relaying" only while the target's kernel acknowledges bytes.
+
+mod connect;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use bywash_media::Time;
+use bywash_rtmp::client::{self, Class, Client, Phase};
+use rand::Rng;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use self::connect::Socket;
+use crate::config;
+use crate::hub;
+use crate::lane::{Lane, Seat};
+use crate::live;
+use crate::output::packer::Packer;
+use crate::store::{Reason, State, Status};
+use crate::vendor::{self, Key, Target};
+use crate::wire::{Turn, Wire};
+
+pub use self::connect::tls;
+
+/// How far a target may fall behind before it skips to a keyframe.
+const MAX_LAG: Time = Time::from_millis(8_000);
+
+/// How long a target may take to see us off.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// How long after a lost session a target that still holds it may call our name taken.
+const STALE_NAME: Duration = Duration::from_secs(60);
+
+/// What must be known to relay; a reload replaces it for the sessions that follow.
+pub struct Settings {
+    /// Timeouts, retries and what targets are allowed.
+    pub config: config::Relay,
+    /// Roots and protocol versions for rtmps://.
+    pub tls: Arc<rustls::ClientConfig>,
+    /// Where we listen for RTMP: a relay from here into the same stream is a loop.
+    pub own_port: u16,
+}
+
+/// The rule as it is now.
+#[derive(Clone)]
+pub struct Wish {
+    /// Where to.
+    pub target: Target,
+    /// The app's push authentication.
+    pub push: Vec<config::Push>,
+    /// Grows with each RetryCDNTransferRule.
+    pub retry_asked: i64,
+}
+
+/// One relay, ready to run.
+pub struct Relay {
+    /// What to relay.
+    pub stream: hub::Stream,
+    /// The rule, which may change.
+    pub wish: watch::Receiver<Wish>,
+    /// Where it runs.
+    pub lane: Lane,
+    /// How.
+    pub settings: Arc<ArcSwap<Settings>>,
+    /// Counters.
+    pub live: Arc<live::Relay>,
+    /// The marks of the servers that the stream has come through, ours included.
+    pub trace: String,
+    /// Where each change of status goes. It must not block.
+    pub note: Box<dyn Fn(Status) + Send>,
+}
+
+/// Why a session ended, which is also what to do next.
+enum End {
+    /// The stream is over, or the rule was withdrawn.
+    Done,
+    /// The rule changed: connect anew at once.
+    Again,
+    /// The target may take us later: reset, timeout, busy.
+    Retry(Reason, String),
+    /// The target said no, and will say no again: name taken, wrong signature, forbidden address.
+    Refused(Reason, Class, String),
+}
+
+impl Relay {
+    /// Runs until the stream ends or `stop` is cancelled.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut attempts = Attempts::default();
+        let mut status = Status::new(State::Requesting, Reason::None);
+        self.note(&status);
+        loop {
+            let end = self.session(&mut attempts, &mut status, &stop).await;
+            let (reason, error, wait) = match end {
+                End::Done => break,
+                End::Again => continue,
+                End::Retry(reason, error) => (reason, error, attempts.wait(&self.settings.load().config.retry)),
+                End::Refused(reason, class, error) => {
+                    let wait = attempts.wait_refused(class, &self.settings.load().config.retry);
+                    (reason, error, wait)
+                }
+            };
+            if wait > Duration::ZERO {
+                warn!(reason = %reason, error, retry_in_ms = wait.as_millis() as u64, "relay interrupted");
+            }
+            status.retries += 1;
+            status.state = State::Requesting;
+            status.reason = reason;
+            status.last_error = error;
+            status.next_retry_ms = unix_ms() + wait.as_millis() as i64;
+            self.note(&status);
+            if !self.wait(wait, &stop).await {
+                break;
+            }
+            status.next_retry_ms = 0;
+        }
+        info!("relay ended");
+        self.note(&Status { state: State::None, reason: Reason::ActivelyDisconnected, next_retry_ms: 0, ..status });
+    }
+
+    /// Waits for the next try; false if there is to be none.
+    async fn wait(&mut self, wait: Duration, stop: &CancellationToken) -> bool {
+        tokio::select! { biased;
+            () = stop.cancelled() => false,
+            () = self.stream.ended() => false,
+            // Asked to retry, or given another address: now.
+            changed = self.wish.changed() => changed.is_ok(),
+            () = tokio::time::sleep(wait) => true,
+        }
+    }
+
+    fn note(&self, status: &Status) {
+        (self.note)(Status { state_ms: unix_ms(), ..status.clone() });
+    }
+
+    async fn session(&mut self, attempts: &mut Attempts, status: &mut Status, stop: &CancellationToken) -> End {
+        let settings = self.settings.load_full();
+        let wish = self.wish.borrow_and_update().clone();
+        let deadline = tokio::time::Instant::now() + settings.config.connect_timeout;
+
+        let mut link = tokio::select! { biased;
+            () = stop.cancelled() => return End::Done,
+            () = self.stream.ended() => return End::Done,
+            link = Link::open(&wish, attempts, &settings, &self.trace, deadline) => match link {
+                Ok(link) => link,
+                Err(end) => return end,
+            },
+        };
+        info!("target accepts");
+        let end = self.follow(&mut link, &settings, attempts, status, stop).await;
+        if matches!(end, End::Done | End::Again) {
+            link.goodbye().await;
+        }
+        end
+    }
+
+    /// Passes the stream on until one of the two ends.
+    async fn follow(
+        &mut self,
+        link: &mut Link,
+        settings: &Settings,
+        attempts: &mut Attempts,
+        status: &mut Status,
+        stop: &CancellationToken,
+    ) -> End {
+        let mut reader = self.stream.read(MAX_LAG);
+        let mut packer = Packer::to_server();
+        let mut seat = self.lane.sit();
+        let mut batch = Vec::new();
+        let mut progress = Progress::new(link);
+        let mut stopped = std::pin::pin!(stop.cancelled());
+        loop {
+            tokio::select! { biased;
+                turn = link.wire.turn(|bytes| Ok(link.client.handle_input(Instant::now(), bytes)?)) => match turn {
+                    Ok(Turn::Read) => if let Err(end) = link.events() { return end },
+                    Ok(Turn::Flushed) => {
+                        // Until the first acknowledgement, every write may bring the news.
+                        if status.state != State::Relaying {
+                            self.judge(&mut progress, link, attempts, status);
+                        }
+                    }
+                    Ok(Turn::Closed) => return End::Retry(Reason::CdnServerDisconnected, "the target closed the connection".into()),
+                    Err(Trouble::Io(error)) => return End::Retry(Reason::CdnServerDisconnected, error.to_string()),
+                    Err(Trouble::Protocol(error)) => return End::Retry(Reason::ServerError, error.to_string()),
+                },
+                more = reader.ready(&mut batch), if link.wire.is_idle() => {
+                    if !more {
+                        return End::Done;
+                    }
+                    for event in batch.drain(..) {
+                        if let hub::Event::Lagged { frames } = event {
+                            self.live.frames_dropped.fetch_add(frames, std::sync::atomic::Ordering::Relaxed);
+                            warn!(frames, "target too slow: skipped to a keyframe");
+                        }
+                        let out = link.wire.out();
+                        packer.pack(&event, |kind, timestamp, head, payload| {
+                            link.client.send(kind, timestamp, head, payload, out);
+                        });
+                    }
+                }
+                () = seat.beat() => {
+                    self.judge(&mut progress, link, attempts, status);
+                    let quiet = progress.quiet_for();
+                    if quiet >= settings.config.stall_timeout {
+                        let error = format!("the target acknowledged nothing for {} s", quiet.as_secs());
+                        return End::Retry(Reason::CdnServerDisconnected, error);
+                    }
+                    if quiet >= settings.config.stall_timeout / 2 && status.state == State::Relaying {
+                        status.state = State::Requesting;
+                        status.reason = Reason::ServerError;
+                        status.last_error = "the target acknowledges nothing".into();
+                        warn!("target stalls");
+                        self.note(status);
+                    }
+                    if let Err(error) = link.client.handle_timeout(Instant::now()) {
+                        return End::Retry(Reason::CdnServerDisconnected, error.to_string());
+                    }
+                    link.outputs();
+                }
+                changed = self.wish.changed() => {
+                    let Ok(()) = changed else { return End::Done };
+                    let target = self.wish.borrow_and_update().target.clone();
+                    if target.url().expose() != link.url.expose() {
+                        info!("the rule's address has new parameters: they hold from the next connection");
+                    }
+                }
+                () = &mut stopped => return End::Done,
+            }
+        }
+    }
+
+    /// Compares what the target has acknowledged with what it had; tells where that changes the state.
+    fn judge(&self, progress: &mut Progress, link: &Link, attempts: &mut Attempts, status: &mut Status) {
+        let acknowledged = progress.update(link);
+        self.live.bytes.add(acknowledged);
+        if acknowledged > 0 && status.state != State::Relaying {
+            attempts.succeeded();
+            *status = Status { retries: status.retries, ..Status::new(State::Relaying, Reason::None) };
+            info!("relaying");
+            self.note(status);
+        }
+    }
+}
+
+/// A connection on which we publish.
+struct Link {
+    wire: Wire<Socket>,
+    client: Client,
+    url: crate::secret::Secret,
+}
+
+/// Why a connection cannot go on.
+enum Trouble {
+    Io(std::io::Error),
+    Protocol(bywash_rtmp::Error),
+}
+
+impl From<std::io::Error> for Trouble {
+    fn from(error: std::io::Error) -> Trouble {
+        Trouble::Io(error)
+    }
+}
+
+impl From<bywash_rtmp::Error> for Trouble {
+    fn from(error: bywash_rtmp::Error) -> Trouble {
+        Trouble::Protocol(error)
+    }
+}
+
+impl Link {
+    /// Connects and publishes; returns once the target has said that it takes the stream.
+    async fn open(
+        wish: &Wish,
+        attempts: &mut Attempts,
+        settings: &Settings,
+        trace: &str,
+        deadline: tokio::time::Instant,
+    ) -> Result<Link, End> {
+        let url = vendor::sign(&wish.target, &wish.push, attempts.key, unix_ms() / 1000);
+        attempts.has_backup = url.has_backup();
+        let late = |_| End::Retry(Reason::HandshakeFailed, "the target did not answer in time".into());
+        let socket = tokio::time::timeout_at(deadline, connect::connect(&wish.target, settings)).await.map_err(late)??;
+        let config = client::Config {
+            app: url.app().to_owned(),
+            stream: url.stream_with_query().expose().to_owned(),
+            tc_url: url.tc_url(),
+            agent: format!("FMLE/3.0 (compatible; bywash/{}; via={trace})", env!("CARGO_PKG_VERSION")),
+            ..client::Config::default()
+        };
+        let client = Client::new(config, Instant::now(), rand::random());
+        let mut link = Link { wire: Wire::new(socket), client, url: wish.target.url().clone() };
+        link.outputs();
+        tokio::time::timeout_at(deadline, link.publish()).await.unwrap_or_else(|_| {
+            Err(End::Retry(reason_of(link.client.phase()), format!("the target did not answer in time {}", saying(link.client.phase()))))
+        })?;
+        Ok(link)
+    }
+
+    async fn publish(&mut self) -> Result<(), End> {
+        while self.client.phase() != Phase::Publishing {
+            let phase = self.client.phase();
+            let turn = self.wire.turn(|bytes| Ok(self.client.handle_input(Instant::now(), bytes)?)).await;
+            match turn {
+                Ok(Turn::Read) => self.events()?,
+                Ok(Turn::Flushed) => {}
+                Ok(Turn::Closed) => {
+                    return Err(End::Retry(reason_of(phase), format!("the target closed the connection {}", saying(phase))));
+                }
+                Err(Trouble::Io(error)) => return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase)))),
+                Err(Trouble::Protocol(error)) => return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase)))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what the engine made of the input.
+    fn events(&mut self) -> Result<(), End> {
+        self.outputs();
+        while let Some(event) = self.client.poll_event() {
+            match event {
+                client::Event::Publishing => {}
+                client::Event::Rejected { code, description, class } => {
+                    let phase = self.client.phase();
+                    let error = mask(&format!("{code}: {description}"), &self.url);
+                    let reason = match (class, phase) {
+                        (_, Phase::Publishing) => return Err(End::Retry(Reason::CdnServerDisconnected, error)),
+                        (Class::BadName, _) | (_, Phase::Publish) => Reason::BadName,
+                        (Class::App, _) | (_, Phase::Handshake | Phase::Connect) => Reason::AccessPointError,
+                        (_, Phase::CreateStream) => Reason::CreateStreamFailed,
+                    };
+                    return Err(End::Refused(reason, class, error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn outputs(&mut self) {
+        while let Some(bytes) = self.client.poll_output() {
+            self.wire.out().push_back(bytes);
+        }
+    }
+
+    /// Ends the session as the target expects it.
+    async fn goodbye(&mut self) {
+        self.client.finish();
+        self.outputs();
+        let _ = tokio::time::timeout(GOODBYE, self.wire.flush()).await;
+    }
+}
+
+/// What a target was doing when it failed us.
+fn saying(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Handshake => "during the handshake",
+        Phase::Connect => "instead of an answer to connect",
+        Phase::CreateStream => "instead of an answer to createStream",
+        Phase::Publish => "instead of an answer to publish: wrong signature or name?",
+        Phase::Publishing => "while it took the stream",
+    }
+}
+
+fn reason_of(phase: Phase) -> Reason {
+    match phase {
+        Phase::Handshake => Reason::HandshakeFailed,
+        Phase::Connect => Reason::AccessPointError,
+        Phase::CreateStream | Phase::Publish => Reason::CreateStreamFailed,
+        Phase::Publishing => Reason::CdnServerDisconnected,
+    }
+}
+
+/// Targets like to repeat the address that they refuse, with its signature.
+fn mask(text: &str, url: &crate::secret::Secret) -> String {
+    let cut: String = text.chars().take(200).collect();
+    let query = url.expose().split_once('?').map_or("", |(_, query)| query);
+    let cut = if query.is_empty() { cut } else { cut.replace(query, "***") };
+    // What the vendor's signature added is not in the rule's address: hide every query.
+    cut.split_whitespace()
+        .map(|word| word.split_once('?').map_or_else(|| word.to_owned(), |(path, _)| format!("{path}?***")))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// What the target has acknowledged, and when it last did.
+struct Progress {
+    acknowledged: u64,
+    at: Instant,
+    waits: bool,
+}
+
+impl Progress {
+    fn new(link: &Link) -> Progress {
+        Progress { acknowledged: link.wire.socket().acknowledged(), at: Instant::now(), waits: false }
+    }
+
+    /// Bytes acknowledged since the last time.
+    fn update(&mut self, link: &Link) -> u64 {
+        let acknowledged = link.wire.socket().acknowledged();
+        let new = acknowledged.saturating_sub(self.acknowledged);
+        self.acknowledged = acknowledged;
+        self.waits = !link.wire.is_idle() || link.wire.socket().waiting() > 0;
+        if new > 0 || !self.waits {
+            self.at = Instant::now();
+        }
+        new
+    }
+
+    /// How long bytes have waited without any being acknowledged.
+    fn quiet_for(&self) -> Duration {
+        if self.waits { self.at.elapsed() } else { Duration::ZERO }
+    }
+}
+
+/// What is remembered from one session to the next.
+struct Attempts {
+    /// Since when the target has been unreachable.
+    down_since: Option<Instant>,
+    /// When a session last carried media.
+    carried_at: Option<Instant>,
+    key: Key,
+    has_backup: bool,
+    backup_tried: bool,
+}
+
+impl Default for Attempts {
+    fn default() -> Attempts {
+        Attempts { down_since: None, carried_at: None, key: Key::Main, has_backup: false, backup_tried: false }
+    }
+}
+
+impl Attempts {
+    fn succeeded(&mut self) {
+        self.down_since = None;
+        self.backup_tried = false;
+        self.carried_at = Some(Instant::now());
+    }
+
+    /// A sixteenth of the outage so far: exponential, and an outage of 20 s is noticed to be over within 2 s.
+    fn wait(&mut self, retry: &config::Retry) -> Duration {
+        let outage = self.down_since.get_or_insert_with(Instant::now).elapsed();
+        jitter((outage / 16).clamp(retry.first, retry.max.max(retry.first)))
+    }
+
+    /// A refusal is tried once more with the other key, then only now and then.
+    fn wait_refused(&mut self, class: Class, retry: &config::Retry) -> Duration {
+        // The target has not noticed yet that our last session is over.
+        let stale = self.carried_at.is_some_and(|at| at.elapsed() < STALE_NAME);
+        if class == Class::BadName && stale {
+            return self.wait(retry);
+        }
+        if self.has_backup && !self.backup_tried {
+            self.backup_tried = true;
+            self.key = match self.key {
+                Key::Main => Key::Backup,
+                Key::Backup => Key::Main,
+            };
+            return Duration::ZERO;
+        }
+        self.backup_tried = false;
+        jitter(retry.max)
+    }
+}
+
+/// Between four and six fifths, so that a thousand relays do not come back in one second.
+fn jitter(wait: Duration) -> Duration {
+    wait.mul_f64(rand::rng().random_range(0.8..1.2))
+}
+
+fn unix_ms() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_millis() as i64)
+}

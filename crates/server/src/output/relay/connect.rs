@@ -1,0 +1,215 @@
+//! From a target's name to a connected socket, plain or TLS.
+//!
+//! Invariant: the address that is checked is the address that is connected to.
+
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use anyhow::{Context as _, anyhow};
+use bywash_rtmp::client::Class;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::{End, Settings};
+use crate::store::Reason;
+use crate::sys;
+use crate::vendor::Target;
+
+/// A connection to a target.
+pub enum Socket {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Connects to the first address of `target` that answers.
+pub async fn connect(target: &Target, settings: &Settings) -> Result<Socket, End> {
+    let unreachable = |error: String| End::Retry(Reason::HandshakeFailed, error);
+    let found = tokio::net::lookup_host((target.host(), target.port())).await;
+    let found: Vec<SocketAddr> =
+        found.map_err(|error| unreachable(format!("cannot resolve {}: {error}", target.host())))?.collect();
+    let allowed = |addr: &&SocketAddr| settings.config.allow_private_targets || is_public(addr.ip());
+    let addresses: Vec<_> = found.iter().filter(allowed).collect();
+    if addresses.is_empty() {
+        let error = format!(
+            "{} is a private address ({}); relay.allow_private_targets permits it",
+            target.host(),
+            found.first().map_or("none".to_owned(), |addr| addr.ip().to_string())
+        );
+        return Err(End::Refused(Reason::AccessPointError, Class::Other, error));
+    }
+
+    let mut last = None;
+    for addr in addresses {
+        match TcpStream::connect(addr).await {
+            Ok(tcp) => {
+                // A frame goes out in one write; Nagle would only hold back its end.
+                let _ = tcp.set_nodelay(true);
+                return match target.tls() {
+                    false => Ok(Socket::Plain(tcp)),
+                    true => secure(target, tcp, settings).await.map_err(unreachable),
+                };
+            }
+            Err(error) => last = Some(format!("{addr}: {error}")),
+        }
+    }
+    Err(unreachable(last.expect("there is an address")))
+}
+
+async fn secure(target: &Target, tcp: TcpStream, settings: &Settings) -> Result<Socket, String> {
+    let name = target.host().trim_matches(['[', ']']).to_owned();
+    let name = ServerName::try_from(name).map_err(|error| error.to_string())?;
+    let stream = TlsConnector::from(settings.tls.clone()).connect(name, tcp).await;
+    Ok(Socket::Tls(Box::new(stream.map_err(|error| format!("TLS: {error}"))?)))
+}
+
+/// What rtmps:// targets are trusted by: the system's roots, and those of `ca_file`.
+pub fn tls(ca_file: Option<&Path>) -> anyhow::Result<Arc<rustls::ClientConfig>> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(path) = ca_file {
+        let read = || format!("read relay.ca_file {}", path.display());
+        let mut found = 0;
+        for certificate in CertificateDer::pem_file_iter(path).with_context(read)? {
+            roots.add(certificate.with_context(read)?).with_context(read)?;
+            found += 1;
+        }
+        if found == 0 {
+            return Err(anyhow!("relay.ca_file {} holds no certificate in PEM form", path.display()));
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
+}
+
+/// Whether an address is one of the public Internet (IANA special-purpose registries, RFC 6890).
+pub fn is_public(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            let [a, b, c, _] = ip.octets();
+            !(ip.is_private()
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_broadcast()
+                || ip.is_documentation()
+                || ip.is_multicast()
+                || a == 0
+                || a >= 240
+                || (a == 100 && (b & 0xc0) == 64)
+                || (a == 192 && b == 0 && c == 0)
+                || (a == 198 && (b & 0xfe) == 18))
+        }
+        IpAddr::V6(ip) => {
+            if let Some(v4) = ip.to_ipv4_mapped() {
+                return is_public(IpAddr::V4(v4));
+            }
+            let [a, b, ..] = ip.segments();
+            // Global unicast is 2000::/3; of it, 2001:db8::/32 is for documents, and 2002::/16 and 64:ff9b::/96 wrap IPv4.
+            (a & 0xe000) == 0x2000 && !(a == 0x2001 && b == 0x0db8) && a != 0x2002
+        }
+    }
+}
+
+impl Socket {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Socket::Plain(tcp) => tcp,
+            Socket::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Bytes that the target's kernel has acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        sys::tcp_bytes_acked(self.tcp().as_fd()).unwrap_or(0)
+    }
+
+    /// Bytes that wait in our kernel for an acknowledgement.
+    pub fn waiting(&self) -> u64 {
+        sys::tcp_bytes_waiting(self.tcp().as_fd()).unwrap_or(0)
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Socket::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Socket::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Socket::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Socket::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Socket::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Socket::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Socket::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_of_the_public_internet_are_public() {
+        for (ip, public) in [
+            ("8.8.8.8", true),
+            ("127.0.0.1", false),
+            ("10.0.0.1", false),
+            ("172.16.0.1", false),
+            ("192.168.1.1", false),
+            ("169.254.169.254", false),
+            ("100.64.0.1", false),
+            ("198.18.0.1", false),
+            ("0.0.0.0", false),
+            ("255.255.255.255", false),
+            ("224.0.0.1", false),
+            ("2400:3200::1", true),
+            ("::1", false),
+            ("::", false),
+            ("fe80::1", false),
+            ("fc00::1", false),
+            ("::ffff:127.0.0.1", false),
+            ("::ffff:8.8.8.8", true),
+            ("2002:7f00:1::", false),
+            ("64:ff9b::7f00:1", false),
+        ] {
+            assert_eq!(is_public(ip.parse().unwrap()), public, "{ip}");
+        }
+    }
+}

@@ -1,0 +1,821 @@
+//! Makes what runs equal to what the rows say, and writes down what happened.
+//!
+//! One task looks after all streams. Publishers ask it for a place; actions, publishers that leave and relays whose state changes leave a word in the
+//! [`Inbox`]. It answers by the same few steps whether a call, a publish, a crash or a restart was the cause.
+//!
+//! Invariant: only this module starts and stops relays. A change of state and the callbacks that it owes
+//! are one transaction; where the store fails, what happened is kept and written later, and what runs goes on.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use bywash_media::StreamKey;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, error, info, info_span, warn};
+
+use crate::callback::{self, Close};
+use crate::config::{self, Apps};
+use crate::hub::{self, Hub};
+use crate::lane::Lane;
+use crate::live;
+use crate::output::relay::{self, Relay, Wish};
+use crate::store::{self, Origin, Reason, Session, State, Status, Store, Tx};
+use crate::vendor::Target;
+
+/// How long a failing store is left alone before it is tried again.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+
+/// How long a count of retries may wait to be written; a change of state does not wait.
+const LAZY: Duration = Duration::from_secs(1);
+
+/// How many servers a stream may come through before a relay of it is refused as a loop.
+const HOPS: usize = 8;
+
+/// How long closed streams and old sequences are remembered at the least.
+const HISTORY: Duration = Duration::from_secs(24 * 3600);
+
+/// What plan works with.
+pub struct Parts {
+    /// The rows.
+    pub store: Store,
+    /// The streams.
+    pub hub: Arc<Hub>,
+    /// Counters of relays.
+    pub live: Arc<live::Live>,
+    /// The apps.
+    pub apps: Arc<Apps>,
+    /// How relays connect.
+    pub relay: Arc<ArcSwap<relay::Settings>>,
+    /// How long a stream waits for a publisher that dropped.
+    pub grace: Arc<ArcSwap<Duration>>,
+    /// What addresses in callbacks begin with.
+    pub public_url: String,
+    /// Likewise for RTMP: `rtmp://host:port`.
+    pub rtmp_base: String,
+}
+
+/// Asks plan for things. Clone is a pointer.
+#[derive(Clone)]
+pub struct Plan {
+    inbox: Arc<Inbox>,
+    requests: mpsc::Sender<Request>,
+    marker: u64,
+}
+
+/// A publisher that asks for its stream.
+pub struct Arrival {
+    /// The stream.
+    pub key: StreamKey,
+    /// `RTMP`, `WHIP`.
+    pub protocol: &'static str,
+    /// The publisher's address.
+    pub address: SocketAddr,
+    /// The `userId` of its token or address; may be empty.
+    pub user: String,
+    /// Marks of the servers that the stream has come through.
+    pub trace: Vec<String>,
+    /// The thread that the stream and its outputs will run on.
+    pub lane: Lane,
+}
+
+/// Why a publisher is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Another publisher holds the id.
+    #[error("the stream id is being published already")]
+    Occupied,
+    /// ForbidRTCStream.
+    #[error("the stream is forbidden")]
+    Forbidden,
+    /// The stream has come from here.
+    #[error("the stream comes from this very server: a relay loop")]
+    Loop,
+    /// SIGTERM.
+    #[error("the server is shutting down")]
+    Draining,
+}
+
+/// A publisher's hold on its stream. Dropped without [`Hold::leave`], the publisher counts as lost.
+pub struct Hold {
+    /// The stream's writer.
+    pub publisher: hub::Publisher,
+    /// Cancelled when the publisher must go: forbidden, or the server stops.
+    pub cut: CancellationToken,
+    word: Word,
+}
+
+/// How a publisher left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// It said that it ends.
+    Finished,
+    /// The connection broke.
+    Lost,
+    /// It was silent for too long.
+    Silent,
+}
+
+impl Hold {
+    /// The first frame is there: the codec of the pictures is known (stream_attr's `cid`).
+    pub fn began(&self, cid: i64) {
+        self.word.inbox.put(|news| drop(news.began.insert(self.word.key.clone(), (self.word.number, cid))));
+    }
+
+    /// Says how the publisher left.
+    pub fn leave(mut self, how: Leave) {
+        self.word.how = how;
+    }
+}
+
+/// Says on drop, after the publisher has let go of the stream, that it left.
+struct Word {
+    inbox: Arc<Inbox>,
+    key: StreamKey,
+    number: u64,
+    how: Leave,
+}
+
+impl Drop for Word {
+    fn drop(&mut self) {
+        self.inbox.put(|news| news.left.push((self.key.clone(), self.number, self.how)));
+    }
+}
+
+enum Request {
+    Publish(Box<Arrival>, oneshot::Sender<Result<Hold, Refusal>>),
+    Reload,
+    Drain(oneshot::Sender<()>),
+}
+
+/// Words left for plan. Bounded: at most one entry for each stream, publisher and relay.
+#[derive(Default)]
+struct Inbox {
+    news: Mutex<News>,
+    come: Notify,
+}
+
+#[derive(Default)]
+struct News {
+    woken: BTreeSet<StreamKey>,
+    left: Vec<(StreamKey, u64, Leave)>,
+    began: BTreeMap<StreamKey, (u64, i64)>,
+    /// The latest status of a relay, by the relay's number.
+    statuses: BTreeMap<u64, Status>,
+}
+
+impl Inbox {
+    fn put(&self, add: impl FnOnce(&mut News)) {
+        add(&mut self.lock());
+        self.come.notify_one();
+    }
+
+    fn take(&self) -> News {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, News> {
+        self.news.lock().expect("no holder panics")
+    }
+}
+
+impl Plan {
+    /// Starts plan. The future is its work; it ends once drained.
+    pub fn start(parts: Parts) -> (Plan, impl Future<Output = ()>) {
+        let (requests, asked) = mpsc::channel(256);
+        let plan = Plan { inbox: Arc::default(), requests, marker: rand::random() };
+        let keeper = Keeper {
+            parts,
+            plan: plan.clone(),
+            places: HashMap::new(),
+            relays: HashMap::new(),
+            running: JoinSet::new(),
+            pending: BTreeMap::new(),
+            unwritten: BTreeSet::new(),
+            numbers: 0,
+            write_at: None,
+            drained: None,
+        };
+        (plan, keeper.run(asked))
+    }
+
+    /// May this publisher have its stream?
+    pub async fn publish(&self, arrival: Arrival) -> Result<Hold, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        if self.requests.send(Request::Publish(Box::new(arrival), reply)).await.is_err() {
+            return Err(Refusal::Draining);
+        }
+        answer.await.unwrap_or(Err(Refusal::Draining))
+    }
+
+    /// The rows of this stream have changed.
+    pub fn wake(&self, key: StreamKey) {
+        self.inbox.put(|news| drop(news.woken.insert(key)));
+    }
+
+    /// The apps or the settings have changed.
+    pub async fn reload(&self) {
+        let _ = self.requests.send(Request::Reload).await;
+    }
+
+    /// Takes no more publishers, ends every stream and waits until its relays have said goodbye and all is written.
+    pub async fn drain(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.requests.send(Request::Drain(reply)).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+
+    /// What marks a stream as having come through this server under this key.
+    fn mark(&self, key: &StreamKey) -> String {
+        let mut hasher = DefaultHasher::new();
+        (self.marker, key).hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    }
+}
+
+/// A stream id that is live, or whose rows say so.
+struct Place {
+    session: Session,
+    /// The rows do not know the session yet.
+    unwritten: bool,
+    /// stream_create has been owed, and with it stream_close.
+    announced: bool,
+    recreate: bool,
+    /// `None` after a restart, until its publisher comes back.
+    stream: Option<Live>,
+    /// When the stream ends if nobody publishes it; none while somebody does.
+    ends_at: Option<Instant>,
+    how: Leave,
+}
+
+/// A stream in the hub.
+struct Live {
+    stream: hub::Stream,
+    lane: Lane,
+    trace: String,
+    /// The publisher that holds it.
+    number: u64,
+    cut: CancellationToken,
+}
+
+/// A relay that runs.
+struct Running {
+    key: StreamKey,
+    address: String,
+    masked: String,
+    wish: watch::Sender<Wish>,
+    stop: CancellationToken,
+    /// What the rows and the customer know.
+    told: (State, Reason),
+}
+
+struct Keeper {
+    parts: Parts,
+    plan: Plan,
+    places: HashMap<StreamKey, Place>,
+    /// By number, so that a word from an older relay of the same address is known as such.
+    relays: HashMap<u64, Running>,
+    running: JoinSet<u64>,
+    /// Statuses that wait to be written.
+    pending: BTreeMap<u64, Status>,
+    /// Streams whose rows could not be read or written.
+    unwritten: BTreeSet<StreamKey>,
+    numbers: u64,
+    write_at: Option<Instant>,
+    drained: Option<oneshot::Sender<()>>,
+}
+
+impl Keeper {
+    async fn run(mut self, mut asked: mpsc::Receiver<Request>) {
+        let mut tidied = Instant::now();
+        self.recover().await;
+        loop {
+            if self.drained.is_some() && self.relays.is_empty() && self.pending.is_empty() {
+                break;
+            }
+            let wake_at = self.next_deadline();
+            tokio::select! { biased;
+                () = self.plan.inbox.come.notified() => self.read_inbox().await,
+                Some(ended) = self.running.join_next() => self.relay_ended(ended),
+                () = until(wake_at) => self.on_time().await,
+                Some(request) = asked.recv() => match request {
+                    Request::Publish(arrival, reply) => {
+                        // A publisher that has gone meanwhile drops its hold, which says so.
+                        let _ = reply.send(self.publish(*arrival).await);
+                    }
+                    Request::Reload => {
+                        let keys: Vec<_> = self.places.keys().cloned().collect();
+                        self.reconcile_all(keys).await;
+                    }
+                    Request::Drain(reply) => {
+                        self.drained = Some(reply);
+                        self.drain().await;
+                    }
+                },
+            }
+            if tidied.elapsed() > HISTORY / 24 {
+                tidied = Instant::now();
+                self.tidy().await;
+            }
+        }
+        if let Some(reply) = self.drained.take() {
+            let _ = reply.send(());
+        }
+    }
+
+    /// After a start: nothing runs, whatever the rows say. Streams that were live wait for their publishers.
+    async fn recover(&mut self) {
+        let grace = **self.parts.grace.load();
+        let found = self
+            .read(async |tx| Ok((tx.streams_open().await?, tx.rules_running().await?)))
+            .await;
+        let Ok((sessions, rules)) = found.inspect_err(|error| error!(%error, "cannot read what ran before")) else {
+            return;
+        };
+        for session in sessions {
+            info!(stream = %session.key, "was live when the server stopped; waiting for its publisher");
+            let place = Place {
+                unwritten: false,
+                announced: true,
+                recreate: true,
+                stream: None,
+                ends_at: Some(Instant::now() + grace),
+                how: Leave::Lost,
+                session,
+            };
+            self.places.insert(place.session.key.clone(), place);
+        }
+        let apps = self.parts.apps.clone();
+        let now_ms = unix_ms();
+        let written = self
+            .write(async |tx| {
+                for rule in &rules {
+                    let mut status = Status::new(State::None, Reason::ServerError);
+                    status.state_ms = now_ms;
+                    status.last_error = "the server stopped".into();
+                    tx.rule_note(&rule.key, &rule.address, &status).await?;
+                    if let Some(app) = apps.get(rule.key.app()) {
+                        let masked = masked(&rule.url);
+                        tx.owe(callback::relay_state(&app, &rule.key, &masked, &status, now_ms), now_ms).await?;
+                    }
+                }
+                Ok(())
+            })
+            .await;
+        if let Err(error) = written {
+            error!(%error, "cannot write that nothing runs yet");
+        }
+    }
+
+    async fn publish(&mut self, arrival: Arrival) -> Result<Hold, Refusal> {
+        if self.drained.is_some() {
+            return Err(Refusal::Draining);
+        }
+        let key = arrival.key.clone();
+        let mark = self.plan.mark(&key);
+        if arrival.trace.contains(&mark) || arrival.trace.len() >= HOPS {
+            return Err(Refusal::Loop);
+        }
+        // The last publisher's leaving may still be in the inbox.
+        self.read_inbox().await;
+        let now = Instant::now();
+        let now_ms = unix_ms();
+        let read = self.read(async |tx| Ok((tx.forbidden(&key).await?, tx.stream_next_seq(&key).await?))).await;
+        let (forbidden, seq) = match read {
+            Ok(read) => read,
+            Err(error) => {
+                // Better a live stream that is written down late than none.
+                error!(stream = %key, %error, "cannot read whether the stream is forbidden; publishing goes on");
+                (false, now_ms)
+            }
+        };
+        if forbidden {
+            return Err(Refusal::Forbidden);
+        }
+        let since_ms = self.places.get(&key).map_or(now_ms, |place| place.session.created_ms);
+        let info = live::Stream::new(arrival.protocol, arrival.address.to_string(), since_ms);
+        let publisher = self.parts.hub.publish(&key, info, now).ok_or(Refusal::Occupied)?;
+        let stream = self.parts.hub.get(&key).expect("it was just published");
+
+        self.numbers += 1;
+        let number = self.numbers;
+        let cut = CancellationToken::new();
+        let trace = [arrival.trace.as_slice(), &[mark]].concat().join(",");
+        let live = Live { stream, lane: arrival.lane, trace, number, cut: cut.clone() };
+        match self.places.get_mut(&key) {
+            Some(place) => {
+                info!(stream = %key, from = %arrival.address, "publisher is back");
+                place.stream = Some(live);
+                place.ends_at = None;
+            }
+            None => {
+                info!(stream = %key, from = %arrival.address, protocol = arrival.protocol, "stream begins");
+                let session = Session {
+                    key: key.clone(),
+                    sid: store::sid(now_ms),
+                    seq,
+                    user_id: arrival.user,
+                    protocol: arrival.protocol.to_owned(),
+                    publisher: arrival.address.to_string(),
+                    codec: 0,
+                    created_ms: now_ms,
+                    closed_ms: 0,
+                };
+                let place = Place {
+                    session,
+                    unwritten: true,
+                    announced: false,
+                    recreate: false,
+                    stream: Some(live),
+                    ends_at: None,
+                    how: Leave::Lost,
+                };
+                self.places.insert(key.clone(), place);
+                self.write_session(&key).await;
+            }
+        }
+        self.reconcile_all(vec![key.clone()]).await;
+        Ok(Hold { publisher, cut, word: Word { inbox: self.plan.inbox.clone(), key, number, how: Leave::Lost } })
+    }
+
+    async fn read_inbox(&mut self) {
+        let news = self.plan.inbox.take();
+        for (key, (number, cid)) in news.began {
+            if self.holds(&key, number) {
+                self.announce(&key, cid).await;
+            }
+        }
+        for (key, number, how) in news.left {
+            if self.holds(&key, number) {
+                self.left(&key, how).await;
+            }
+        }
+        let mut urgent = false;
+        for (number, status) in news.statuses {
+            let Some(relay) = self.relays.get(&number) else { continue };
+            urgent |= relay.told != (status.state, status.reason);
+            self.pending.insert(number, status);
+        }
+        if urgent {
+            self.write_statuses().await;
+        } else if !self.pending.is_empty() {
+            self.write_at.get_or_insert(Instant::now() + LAZY);
+        }
+        self.reconcile_all(news.woken.into_iter().collect()).await;
+    }
+
+    /// Whether this publisher is the one that holds the stream now.
+    fn holds(&self, key: &StreamKey, number: u64) -> bool {
+        self.places.get(key).and_then(|place| place.stream.as_ref()).is_some_and(|live| live.number == number)
+    }
+
+    async fn left(&mut self, key: &StreamKey, how: Leave) {
+        let grace = **self.parts.grace.load();
+        let Some(place) = self.places.get_mut(key) else { return };
+        place.how = how;
+        // A publisher that says goodbye does not come back in a moment.
+        if how == Leave::Finished || grace.is_zero() || self.drained.is_some() {
+            self.end(key, if how == Leave::Finished { Close::Normal } else { Close::TcpDrop }).await;
+        } else {
+            info!(stream = %key, ?how, grace_ms = grace.as_millis() as u64, "publisher is gone; waiting for it");
+            place.ends_at = Some(Instant::now() + grace);
+        }
+    }
+
+    /// Ends a stream: its outputs finish what they have, and the customer is told.
+    async fn end(&mut self, key: &StreamKey, close: Close) {
+        self.announce(key, 0).await;
+        self.parts.hub.end(key);
+        let Some(place) = self.places.remove(key) else { return };
+        info!(stream = %key, ?close, "stream ends");
+        let apps = self.parts.apps.clone();
+        let now_ms = unix_ms();
+        let written = self
+            .write(async |tx| {
+                if place.unwritten {
+                    tx.stream_open(&place.session).await?;
+                }
+                tx.stream_close(key, now_ms).await?;
+                tx.rules_delete_default(key).await?;
+                if let Some(app) = apps.get(key.app()) {
+                    tx.owe(callback::stream_close(&app, &place.session, close, now_ms), now_ms).await?;
+                }
+                Ok(())
+            })
+            .await;
+        if let Err(error) = written {
+            error!(stream = %key, %error, "cannot write that the stream ended; trying again");
+            // It waits as a stream that nobody publishes, and ends again when the store is back.
+            let ends_at = Some(Instant::now() + STORE_RETRY);
+            self.places.insert(key.clone(), Place { stream: None, ends_at, ..place });
+        }
+    }
+
+    /// Owes stream_create, once.
+    async fn announce(&mut self, key: &StreamKey, cid: i64) {
+        let Some(place) = self.places.get_mut(key) else { return };
+        if place.announced {
+            return;
+        }
+        place.session.codec = cid;
+        place.announced = true;
+        place.unwritten = true;
+        self.write_session(key).await;
+    }
+
+    /// Writes a session that the rows do not know, or not as it is.
+    async fn write_session(&mut self, key: &StreamKey) {
+        let Some(place) = self.places.get(key).filter(|place| place.unwritten) else { return };
+        let (session, announced, recreate) = (place.session.clone(), place.announced, place.recreate);
+        let (apps, http, rtmp) = (self.parts.apps.clone(), &self.parts.public_url, &self.parts.rtmp_base);
+        let now_ms = unix_ms();
+        let written = self
+            .write(async |tx| {
+                tx.stream_open(&session).await?;
+                let app = apps.get(key.app());
+                if let (true, Some(app)) = (announced, app) {
+                    tx.owe(callback::stream_create(&app, http, rtmp, &session, recreate, now_ms), now_ms).await?;
+                }
+                Ok(())
+            })
+            .await;
+        match written {
+            Ok(()) => {
+                if let Some(place) = self.places.get_mut(key) {
+                    place.unwritten = false;
+                }
+            }
+            Err(error) => {
+                error!(stream = %key, %error, "cannot write that the stream is live; trying again");
+                self.later(key);
+            }
+        }
+    }
+
+    fn later(&mut self, key: &StreamKey) {
+        self.unwritten.insert(key.clone());
+        self.write_at = Some(Instant::now() + STORE_RETRY);
+    }
+
+    async fn reconcile_all(&mut self, keys: Vec<StreamKey>) {
+        for key in keys {
+            if let Err(error) = self.reconcile(&key).await {
+                error!(stream = %key, %error, "cannot read what should run; trying again");
+                self.later(&key);
+            }
+        }
+    }
+
+    /// Makes the relays of one stream equal to its rules.
+    async fn reconcile(&mut self, key: &StreamKey) -> Result<(), store::Error> {
+        let app = self.parts.apps.get(key.app());
+        let live = self.places.get(key).is_some_and(|place| place.stream.is_some());
+        if live && let Some(app) = &app {
+            self.put_default_rule(app, key).await?;
+        }
+        let (forbidden, rules) = self.read(async |tx| Ok((tx.forbidden(key).await?, tx.rules_of(key).await?))).await?;
+        if forbidden && live {
+            info!(stream = %key, "stream is forbidden: its publisher is cut");
+            if let Some(live) = self.places.get(key).and_then(|place| place.stream.as_ref()) {
+                live.cut.cancel();
+            }
+            self.end(key, Close::Kicked).await;
+            return Ok(());
+        }
+
+        let mut extra: BTreeMap<String, u64> = self
+            .relays
+            .iter()
+            .filter(|(_, relay)| relay.key == *key && !relay.stop.is_cancelled())
+            .map(|(number, relay)| (relay.address.clone(), *number))
+            .collect();
+        for rule in rules {
+            let target = match Target::parse(rule.url.expose()) {
+                Ok(target) => target,
+                Err(error) => {
+                    error!(stream = %key, address = rule.address, error, "a stored rule does not parse");
+                    continue;
+                }
+            };
+            let push = app.as_ref().map(|app| app.cdn.push.clone()).unwrap_or_default();
+            let wish = Wish { target, push, retry_asked: rule.retry_asked };
+            match extra.remove(&rule.address) {
+                Some(number) => {
+                    let relay = &self.relays[&number];
+                    let same = {
+                        let old = relay.wish.borrow();
+                        old.retry_asked == wish.retry_asked && old.target.url() == wish.target.url()
+                    };
+                    if !same {
+                        relay.wish.send_replace(wish);
+                    }
+                }
+                None => self.start_relay(key, rule.address, wish),
+            }
+        }
+        for number in extra.values() {
+            self.relays[number].stop.cancel();
+        }
+        Ok(())
+    }
+
+    /// ZEGO's "default relay": every stream goes to the app's default target.
+    async fn put_default_rule(&self, app: &config::App, key: &StreamKey) -> Result<(), store::Error> {
+        let url = app.cdn.default_target.as_ref().filter(|_| app.cdn.relay_everything);
+        let target = url.map(|url| Target::parse(&format!("{}/{}", url.trim_end_matches('/'), key.id())));
+        let Some(Ok(target)) = target else { return Ok(()) };
+        let address = target.address();
+        let known = self.read(async |tx| tx.rule(key, &address).await).await?;
+        if known.is_some() {
+            return Ok(());
+        }
+        self.write(async |tx| tx.rule_put(key, &address, target.url(), Origin::Default, unix_ms()).await).await
+    }
+
+    fn start_relay(&mut self, key: &StreamKey, address: String, wish: Wish) {
+        let Some(live) = self.places.get(key).and_then(|place| place.stream.as_ref()) else { return };
+        // The one before it, of a rule deleted and put again, says goodbye first.
+        if self.relays.values().any(|relay| relay.key == *key && relay.address == address) {
+            return;
+        }
+        self.numbers += 1;
+        let number = self.numbers;
+        let counters = Arc::<live::Relay>::default();
+        self.parts.live.relay_started(key.clone(), address.clone(), counters.clone());
+        let masked = wish.target.masked();
+        let span = info_span!("relay", stream = %key, target = masked);
+        let (wish, wished) = watch::channel(wish);
+        let stop = CancellationToken::new();
+        let inbox = self.plan.inbox.clone();
+        let relay = Relay {
+            stream: live.stream.clone(),
+            wish: wished,
+            lane: live.lane.clone(),
+            settings: self.parts.relay.clone(),
+            live: counters,
+            trace: live.trace.clone(),
+            note: Box::new(move |status| inbox.put(|news| drop(news.statuses.insert(number, status)))),
+        };
+        let run = relay.run(stop.clone()).instrument(span);
+        self.running.spawn_on(
+            async move {
+                run.await;
+                number
+            },
+            live.lane.handle(),
+        );
+        let told = (State::None, Reason::None);
+        self.relays.insert(number, Running { key: key.clone(), address, masked, wish, stop, told });
+    }
+
+    fn relay_ended(&mut self, ended: Result<u64, tokio::task::JoinError>) {
+        let number = match ended {
+            Ok(number) => number,
+            Err(error) => {
+                error!(%error, "a relay's task failed");
+                return;
+            }
+        };
+        // Its last word is in the inbox, and is read before the relay is forgotten.
+        let news = self.plan.inbox.lock().statuses.remove(&number);
+        if let Some(status) = news {
+            self.pending.insert(number, status);
+        }
+        self.write_at = Some(Instant::now());
+    }
+
+    /// Writes the statuses that wait, and owes relay_state for those that changed.
+    async fn write_statuses(&mut self) {
+        let batch: Vec<_> = self
+            .pending
+            .iter()
+            .filter_map(|(number, status)| {
+                let relay = self.relays.get(number)?;
+                let changed = relay.told != (status.state, status.reason);
+                let app = self.parts.apps.get(relay.key.app()).filter(|_| changed);
+                Some((relay.key.clone(), relay.address.clone(), relay.masked.clone(), status.clone(), app))
+            })
+            .collect();
+        let now_ms = unix_ms();
+        let written = self
+            .write(async |tx| {
+                for (key, address, masked, status, app) in &batch {
+                    tx.rule_note(key, address, status).await?;
+                    if let Some(app) = app {
+                        tx.owe(callback::relay_state(app, key, masked, status, now_ms), now_ms).await?;
+                    }
+                }
+                Ok(())
+            })
+            .await;
+        if let Err(error) = written {
+            error!(%error, "cannot write the state of relays; trying again");
+            self.write_at = Some(Instant::now() + STORE_RETRY);
+            return;
+        }
+        for (number, status) in std::mem::take(&mut self.pending) {
+            let Some(relay) = self.relays.get_mut(&number) else { continue };
+            relay.told = (status.state, status.reason);
+            if status.state == State::None {
+                self.forget_relay(number);
+            }
+        }
+    }
+
+    fn forget_relay(&mut self, number: u64) {
+        let Some(relay) = self.relays.remove(&number) else { return };
+        self.parts.live.relay_ended(&relay.key, &relay.address);
+        // A rule that was put again while this relay said goodbye starts now.
+        self.plan.wake(relay.key);
+    }
+
+    async fn on_time(&mut self) {
+        let now = Instant::now();
+        let over = |place: &Place| place.ends_at.is_some_and(|at| at <= now);
+        let ended: Vec<_> = self.places.iter().filter(|(_, place)| over(place)).map(|(key, _)| key.clone()).collect();
+        for key in ended {
+            let close = match self.places[&key].how {
+                Leave::Finished => Close::Normal,
+                Leave::Silent => Close::Heartbeat,
+                Leave::Lost => Close::TcpDrop,
+            };
+            self.end(&key, close).await;
+        }
+        if self.write_at.is_some_and(|at| at <= now) {
+            self.write_at = None;
+            let keys = std::mem::take(&mut self.unwritten);
+            for key in &keys {
+                self.write_session(key).await;
+            }
+            self.reconcile_all(keys.into_iter().collect()).await;
+            if !self.pending.is_empty() {
+                self.write_statuses().await;
+            }
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let ends = self.places.values().filter_map(|place| place.ends_at).min();
+        [ends, self.write_at].into_iter().flatten().min()
+    }
+
+    async fn drain(&mut self) {
+        let keys: Vec<_> = self.places.keys().cloned().collect();
+        for key in keys {
+            if let Some(live) = &self.places[&key].stream {
+                live.cut.cancel();
+            }
+            self.end(&key, Close::TcpDrop).await;
+            // What cannot be written now is found by the next start.
+            self.places.remove(&key);
+        }
+    }
+
+    async fn tidy(&self) {
+        let before_ms = unix_ms() - HISTORY.as_millis() as i64;
+        let history = self.parts.apps.all().iter().filter_map(|app| app.stream_history).max().unwrap_or_default();
+        let closed_before_ms = before_ms.min(unix_ms() - history.as_millis() as i64);
+        let tidied = self
+            .write(async |tx| {
+                tx.streams_forget(closed_before_ms).await?;
+                tx.sequences_forget(before_ms).await
+            })
+            .await;
+        if let Err(error) = tidied {
+            warn!(%error, "cannot forget old rows");
+        }
+    }
+
+    async fn read<T>(&self, ask: impl AsyncFnOnce(&mut Tx) -> Result<T, store::Error>) -> Result<T, store::Error> {
+        ask(&mut self.parts.store.read().await?).await
+    }
+
+    async fn write<T>(&self, change: impl AsyncFnOnce(&mut Tx) -> Result<T, store::Error>) -> Result<T, store::Error> {
+        let mut tx = self.parts.store.begin().await?;
+        let made = change(&mut tx).await?;
+        tx.commit().await?;
+        Ok(made)
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn masked(url: &crate::secret::Secret) -> String {
+    Target::parse(url.expose()).map_or_else(|_| "***".to_owned(), |target| target.masked())
+}
+
+fn unix_ms() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_millis() as i64)
+}

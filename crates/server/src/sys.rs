@@ -1,0 +1,99 @@
+//! The few kernel calls that no safe crate of ours offers: socket options, counters and CPU time.
+//!
+//! The only module with unsafe code. Each function passes the kernel a buffer of the size it names, and nothing outlives the call.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+/// Asks the kernel to wake a reader only once `bytes` have come in (SO_RCVLOWAT, socket(7)). End of file and errors wake it as ever.
+pub fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
+    let value = bytes as libc::c_int;
+    // SAFETY: the option takes one c_int, and the pointer and length are those of `value`.
+    let rc = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const value).cast(),
+            mem::size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Bytes that the peer's kernel has acknowledged on this TCP connection (tcpi_bytes_acked, Linux 4.1).
+pub fn tcp_bytes_acked(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    /// Where the kernel's `struct tcp_info` keeps the 64-bit count (linux/tcp.h); libc's own struct ends before it.
+    const OFFSET: usize = 120;
+    let mut info = [0u8; 256];
+    let mut len = info.len() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into `info` and sets `len` to what it wrote.
+    let rc = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if (len as usize) < OFFSET + 8 {
+        return Err(io::Error::from(io::ErrorKind::Unsupported));
+    }
+    let bytes = info[OFFSET..OFFSET + 8].try_into().expect("eight bytes");
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Bytes in this socket's send queue: not yet sent, or sent and not acknowledged (SIOCOUTQ, tcp(7)).
+pub fn tcp_bytes_waiting(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut waiting: libc::c_int = 0;
+    // SAFETY: the request fills one c_int.
+    let rc = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut waiting) };
+    if rc == 0 { Ok(waiting.max(0) as u64) } else { Err(io::Error::last_os_error()) }
+}
+
+/// CPU time that the calling thread has used.
+pub fn thread_cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid timespec for the kernel to fill.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn the_kernel_counts_what_the_peer_acknowledged() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut theirs, _) = listener.accept().unwrap();
+        let before = tcp_bytes_acked(ours.as_fd()).unwrap();
+        ours.write_all(&[7; 5000]).unwrap();
+        theirs.read_exact(&mut [0; 5000]).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while tcp_bytes_acked(ours.as_fd()).unwrap() - before != 5000 || tcp_bytes_waiting(ours.as_fd()).unwrap() != 0 {
+            assert!(std::time::Instant::now() < deadline, "the count never came to 5000");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_low_water_mark_is_taken() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        set_receive_low_water(ours.as_fd(), 2048).unwrap();
+        set_receive_low_water(ours.as_fd(), 1).unwrap();
+    }
+}
