@@ -21,6 +21,7 @@ const HELP: &str = "bywash-bench: what a stream costs here and in nginx-rtmp
   --seconds N    length of each measured window (10)
   --rounds N     windows per server and scenario, alternating (3)
   --outage N     seconds a target is away (20; 0 leaves this out)
+  --only NAME    bywash or nginx alone, to look closer at one
   --write-docs   also write docs/benchmark.md
 
 Example: bywash-bench --seconds 30 --rounds 3
@@ -46,8 +47,17 @@ fn main() {
         return load::run(number(1), number(2));
     }
     let (mut seconds, mut rounds, mut outage, mut write_docs) = (10, 3, 20, false);
+    let mut servers = vec!["bywash", "nginx"];
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
+        if arg == "--only" {
+            let name = rest.next().cloned().unwrap_or_default();
+            servers.retain(|it| *it == name);
+            if servers.is_empty() {
+                fail("--only takes bywash or nginx");
+            }
+            continue;
+        }
         let mut number = || match rest.next().and_then(|it| it.parse::<u64>().ok()) {
             Some(number) => number,
             None => fail(&format!("{arg} takes a number")),
@@ -64,7 +74,7 @@ fn main() {
     let mut runs = Vec::new();
     for scenario in &SCENARIOS {
         for round in 0..rounds {
-            for subject in ["bywash", "nginx"] {
+            for subject in &servers {
                 // A target's absence is measured once a server: it takes long and varies little.
                 let outage = if round == 0 && scenario.streams * scenario.targets == 1 { outage } else { 0 };
                 let run = measure(scenario, subject, seconds, outage);

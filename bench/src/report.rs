@@ -49,8 +49,10 @@ fn row(out: &mut String, what: &str, field: &str, of: impl Fn(&Value) -> bool, r
         values.sort_by(f64::total_cmp);
         values.get(values.len() / 2).copied()
     };
-    if let (Some(ours), Some(theirs)) = (median("bywash"), median("nginx")) {
-        let ratio = if theirs > 0.0 { format!("{:.2}", ours / theirs) } else { "–".into() };
-        let _ = writeln!(out, "| {what} | {ours:.2} | {theirs:.2} | {ratio} |");
+    let (ours, theirs) = (median("bywash"), median("nginx"));
+    let ratio = ours.zip(theirs).filter(|(_, theirs)| *theirs > 0.0).map(|(ours, theirs)| ours / theirs);
+    let cell = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.2}"));
+    if ours.or(theirs).is_some() {
+        let _ = writeln!(out, "| {what} | {} | {} | {} |", cell(ours), cell(theirs), cell(ratio));
     }
 }
