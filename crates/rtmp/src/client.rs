@@ -3,8 +3,7 @@
 //! It goes through handshake, `connect`, `createStream` and `publish` by itself, in the order and
 //! with the side commands of FMLE, which every CDN is tested with; then the caller sends media.
 //!
-//! Invariant: at most one of [`Event::Publishing`] … [`Event::Rejected`] comes, and nothing comes
-//! after a rejection.
+//! Invariant: each event comes at most once, and nothing comes after a rejection.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -148,12 +147,12 @@ impl Client {
     /// Takes all of `bytes`, which may be split anywhere.
     pub fn handle_input(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Error> {
         let mut input = bytes;
-        if let Some(handshake) = &mut self.handshake {
-            if handshake.read(&mut input, &mut self.link.output)? {
-                self.handshake = None;
-                self.deadline = Some(now + self.config.command_timeout);
-                self.connect();
-            }
+        if let Some(handshake) = &mut self.handshake
+            && handshake.read(&mut input, &mut self.link.output)?
+        {
+            self.handshake = None;
+            self.deadline = Some(now + self.config.command_timeout);
+            self.connect();
         }
         if self.handshake.is_none() {
             while let Some(raw) = self.link.read(&mut input)? {
@@ -374,3 +373,169 @@ const WORDS: &[(&str, Class)] = &[
     ("invalidapp", Class::App),                    // FMS, Wowza: NetConnection.Connect.InvalidApp
     ("connect.rejected", Class::App),              // SRS: NetConnection.Connect.Rejected
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amf;
+    use crate::chunk::Reader;
+
+    /// Plays the server's lines, `NAME TRANSACTION (ID | CODE DESCRIPTION…)`, after the handshake;
+    /// says what the client sends and tells, and how far it got.
+    fn check(script: &str, want: &str) {
+        let config = Config {
+            app: "live".into(),
+            stream: "s?k=v".into(),
+            tc_url: "rtmp://h/live".into(),
+            ..Config::default()
+        };
+        let now = Instant::now();
+        let (mut client, mut server) = (Client::new(config, now, 1), Link::new(LIMITS, WINDOW));
+        while client.poll_output().is_some() {}
+        client
+            .handle_input(now, &[&[3][..], &[0; 3072]].concat())
+            .unwrap();
+        assert_eq!(client.poll_output().unwrap().len(), 1536);
+
+        let (mut reader, mut got) = (Reader::new(LIMITS), Vec::new());
+        for line in [""].into_iter().chain(script.lines().map(str::trim)) {
+            let words: Vec<&str> = line.splitn(4, ' ').collect();
+            match words[..] {
+                ["finish"] => client.finish(),
+                [name, transaction, id] if id.parse::<f64>().is_ok() => {
+                    let id = Value::Number(id.parse().unwrap());
+                    server.command(0, name, transaction.parse().unwrap(), &[Value::Null, id]);
+                }
+                [name, transaction, code, ref description @ ..] => {
+                    let level = if code.ends_with("Start") {
+                        "status"
+                    } else {
+                        "error"
+                    };
+                    let description = description.first().copied().unwrap_or_default();
+                    let info = amf::object([
+                        ("level", level.into()),
+                        ("code", code.into()),
+                        ("description", description.into()),
+                    ]);
+                    server.command(0, name, transaction.parse().unwrap(), &[Value::Null, info]);
+                }
+                _ => assert_eq!(line, ""),
+            }
+            while let Some(bytes) = server.output.pop_front() {
+                client.handle_input(now, &bytes).unwrap();
+            }
+            while let Some(event) = client.poll_event() {
+                got.push(match event {
+                    Event::Publishing => "Publishing".to_owned(),
+                    Event::Rejected { code, class, .. } => format!("{class:?}({code})"),
+                });
+            }
+            while let Some(bytes) = client.poll_output() {
+                let mut bytes = &bytes[..];
+                while let Some(raw) = reader.read(&mut bytes).unwrap() {
+                    let it = Command::parse(&raw).unwrap();
+                    got.push(format!("{}:{}", it.stream, it.name));
+                }
+            }
+        }
+        got.push(format!("[{:?}]", client.phase()));
+        assert_eq!(got.join(" "), want, "{script}");
+    }
+
+    #[test]
+    fn it_publishes_in_the_order_of_fmle_and_says_goodbye() {
+        check("", "0:connect [Connect]");
+        check(
+            "_result 1 NetConnection.Connect.Success\n_error 2 x\n_result 4 7",
+            "0:connect 0:releaseStream 0:FCPublish 0:createStream 7:publish [Publish]",
+        );
+        check(
+            "_result 1 x\n_result 4 1\nonStatus 0 NetStream.Publish.Start\nfinish\nonStatus 0 NetStream.Unpublish.Success",
+            "0:connect 0:releaseStream 0:FCPublish 0:createStream 1:publish Publishing \
+             0:FCUnpublish 0:deleteStream [Publishing]",
+        );
+    }
+
+    #[test]
+    fn a_refusal_is_told_once_and_named() {
+        for (line, want) in [
+            (
+                "_error 1 NetConnection.Connect.Rejected no such app",
+                "App(NetConnection.Connect.Rejected)",
+            ),
+            (
+                "_error 1 NetConnection.Connect.InvalidApp",
+                "App(NetConnection.Connect.InvalidApp)",
+            ),
+            ("_error 1 strange", "App(strange)"),
+            (
+                "_error 1 NetConnection.Connect.Rejected [ AccessManager.Reject ] : [ code=403 need auth; authmod=adobe ] : ",
+                "Auth(NetConnection.Connect.Rejected)",
+            ),
+            ("close 0 x", "App(x)"),
+        ] {
+            check(
+                &format!("{line}\n{line}"),
+                &format!("0:connect {want} [Connect]"),
+            );
+        }
+        for (line, want) in [
+            (
+                "onStatus 0 NetStream.Publish.BadName Already publishing",
+                "BadName(NetStream.Publish.BadName)",
+            ),
+            (
+                "onStatus 0 NetStream.Publish.BadName",
+                "BadName(NetStream.Publish.BadName)",
+            ),
+            (
+                "onStatus 0 NetStream.Publish.BadName auth_key is wrong",
+                "Auth(NetStream.Publish.BadName)",
+            ),
+            (
+                "onStatus 0 NetStream.Publish.Denied",
+                "Auth(NetStream.Publish.Denied)",
+            ),
+            (
+                "onStatus 0 NetStream.Publish.Failed txSecret expired",
+                "Auth(NetStream.Publish.Failed)",
+            ),
+            (
+                "onStatus 0 NetStream.Publish.Failed disk full",
+                "Other(NetStream.Publish.Failed)",
+            ),
+            ("_error 5 NetStream.Failed", "Other(NetStream.Failed)"),
+        ] {
+            check(
+                &format!("_result 1 x\n_result 4 1\n{line}\n{line}"),
+                &format!(
+                    "0:connect 0:releaseStream 0:FCPublish 0:createStream 1:publish {want} [Publish]"
+                ),
+            );
+        }
+    }
+
+    #[test]
+    fn a_publish_that_the_server_ends_is_told() {
+        check(
+            "_result 1 x\n_result 4 1\nonStatus 0 NetStream.Publish.Start\nonStatus 0 NetStream.Unpublish.Success",
+            "0:connect 0:releaseStream 0:FCPublish 0:createStream 1:publish Publishing \
+             Other(NetStream.Unpublish.Success) [Publishing]",
+        );
+    }
+
+    #[test]
+    fn each_phase_has_its_timeout() {
+        let now = Instant::now();
+        let mut client = Client::new(Config::default(), now, 1);
+        let at = client.poll_timeout().unwrap();
+        assert_eq!(client.handle_timeout(now), Ok(()));
+        assert_eq!(client.handle_timeout(at), Err(Error::HandshakeTimeout));
+        client
+            .handle_input(now, &[&[3][..], &[0; 3072]].concat())
+            .unwrap();
+        let at = client.poll_timeout().unwrap();
+        assert_eq!(client.handle_timeout(at), Err(Error::CommandTimeout));
+    }
+}

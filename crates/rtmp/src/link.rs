@@ -141,6 +141,13 @@ impl Link {
             .write(id, kind, stream, timestamp, head, payload, out);
     }
 
+    /// Any message at all.
+    #[cfg(test)]
+    pub fn raw(&mut self, id: u8, kind: u8, stream: u32, timestamp: u32, body: &Bytes) {
+        self.writer
+            .write(id, kind, stream, timestamp, &[], body, &mut self.output);
+    }
+
     /// Sets the counters as they are after that many bytes.
     #[cfg(test)]
     pub fn set_received(&mut self, bytes: u32) {

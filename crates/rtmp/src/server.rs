@@ -165,11 +165,11 @@ impl Server {
         self.heard = now;
         self.ping = now + self.config.ping_interval;
         let mut input = bytes;
-        if let Some(handshake) = &mut self.handshake {
-            if handshake.read(&mut input, &mut self.link.output)? {
-                self.handshake = None;
-                self.deadline = Some(now + self.config.command_timeout);
-            }
+        if let Some(handshake) = &mut self.handshake
+            && handshake.read(&mut input, &mut self.link.output)?
+        {
+            self.handshake = None;
+            self.deadline = Some(now + self.config.command_timeout);
         }
         if self.handshake.is_none() {
             while let Some(raw) = self.link.read(&mut input)? {
@@ -603,3 +603,419 @@ const CAN_FORWARD: f64 = 4.0;
 
 /// Which of the names are pictures.
 const VIDEO_FOURCC: &[&str] = &["avc1", "hvc1", "av01", "vp08", "vp09", "vvc1"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk;
+
+    /// A peer that speaks in script lines, and the server that it speaks to.
+    struct Peer {
+        server: Server,
+        link: Link,
+        reader: chunk::Reader,
+        now: Instant,
+        /// Input is fed in pieces of this size.
+        step: usize,
+    }
+
+    const LIMITS: Limits = Limits {
+        message: 1 << 24,
+        unfinished: 1 << 25,
+        streams: 64,
+    };
+
+    impl Peer {
+        /// A peer after the handshake.
+        fn new(step: usize) -> Peer {
+            let now = Instant::now();
+            let server = Server::new(Config::default(), now, 1);
+            let (link, reader) = (Link::new(LIMITS, 1 << 30), chunk::Reader::new(LIMITS));
+            let mut peer = Peer {
+                server,
+                link,
+                reader,
+                now,
+                step,
+            };
+            peer.feed(&[&[3][..], &[0; 3072]].concat()).unwrap();
+            let answer: usize = std::iter::from_fn(|| peer.server.poll_output())
+                .map(|it| it.len())
+                .sum();
+            assert_eq!(answer, 3073);
+            peer
+        }
+
+        fn feed(&mut self, bytes: &[u8]) -> Result<(), Error> {
+            bytes
+                .chunks(self.step)
+                .try_for_each(|it| self.server.handle_input(self.now, it))
+        }
+
+        /// Does one line: `accept`, `end`, `reject CODE`, `wait SECONDS`, `media TYPE TIMESTAMP
+        /// TEXT`, `control TYPE TEXT`, or a command as `[STREAM:]NAME TRANSACTION VALUE…`.
+        fn act(&mut self, line: &str) -> Result<(), Error> {
+            let words: Vec<&str> = line.split(' ').collect();
+            match words[..] {
+                ["accept"] => self.server.accept(),
+                ["end"] => self.server.end_play(),
+                ["reject", code] => self.server.reject(code, "no"),
+                ["wait", seconds] => {
+                    self.now += Duration::from_secs(seconds.parse().unwrap());
+                    self.server.handle_timeout(self.now)?;
+                }
+                ["media", kind, timestamp, text] => {
+                    let (kind, timestamp) = (kind.parse().unwrap(), timestamp.parse().unwrap());
+                    let body = Bytes::copy_from_slice(text.as_bytes());
+                    self.link.raw(4, kind, 1, timestamp, &body);
+                }
+                ["control", kind, text] => {
+                    self.link.control(kind.parse().unwrap(), text.as_bytes())
+                }
+                [name, transaction, ref values @ ..] => {
+                    let (stream, name) = name.split_once(':').unwrap_or(("0", name));
+                    let values: Vec<Value> = values.iter().map(|it| value(it)).collect();
+                    self.link.command(
+                        stream.parse().unwrap(),
+                        name,
+                        transaction.parse().unwrap(),
+                        &values,
+                    );
+                }
+                _ => unreachable!("{line}"),
+            }
+            let bytes: Vec<u8> = self.link.output.drain(..).flatten().collect();
+            self.feed(&bytes)
+        }
+
+        /// What the server says to the caller and to the peer, in short.
+        fn news(&mut self) -> Vec<String> {
+            let mut got = Vec::new();
+            while let Some(event) = self.server.poll_event() {
+                got.push(match event {
+                    Event::Publish(it) => format!("Publish({} {} {})", it.app, it.name, it.query),
+                    Event::Play(it) => format!("Play({} {} {})", it.app, it.name, it.query),
+                    Event::Message(it) => {
+                        format!("{:?}@{}:{}", it.kind, it.timestamp, it.body.escape_ascii())
+                    }
+                    other => format!("{other:?}"),
+                });
+            }
+            while let Some(bytes) = self.server.poll_output() {
+                let mut bytes = &bytes[..];
+                while let Some(raw) = self.reader.read(&mut bytes).unwrap() {
+                    got.push(match raw.kind {
+                        COMMAND => {
+                            let it = Command::parse(&raw).unwrap();
+                            let code = it.args.first().and_then(|it| it.get("code"));
+                            let code = code
+                                .or(it.args.first())
+                                .and_then(Value::as_str)
+                                .unwrap_or_default();
+                            let id = it
+                                .args
+                                .first()
+                                .and_then(Value::as_number)
+                                .unwrap_or_default();
+                            let tail = if id > 0.0 {
+                                id.to_string()
+                            } else {
+                                code.to_owned()
+                            };
+                            format!("{}:{} {} {tail}", it.stream, it.name, it.transaction)
+                                .trim_end()
+                                .to_owned()
+                        }
+                        USER_CONTROL => format!("user{}", raw.body[1]),
+                        kind => format!("[{kind}]"),
+                    });
+                }
+            }
+            got
+        }
+    }
+
+    /// A number, `-` for null, `{name=text,…}`, or text.
+    fn value(word: &str) -> Value {
+        match word.strip_prefix('{').and_then(|it| it.strip_suffix('}')) {
+            Some(list) => Value::Object(
+                list.split(',')
+                    .filter_map(|it| it.split_once('='))
+                    .map(|(key, text)| (key.to_owned(), text.into()))
+                    .collect(),
+            ),
+            None if word == "-" => Value::Null,
+            None => word.parse().map_or_else(|_| word.into(), Value::Number),
+        }
+    }
+
+    /// Plays `script` after the handshake; says what came of the lines after a `|`, or of all where
+    /// there is none. The same for every split of the input.
+    fn check(script: &str, want: &str) {
+        for step in [1, 3, 100, 1 << 20] {
+            let mut peer = Peer::new(step);
+            let mut got = Vec::new();
+            for line in script.lines().map(str::trim).filter(|it| !it.is_empty()) {
+                match line {
+                    "|" => got.clear(),
+                    line => {
+                        let result = peer.act(line);
+                        got.extend(peer.news());
+                        if let Err(e) = result {
+                            got.push(e.to_string());
+                        }
+                    }
+                }
+            }
+            assert_eq!(got.join(" "), want, "{script} in pieces of {step}");
+        }
+    }
+
+    const CONNECT: &str = "connect 1 {app=123,tcUrl=rtmp://h/123}\ncreateStream 2 -\n";
+
+    fn connected(script: &str, want: &str) {
+        check(&format!("{CONNECT}|\n{script}"), want);
+    }
+
+    #[test]
+    fn fmle_publishes() {
+        check(
+            "connect 1 {app=1234567890,flashVer=FMLE/3.0,swfUrl=rtmp://h/1234567890,tcUrl=rtmp://h/1234567890}
+             control 5 \0&%\0
+             releaseStream 2 - s1
+             FCPublish 3 - s1
+             createStream 4 -
+             _checkbw 5 -
+             1:publish 6 - s1 live
+             accept
+             media 18 0 onMetaData
+             media 9 40 picture
+             FCUnpublish 7 - s1
+             deleteStream 8 - 1",
+            "[5] [6] 0:_result 1 NetConnection.Connect.Success 0:_result 2 0:_result 3 0:_result 4 1 \
+             0:_result 5 Publish(1234567890 s1 ) user0 1:onStatus 0 NetStream.Publish.Start \
+             Data@0:onMetaData Video@40:picture Unpublish 0:_result 7 1:onStatus 0 NetStream.Unpublish.Success",
+        );
+    }
+
+    #[test]
+    fn obs_and_librtmp_publish() {
+        check(
+            "control 1 \0\0\x10\0
+             connect 1 {app=123,type=nonprivate,flashVer=FMLE/3.0,swfUrl=rtmp://h/123,tcUrl=rtmp://h/123}
+             releaseStream 2 - key?token=t
+             FCPublish 3 - key?token=t
+             createStream 4 -
+             1:publish 5 - key?token=t live
+             |
+             accept
+             media 8 0 sound
+             deleteStream 6 - 1",
+            "user0 1:onStatus 0 NetStream.Publish.Start Audio@0:sound Unpublish \
+             1:onStatus 0 NetStream.Unpublish.Success",
+        );
+    }
+
+    #[test]
+    fn ffmpeg_and_librtmp_play() {
+        check(
+            "connect 1 {app=123,tcUrl=rtmp://h:1935/123}
+             control 5 \0&%\0
+             createStream 2 -
+             _checkbw 3 -
+             getStreamLength 4 - s1
+             control 4 \0\x03\0\0\0\x01\0\0\x0b\x40
+             |
+             1:play 5 - s1 -2000 -1 1
+             accept
+             end
+             closeStream 0 -",
+            "Play(123 s1 ) user0 1:onStatus 0 NetStream.Play.Reset 1:onStatus 0 NetStream.Play.Start \
+             [18] 1:onStatus 0 NetStream.Play.UnpublishNotify user1 1:onStatus 0 NetStream.Play.Stop",
+        );
+    }
+
+    #[test]
+    fn names_are_split_from_their_queries() {
+        for (app, name, want) in [
+            ("123", "s1", "Publish(123 s1 )"),
+            ("/123/", "s1?a=b&c=d", "Publish(123 s1 a=b&c=d)"),
+            ("123?x=y", "s1", "Publish(123 s1 x=y)"),
+            ("123?x=y", "s1?a=b", "Publish(123 s1 a=b)"),
+            ("123", "mp4:s1?", "Publish(123 mp4:s1 )"),
+        ] {
+            check(
+                &format!("connect 1 {{app={app}}}\n|\n1:publish 2 - {name} live"),
+                want,
+            );
+        }
+        check(
+            "connect 1 {app=1,tcUrl=rtmp://h/1?x=y}\n|\n1:publish 2 - s live",
+            "Publish(1 s x=y)",
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        check(
+            "1:publish 5 - s1 live",
+            "1:onStatus 0 NetStream.Publish.BadName",
+        );
+        connected(
+            "1:publish 5 - ?a=b live",
+            "1:onStatus 0 NetStream.Publish.BadName",
+        );
+        connected("1:play 5 -", "1:onStatus 0 NetStream.Play.StreamNotFound");
+        connected(
+            "1:publish 5 - a\n1:publish 6 - b",
+            "Publish(123 a ) 1:onStatus 0 NetStream.Publish.BadName",
+        );
+        connected(
+            "whatever 5 -\nwhatever 0 -\n_error 5 -",
+            "0:_error 5 NetConnection.Call.Failed",
+        );
+        connected("connect 5 {}", "0:_error 5 NetConnection.Call.Failed");
+    }
+
+    #[test]
+    fn a_refused_peer_may_ask_again_and_a_publisher_may_publish_again() {
+        connected(
+            "1:publish 5 - a\nreject NetStream.Publish.Denied\naccept\n1:publish 5 - b\naccept
+             1:closeStream 0 -\nFCUnpublish 0 - b\nmedia 8 0 late\n1:publish 5 - c",
+            "Publish(123 a ) 1:onStatus 0 NetStream.Publish.Denied Publish(123 b ) user0 \
+             1:onStatus 0 NetStream.Publish.Start Unpublish 1:onStatus 0 NetStream.Unpublish.Success \
+             Publish(123 c )",
+        );
+    }
+
+    #[test]
+    fn media_before_the_answer_follows_it() {
+        connected(
+            "media 8 0 ignored\n1:publish 5 - s\nmedia 8 7 early\n|\naccept\nmedia 8 8 on-time",
+            "Audio@7:early user0 1:onStatus 0 NetStream.Publish.Start Audio@8:on-time",
+        );
+        connected(
+            "1:publish 5 - s\nmedia 8 7 early\nFCUnpublish 0 - s\n|\naccept",
+            "",
+        );
+    }
+
+    #[test]
+    fn strangers_and_the_silent_are_given_up() {
+        connected("wait 9\nwait 1", "no publish or play in time");
+        connected("1:publish 5 - s\nwait 60", "Publish(123 s ) user6");
+        connected(
+            "1:publish 5 - s\naccept\n|\nwait 10\nwait 10\nmedia 8 0 x\nwait 29\nwait 1",
+            "user6 user6 Audio@0:x user6 peer is silent",
+        );
+        connected(
+            "1:play 5 - s\naccept\n|\nwait 100\nwait 9\nwait 1",
+            "user6 user6",
+        );
+        let mut server = Server::new(Config::default(), Instant::now(), 1);
+        let at = server.poll_timeout().unwrap();
+        assert_eq!(server.handle_timeout(at), Err(Error::HandshakeTimeout));
+    }
+
+    #[test]
+    fn strangers_are_limited() {
+        let flood = "FCPublish 0 -\n".repeat(MAX_COMMANDS + 1);
+        connected(
+            &flood,
+            &["more than 1000 commands before publish or play"; 3].join(" "),
+        );
+        let large = format!("media 9 0 {}", "x".repeat(65_537));
+        connected(&large, "message of 65537 bytes, 65536 allowed");
+        let flood = format!("media 9 0 {}\n", "x".repeat(60_000)).repeat(3);
+        connected(
+            &format!("1:publish 5 - s\n|\n{flood}"),
+            "more than 131072 bytes of media before the publish was accepted",
+        );
+        let streams = "createStream 3 -\n".repeat(MAX_STREAMS - 1);
+        connected(
+            &format!("{streams}|\ncreateStream 9 -\ndeleteStream 0 - 4\ncreateStream 9 -"),
+            "0:_error 9 NetConnection.Call.Failed 0:_result 9 4",
+        );
+    }
+
+    #[test]
+    fn a_publisher_may_send_large_messages() {
+        let mut peer = Peer::new(1000);
+        for line in CONNECT.lines().chain(["1:publish 5 - s", "accept"]) {
+            peer.act(line).unwrap();
+        }
+        peer.news();
+        peer.act(&format!("media 9 0 {}", "x".repeat(1_000_000)))
+            .unwrap();
+        assert_eq!(peer.news()[0].len(), "Video@0:".len() + 1_000_000);
+    }
+
+    #[test]
+    fn a_player_gets_what_is_sent_and_a_publisher_nothing() {
+        for (goal, want) in [("play", "9@40/1:head-payload"), ("publish", "")] {
+            let mut peer = Peer::new(1000);
+            for line in CONNECT
+                .lines()
+                .chain([&format!("1:{goal} 5 - s")[..], "accept"])
+            {
+                peer.act(line).unwrap();
+            }
+            peer.news();
+            let (mut out, mut got) = (VecDeque::new(), String::new());
+            peer.server.send(
+                Kind::Video,
+                40,
+                b"head-",
+                &Bytes::from_static(b"payload"),
+                &mut out,
+            );
+            for bytes in out {
+                if let Some(it) = peer.reader.read(&mut &bytes[..]).unwrap() {
+                    got = format!(
+                        "{}@{}/{}:{}",
+                        it.kind,
+                        it.timestamp,
+                        it.stream,
+                        it.body.escape_ascii()
+                    );
+                }
+            }
+            assert_eq!(got, want);
+        }
+    }
+
+    #[test]
+    fn enhanced_rtmp_is_answered_where_it_is_asked_for() {
+        let mut peer = Peer::new(1000);
+        let list = Value::StrictArray(vec!["hvc1".into(), "av01".into()]);
+        let object = amf::object([
+            ("app", "1".into()),
+            ("fourCcList", list),
+            ("videoFourCcInfoMap", amf::object([])),
+        ]);
+        peer.link.command(0, "connect", 1.0, &[object]);
+        peer.act("1:publish 2 - s").unwrap();
+        let Some(Event::Publish(request)) = peer.server.poll_event() else {
+            panic!("no request")
+        };
+        assert_eq!(request.fourcc, ["hvc1", "av01"]);
+        let mut output = Vec::new();
+        while let Some(bytes) = peer.server.poll_output() {
+            output.extend_from_slice(&bytes);
+        }
+        let (mut input, mut info) = (&output[..], None);
+        while let Some(raw) = peer.reader.read(&mut input).unwrap() {
+            if raw.kind == COMMAND {
+                info = Command::parse(&raw).unwrap().args.pop();
+            }
+        }
+        let info = info.unwrap();
+        assert_eq!(info.get("fourCcList").unwrap().items().len(), 6);
+        let map = info.get("videoFourCcInfoMap").unwrap();
+        assert_eq!(map.get("hvc1"), Some(&Value::Number(4.0)));
+        assert_eq!(
+            (map.get("Opus"), info.get("audioFourCcInfoMap")),
+            (None, None)
+        );
+    }
+}

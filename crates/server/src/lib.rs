@@ -1,14 +1,19 @@
 //! bywash: live streams in, CDNs and recordings out, on a signed API call.
 
-#![allow(missing_docs)]
-
+pub mod address;
+pub mod api;
+pub mod app;
 pub mod callback;
+pub mod cli;
 pub mod config;
+pub mod demo;
+pub mod http;
 pub mod hub;
 pub mod ingest;
 pub mod job;
 pub mod lane;
 pub mod live;
+pub mod log;
 pub mod metrics;
 pub mod output;
 pub mod plan;

@@ -125,7 +125,10 @@ pub enum Leave {
 impl Hold {
     /// The first frame is there: the codec of the pictures is known (stream_attr's `cid`).
     pub fn began(&self, cid: i64) {
-        self.word.inbox.put(|news| drop(news.began.insert(self.word.key.clone(), (self.word.number, cid))));
+        let word = &self.word;
+        word.inbox.put(|news| {
+            news.began.insert(word.key.clone(), (word.number, cid));
+        });
     }
 
     /// Says how the publisher left.
@@ -159,6 +162,8 @@ enum Request {
 struct Inbox {
     news: Mutex<News>,
     come: Notify,
+    /// Why the store took nothing the last time; empty if it did.
+    trouble: Mutex<String>,
 }
 
 #[derive(Default)]
@@ -216,7 +221,9 @@ impl Plan {
 
     /// The rows of this stream have changed.
     pub fn wake(&self, key: StreamKey) {
-        self.inbox.put(|news| drop(news.woken.insert(key)));
+        self.inbox.put(|news| {
+            news.woken.insert(key);
+        });
     }
 
     /// The apps or the settings have changed.
@@ -230,6 +237,12 @@ impl Plan {
         if self.requests.send(Request::Drain(reply)).await.is_ok() {
             let _ = done.await;
         }
+    }
+
+    /// Why nothing can be written now, if so.
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = self.inbox.trouble.lock().expect("no holder panics");
+        Some(trouble.clone()).filter(|trouble| !trouble.is_empty())
     }
 
     /// What marks a stream as having come through this server under this key.
@@ -419,7 +432,7 @@ impl Keeper {
                 info!(stream = %key, from = %arrival.address, protocol = arrival.protocol, "stream begins");
                 let session = Session {
                     key: key.clone(),
-                    sid: store::sid(now_ms),
+                    sid: store::stream::sid(now_ms),
                     seq,
                     user_id: arrival.user,
                     protocol: arrival.protocol.to_owned(),
@@ -798,10 +811,16 @@ impl Keeper {
     }
 
     async fn write<T>(&self, change: impl AsyncFnOnce(&mut Tx) -> Result<T, store::Error>) -> Result<T, store::Error> {
-        let mut tx = self.parts.store.begin().await?;
-        let made = change(&mut tx).await?;
-        tx.commit().await?;
-        Ok(made)
+        let written = async {
+            let mut tx = self.parts.store.begin().await?;
+            let made = change(&mut tx).await?;
+            tx.commit().await?;
+            Ok(made)
+        }
+        .await;
+        let trouble = written.as_ref().err().map(store::Error::to_string).unwrap_or_default();
+        *self.plan.inbox.trouble.lock().expect("no holder panics") = trouble;
+        written
     }
 }
 

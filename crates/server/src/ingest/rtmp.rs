@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use crate::config::{App, Apps, PublishAuth};
+use crate::config::{App, Apps};
 use crate::hub::Hub;
 use crate::lane::{Lane, Lanes};
 use crate::metrics::Metrics;
@@ -280,14 +280,9 @@ impl Connection {
         if !app.environment.has(key.environment()) {
             return Err((denied, format!("the app has no {:?} environment", key.environment()).to_lowercase()));
         }
-        let query: Vec<_> = url::form_urlencoded::parse(request.query.as_bytes()).into_owned().collect();
-        if app.publish_auth == PublishAuth::None {
-            let user = query.into_iter().find(|(name, _)| name == "userId").map(|(_, value)| value);
-            return Ok((key, user.unwrap_or_default().chars().take(127).collect()));
-        }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_secs() as i64);
-        match token::verify(&app, key.id(), &query, purpose, now) {
-            Ok(user) => Ok((key, user)),
+        match token::verify(&app, key.id(), &token::Params::parse(&request.query), purpose, now) {
+            Ok(user) => Ok((key, user.id)),
             Err(why) => Err((denied, why.to_string())),
         }
     }

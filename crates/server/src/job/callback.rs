@@ -6,7 +6,7 @@
 //! Invariant: a row is pending until an answer to it has been written down. So a crash repeats a callback and
 //! never loses one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
@@ -27,6 +27,10 @@ const RETRIES: [i64; 5] = [2, 4, 8, 16, 32];
 /// Attempts at once, in all and to one URL of an app.
 const AT_ONCE: usize = 64;
 const AT_ONCE_PER_RECEIVER: usize = 4;
+
+/// Callbacks taken from the outbox in one look, in all and for one URL of an app.
+const LOOK_MAX: i64 = 1024;
+const LOOK_MAX_PER_RECEIVER: i64 = 64;
 
 /// How long attempts under way at the stop may still take.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -56,24 +60,29 @@ async fn run_by(now_ms: impl Fn() -> i64, store: Store, limits: CallbackLimits, 
     let mut sender = Sender {
         store: store.clone(),
         client: client(&limits),
+        look: true,
+        look_from: Instant::now(),
+        due: VecDeque::new(),
+        next_due_ms: None,
         under_way: HashMap::new(),
         attempts: FuturesUnordered::new(),
         ended: Vec::new(),
         forget_at: Instant::now(),
     };
+    let mut failing = false;
     while !stop.is_cancelled() {
-        let wait = match sender.turn(now_ms()).await {
-            Ok(Some(due_ms)) => Duration::from_millis((due_ms - now_ms()).max(0) as u64).min(LOOK),
-            Ok(None) => LOOK,
-            Err(e) => {
-                warn!(error = %e, "callbacks wait for the store");
-                STORE_RETRY
-            }
-        };
+        let turn = sender.turn(now_ms()).await;
+        if let Err(e) = &turn
+            && !failing
+        {
+            warn!(error = %e, "callbacks wait for the store");
+        }
+        failing = turn.is_err();
+        let wait = if failing { STORE_RETRY } else { sender.wait(now_ms()) };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = store.outbox_ready().notified() => {}
-            () = sleep(wait) => {}
+            () = store.outbox_ready().notified() => sender.look = true,
+            () = sleep(wait) => sender.look = true,
             Some((id, answer)) = sender.attempts.next() => sender.end(id, answer, now_ms()),
         }
     }
@@ -89,6 +98,12 @@ async fn run_by(now_ms: impl Fn() -> i64, store: Store, limits: CallbackLimits, 
 struct Sender {
     store: Store,
     client: Client,
+    /// There may be more due in the outbox than in `due`.
+    look: bool,
+    look_from: Instant,
+    /// Callbacks taken from the outbox that wait for their receiver.
+    due: VecDeque<Callback>,
+    next_due_ms: Option<i64>,
     /// Callbacks whose attempt is not written down yet, by id.
     under_way: HashMap<i64, Callback>,
     attempts: FuturesUnordered<BoxFuture<'static, (i64, Answer)>>,
@@ -98,31 +113,52 @@ struct Sender {
 }
 
 impl Sender {
-    /// Writes down what has ended and begins what is due; when more will be due.
-    async fn turn(&mut self, now_ms: i64) -> Result<Option<i64>, Error> {
-        self.write_down(now_ms).await?;
-        if self.under_way.len() == AT_ONCE {
-            return Ok(None);
+    /// Writes down what has ended and begins what is due. What cannot be written down, on a full disk, stays under
+    /// way: that bounds what a crash would repeat.
+    async fn turn(&mut self, now_ms: i64) -> Result<(), Error> {
+        let written = self.write_down(now_ms).await;
+        if self.look && Instant::now() >= self.look_from {
+            self.take_due(now_ms).await?;
         }
-        let mut tx = self.store.read().await?;
-        // As many again as may be under way, which are among the due.
-        let due = tx.outbox_due(now_ms, 2 * AT_ONCE_PER_RECEIVER as i64, 2 * AT_ONCE as i64).await?;
-        let next_due_ms = tx.outbox_next_due(now_ms).await?;
-        drop(tx);
-        for callback in due {
+        for _ in 0..self.due.len() {
+            let callback = self.due.pop_front().expect("counted above");
             if self.may_begin(&callback) {
                 self.attempts.push(attempt(self.client.clone(), callback.clone()).boxed());
                 self.under_way.insert(callback.id, callback);
+            } else {
+                self.due.push_back(callback);
             }
         }
-        Ok(next_due_ms)
+        written
+    }
+
+    async fn take_due(&mut self, now_ms: i64) -> Result<(), Error> {
+        let began = Instant::now();
+        let mut tx = self.store.read().await?;
+        let due = tx.outbox_due(now_ms, LOOK_MAX_PER_RECEIVER, LOOK_MAX).await?;
+        self.next_due_ms = tx.outbox_next_due(now_ms).await?;
+        self.due = due.into_iter().filter(|it| !self.under_way.contains_key(&it.id)).collect();
+        self.look = false;
+        // Behind a long queue a look is work; it may not become all the work there is.
+        self.look_from = Instant::now() + 4 * began.elapsed();
+        Ok(())
+    }
+
+    /// How long nothing needs to be done unless an attempt ends or a callback is added.
+    fn wait(&self, now_ms: i64) -> Duration {
+        if self.look {
+            return self.look_from.saturating_duration_since(Instant::now());
+        }
+        let next_due = self.next_due_ms.map(|due_ms| Duration::from_millis((due_ms - now_ms).max(0) as u64));
+        next_due.map_or(LOOK, |it| it.min(LOOK))
     }
 
     fn may_begin(&self, callback: &Callback) -> bool {
-        let same_receiver = |it: &&Callback| it.app == callback.app && it.url == callback.url;
+        let to_receiver = || self.under_way.values().filter(|it| same_receiver(it, callback));
         let same_stream = |it: &Callback| it.environment == callback.environment && it.stream == callback.stream;
-        let receiver = || self.under_way.values().filter(same_receiver);
-        self.under_way.len() < AT_ONCE && receiver().count() < AT_ONCE_PER_RECEIVER && !receiver().any(same_stream)
+        self.under_way.len() < AT_ONCE
+            && to_receiver().count() < AT_ONCE_PER_RECEIVER
+            && !to_receiver().any(same_stream)
     }
 
     /// Takes an answer in, and those that came together with it.
@@ -130,6 +166,8 @@ impl Sender {
         let mut next = Some((id, answer));
         while let Some((id, answer)) = next {
             let callback = self.under_way[&id].clone();
+            // What waited behind it may be due now, or did not fit into the last look.
+            self.look |= !self.due.iter().any(|it| same_receiver(it, &callback));
             self.ended.push(judge(callback, answer, now_ms));
             next = self.attempts.next().now_or_never().flatten();
         }
@@ -156,6 +194,10 @@ impl Sender {
         }
         Ok(())
     }
+}
+
+fn same_receiver(a: &Callback, b: &Callback) -> bool {
+    a.app == b.app && a.url == b.url
 }
 
 /// The HTTP status, 0 if none came, and what is wrong with it.
@@ -210,6 +252,7 @@ fn judge(callback: Callback, (status, result): Answer, now_ms: i64) -> Callback 
     Callback { state, attempts: callback.attempts + 1, due_ms, last_status: status, last_error, ..callback }
 }
 
+/// Receivers are reached directly, whatever proxy the environment names: most are in the same network.
 fn client(limits: &CallbackLimits) -> Client {
     let builder = || {
         let none = reqwest::redirect::Policy::none();
@@ -445,6 +488,25 @@ mod tests {
         let (_, rows) = tx.outbox_page(7, Environment::Production, None, page).await.unwrap();
         assert!(rows.len() == 100 && rows.iter().all(|it| it.state == Delivery::Pending && it.attempts == 0));
         assert_eq!(tx.outbox_page(8, Environment::Production, Some(Delivery::Delivered), page).await.unwrap().0, 10);
+    }
+
+    #[tokio::test]
+    async fn a_queue_longer_than_a_look_empties() {
+        let dir = Dir::new();
+        let mut receiver = Receiver::new().await;
+        let store = dir.open().await;
+        let total = 3 * LOOK_MAX_PER_RECEIVER;
+        for n in 0..total {
+            // Two of each stream, one behind the other.
+            owe(&store, 7, &(n / 2).to_string(), format!("{}/200", receiver.base)).await;
+        }
+        let world = World::new(store, Duration::from_secs(5));
+        for _ in 0..total {
+            receiver.next().await;
+        }
+        world.after(total, 1).await;
+        world.stopped().await;
+        assert!(receiver.came.is_empty());
     }
 
     #[tokio::test]

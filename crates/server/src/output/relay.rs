@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use self::connect::Socket;
 use crate::config;
 use crate::hub;
-use crate::lane::{Lane, Seat};
+use crate::lane::Lane;
 use crate::live;
 use crate::output::packer::Packer;
 use crate::store::{Reason, State, Status};

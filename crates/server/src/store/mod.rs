@@ -5,6 +5,7 @@
 //!
 //! Invariant: what [`Tx::commit`] has answered with `Ok` is on the disk, and nothing else of a [`Tx`] ever is.
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,6 +80,9 @@ impl Store {
         std::fs::create_dir_all(data_dir).map_err(|e| Error::Other(format!("create {}: {e}", data_dir.display())))?;
         let file = data_dir.join("bywash.db");
         let name = file.to_str().ok_or_else(|| Error::Other(format!("{} is not UTF-8", file.display())))?;
+        // The rows hold signed addresses. What SQLite puts beside the file takes over its mode.
+        let mode = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&file);
+        mode.map_err(|e| Error::Full(format!("{}: {e}", file.display())))?;
         let url = format!("sqlite://{}?mode=rwc", utf8_percent_encode(name, NON_ALPHANUMERIC));
         sqlx::any::install_drivers(&[sqlx::sqlite::any::DRIVER]).ok();
         let options: AnyConnectOptions = url.parse::<AnyConnectOptions>()?.disable_statement_logging();
@@ -401,6 +405,24 @@ pub(crate) mod tests {
         assert_eq!(look.rule_count(&key("a")).await.unwrap(), 0);
         look.forbid_put(&key("a"), 1).await.unwrap_err();
         assert_eq!(count(&store, "a").await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_change_given_up_at_any_point_is_whole_or_never_was() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        for n in 0..100 {
+            let change = async {
+                let mut tx = store.begin().await.unwrap();
+                tx.forbid_put(&key(&n.to_string()), 1).await.unwrap();
+                tx.forbid_put(&key(&format!("{n}-too")), 1).await.unwrap();
+                tx.commit().await.unwrap();
+            };
+            tokio::time::timeout(Duration::from_micros(50 * n), change).await.ok();
+            let mut tx = store.begin().await.unwrap();
+            let first = tx.forbidden(&key(&n.to_string())).await.unwrap();
+            assert_eq!(tx.forbidden(&key(&format!("{n}-too"))).await.unwrap(), first);
+        }
     }
 
     #[tokio::test]

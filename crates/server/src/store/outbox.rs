@@ -87,15 +87,16 @@ impl Tx {
         Ok(id)
     }
 
-    /// What is due, at most `limit`, and at most `per_receiver` for an app's URL so that a long queue to one
-    /// leaves room for the others; the longest due first.
+    /// What is due, at most `limit` and at most `per_receiver` for an app's URL: the longest due for each first,
+    /// then the second for each, so that a long queue to one leaves room for the others.
     pub async fn outbox_due(&mut self, now_ms: i64, per_receiver: i64, limit: i64) -> Result<Vec<Callback>, Error> {
-        let sql = "SELECT * FROM outbox WHERE id IN (SELECT id FROM \
+        let sql = "SELECT outbox.* FROM outbox JOIN \
                    (SELECT id, ROW_NUMBER() OVER (PARTITION BY app, url ORDER BY due_ms, id) AS place \
                    FROM outbox AS it WHERE state = 0 AND due_ms <= $1 AND NOT EXISTS \
                    (SELECT 1 FROM outbox AS older WHERE older.state = 0 AND older.app = it.app \
                    AND older.environment = it.environment AND older.stream = it.stream AND older.url = it.url \
-                   AND older.id < it.id)) AS due WHERE place <= $2) ORDER BY due_ms, id LIMIT $3";
+                   AND older.id < it.id)) AS due ON due.id = outbox.id \
+                   WHERE place <= $2 ORDER BY place, due_ms, outbox.id LIMIT $3";
         let sql = sqlx::query(sql).bind(now_ms).bind(per_receiver).bind(limit);
         self.all(sql).await?.iter().map(callback_of).collect()
     }
@@ -277,7 +278,7 @@ mod tests {
         }
         let other = add(&store, &owed(8, "a", "u"), 50).await;
         let more = add(&store, &owed(7, "a", "v"), 51).await;
-        assert_eq!(due(&store, 100, 3).await, [1, 2, 3, other, more]);
+        assert_eq!(due(&store, 100, 3).await, [1, other, more, 2, 3]);
     }
 
     #[tokio::test]

@@ -88,6 +88,28 @@ pub enum Reason {
     ActivelyDisconnected = 7,
 }
 
+impl Status {
+    /// A state that has just been entered, without its time.
+    pub fn new(state: State, reason: Reason) -> Status {
+        Status { state, reason, state_ms: 0, retries: 0, next_retry_ms: 0, last_error: String::new() }
+    }
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Reason::None => "none",
+            Reason::ServerError => "server error",
+            Reason::HandshakeFailed => "handshake failed",
+            Reason::AccessPointError => "access point error",
+            Reason::CreateStreamFailed => "create stream failed",
+            Reason::BadName => "bad name",
+            Reason::CdnServerDisconnected => "CDN server disconnected",
+            Reason::ActivelyDisconnected => "actively disconnected",
+        })
+    }
+}
+
 impl Tx {
     /// Puts a rule. Put again it keeps its age and status and takes the new URL; what a call has put,
     /// [`Origin::Default`] does not change.
@@ -313,8 +335,8 @@ mod tests {
             status: relaying(20),
         };
         let mut tx = store.begin().await.unwrap();
-        assert_eq!(tx.rules_of(&key("a")).await.unwrap(), [want.clone()]);
-        assert_eq!(tx.rule(&key("a"), A).await.unwrap(), Some(want));
+        assert_eq!(tx.rule(&key("a"), A).await.unwrap().as_ref(), Some(&want));
+        assert_eq!(tx.rules_of(&key("a")).await.unwrap(), [want]);
 
         // Deleted and put again it is a new one.
         assert!(tx.rule_delete(&key("a"), A).await.unwrap());

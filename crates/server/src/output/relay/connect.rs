@@ -3,7 +3,7 @@
 //! Invariant: the address that is checked is the address that is connected to.
 
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::pin::Pin;
@@ -20,6 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{End, Settings};
+use crate::address;
 use crate::store::Reason;
 use crate::sys;
 use crate::vendor::Target;
@@ -36,7 +37,7 @@ pub async fn connect(target: &Target, settings: &Settings) -> Result<Socket, End
     let found = tokio::net::lookup_host((target.host(), target.port())).await;
     let found: Vec<SocketAddr> =
         found.map_err(|error| unreachable(format!("cannot resolve {}: {error}", target.host())))?.collect();
-    let allowed = |addr: &&SocketAddr| settings.config.allow_private_targets || is_public(addr.ip());
+    let allowed = |addr: &&SocketAddr| settings.config.allow_private_targets || address::is_public(addr.ip());
     let addresses: Vec<_> = found.iter().filter(allowed).collect();
     if addresses.is_empty() {
         let error = format!(
@@ -89,34 +90,6 @@ pub fn tls(ca_file: Option<&Path>) -> anyhow::Result<Arc<rustls::ClientConfig>> 
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
-}
-
-/// Whether an address is one of the public Internet (IANA special-purpose registries, RFC 6890).
-pub fn is_public(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => {
-            let [a, b, c, _] = ip.octets();
-            !(ip.is_private()
-                || ip.is_loopback()
-                || ip.is_link_local()
-                || ip.is_broadcast()
-                || ip.is_documentation()
-                || ip.is_multicast()
-                || a == 0
-                || a >= 240
-                || (a == 100 && (b & 0xc0) == 64)
-                || (a == 192 && b == 0 && c == 0)
-                || (a == 198 && (b & 0xfe) == 18))
-        }
-        IpAddr::V6(ip) => {
-            if let Some(v4) = ip.to_ipv4_mapped() {
-                return is_public(IpAddr::V4(v4));
-            }
-            let [a, b, ..] = ip.segments();
-            // Global unicast is 2000::/3; of it, 2001:db8::/32 is for documents, and 2002::/16 and 64:ff9b::/96 wrap IPv4.
-            (a & 0xe000) == 0x2000 && !(a == 0x2001 && b == 0x0db8) && a != 0x2002
-        }
-    }
 }
 
 impl Socket {
@@ -177,39 +150,6 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Socket::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Socket::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_addresses_of_the_public_internet_are_public() {
-        for (ip, public) in [
-            ("8.8.8.8", true),
-            ("127.0.0.1", false),
-            ("10.0.0.1", false),
-            ("172.16.0.1", false),
-            ("192.168.1.1", false),
-            ("169.254.169.254", false),
-            ("100.64.0.1", false),
-            ("198.18.0.1", false),
-            ("0.0.0.0", false),
-            ("255.255.255.255", false),
-            ("224.0.0.1", false),
-            ("2400:3200::1", true),
-            ("::1", false),
-            ("::", false),
-            ("fe80::1", false),
-            ("fc00::1", false),
-            ("::ffff:127.0.0.1", false),
-            ("::ffff:8.8.8.8", true),
-            ("2002:7f00:1::", false),
-            ("64:ff9b::7f00:1", false),
-        ] {
-            assert_eq!(is_public(ip.parse().unwrap()), public, "{ip}");
         }
     }
 }

@@ -1,0 +1,45 @@
+//! # ForbidRTCStream
+//!
+//! Forbids to publish a stream: a running publish is cut, later ones are refused, until ResumeRTCStream. A stream that
+//! is not there may be forbidden.
+//!
+//! | parameter | type | required | |
+//! |---|---|---|---|
+//! | StreamId | String | yes | 1 to 256 of `A-Z a-z 0-9 - _ .`; in the test environment it begins with `zegotest-<AppId>-` |
+//! | Sequence | String | yes | a number that grows from call to call of a stream; milliseconds of the clock serve |
+//!
+//! Limit: 20 calls a second, 5 in the test environment.
+//!
+//! Data: null. Codes: 30002 too many calls; 30003 internal, or a bad Sequence; 30004 IsTest; 30009 StreamId.
+//!
+//! ```text
+//! GET /?Action=ForbidRTCStream&StreamId=rtc01&Sequence=1617249600001&<common parameters>
+//! {"Code":0,"Message":"ok","RequestId":"4315169065145771656","Data":null}
+//! ```
+
+use bywash_media::StreamKey;
+
+use crate::api::code::Fault;
+use crate::api::params::Params;
+use crate::api::{Action, Context, Reply};
+use crate::store::Tx;
+
+/// The call.
+pub struct ForbidRtcStream {
+    key: StreamKey,
+}
+
+impl Action for ForbidRtcStream {
+    fn parse(params: &Params) -> Result<Self, Fault> {
+        Ok(Self { key: params.stream()? })
+    }
+
+    fn streams(&self) -> Vec<StreamKey> {
+        vec![self.key.clone()]
+    }
+
+    async fn apply(self, tx: &mut Tx, context: &Context) -> Result<Reply, Fault> {
+        tx.forbid_put(&self.key, context.now_ms).await?;
+        Ok(Reply::done())
+    }
+}

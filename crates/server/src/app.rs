@@ -1,0 +1,259 @@
+//! Builds the parts of the server and joins them, in order; takes them apart in the reverse order.
+//!
+//! Invariant: nothing below this module knows the configuration as a whole.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::api::{self, Gateway, Wake};
+use crate::config::{Apps, Config, Problems};
+use crate::hub::Hub;
+use crate::ingest;
+use crate::lane::Lanes;
+use crate::live::Live;
+use crate::metrics::Metrics;
+use crate::output::relay;
+use crate::plan::{self, Plan};
+use crate::store::Store;
+use crate::{http, job};
+
+/// How long callbacks that became due at the very end may still be sent. What is not sent is sent after the next start.
+const LAST_CALLBACKS: Duration = Duration::from_secs(1);
+
+/// Runs the server until SIGTERM or SIGINT. `reread` gives the configuration as it is written now, for SIGHUP.
+pub async fn run(config: Config, reread: impl Fn() -> Result<Config, Problems>) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+
+    let mut server = Server::start(config).await?;
+    let scheme = if server.config.http.tls.is_some() { "https" } else { "http" };
+    println!("{scheme} on {}", server.http);
+    println!("rtmp on {}", server.rtmp);
+    println!("ready");
+    loop {
+        tokio::select! {
+            _ = hang_up.recv() => match reread() {
+                Ok(config) => server.reload(config).await,
+                Err(problems) => error!(%problems, "the configuration has problems: nothing was reloaded"),
+            },
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    info!("stopping; a second signal stops at once");
+    tokio::select! {
+        () = server.stop() => Ok(()),
+        _ = terminate.recv() => anyhow::bail!("stopped at once"),
+        _ = interrupt.recv() => anyhow::bail!("stopped at once"),
+    }
+}
+
+/// A server that runs.
+pub struct Server {
+    /// Where it really listens.
+    pub http: SocketAddr,
+    /// Likewise.
+    pub rtmp: SocketAddr,
+    config: Config,
+    apps: Arc<Apps>,
+    relay: Arc<ArcSwap<relay::Settings>>,
+    grace: Arc<ArcSwap<Duration>>,
+    settings: Arc<ArcSwap<api::Settings>>,
+    plan: Plan,
+    store: Store,
+    draining: Arc<AtomicBool>,
+    stop: CancellationToken,
+    keeper: JoinHandle<()>,
+    listeners: [JoinHandle<()>; 2],
+    callbacks: (CancellationToken, JoinHandle<()>),
+}
+
+impl Server {
+    /// Starts all parts; once this returns, calls and publishers are taken.
+    pub async fn start(config: Config) -> anyhow::Result<Server> {
+        // A port that is taken or a file that is missing ends the start before anything has been touched.
+        let bind = async |listen: SocketAddr, key: &str| {
+            let hint = || format!("cannot listen on {listen} (set {key} to another address, or stop who has it)");
+            TcpListener::bind(listen).await.with_context(hint)
+        };
+        let http_listener = bind(config.http.listen, "http.listen").await?;
+        let rtmp_listener = bind(config.rtmp.listen, "rtmp.listen").await?;
+        let (http, rtmp) = (http_listener.local_addr()?, rtmp_listener.local_addr()?);
+        let relay = Arc::new(ArcSwap::from_pointee(relay_settings(&config, rtmp)?));
+
+        // What runs is built from the inside out: rows and counters, the hub, then who uses them.
+        let store = Store::open(&config.store, &config.data_dir).await.context("open the database")?;
+        let apps = Arc::new(Apps::new(config.apps.clone()));
+        let live = Arc::<Live>::default();
+        let metrics = Metrics::new(live.clone());
+        let hub = Arc::new(Hub::new(live.clone(), config.publish.buffer));
+        let lanes = Lanes::start(std::thread::available_parallelism().map_or(1, usize::from))?;
+        let grace = Arc::new(ArcSwap::from_pointee(config.publish.grace));
+
+        // Plan's first pass comes before the listeners are served: publishers find the rows in order.
+        let (plan, keeper) = Plan::start(plan::Parts {
+            store: store.clone(),
+            hub: hub.clone(),
+            live: live.clone(),
+            apps: apps.clone(),
+            relay: relay.clone(),
+            grace: grace.clone(),
+            public_url: config.http.public_url.clone(),
+            rtmp_base: rtmp_base(&config, rtmp),
+        });
+        let keeper = tokio::spawn(keeper);
+
+        let callbacks_stop = CancellationToken::new();
+        let callbacks = job::callback::run(store.clone(), config.callback.clone(), callbacks_stop.clone());
+        let callbacks = (callbacks_stop, tokio::spawn(callbacks));
+
+        let stop = CancellationToken::new();
+        let doors = ingest::rtmp::Doors {
+            apps: apps.clone(),
+            hub,
+            plan: plan.clone(),
+            lanes,
+            metrics: metrics.clone(),
+            max_connections: config.rtmp.max_connections,
+        };
+        let rtmp_in = tokio::spawn(ingest::rtmp::serve(rtmp_listener, Arc::new(doors), stop.clone()));
+
+        let settings = Arc::new(ArcSwap::from_pointee(api_settings(&config, rtmp)));
+        let wake = plan.clone();
+        let wake = Arc::new(move |Wake::Stream(key)| wake.wake(key));
+        let gateway = Gateway::new(apps.clone(), store.clone(), live, wake, settings.clone(), metrics.api_calls.clone());
+        let draining = Arc::<AtomicBool>::default();
+        let router = Arc::new(gateway).router().merge(watch_routes(metrics, store.clone(), plan.clone(), draining.clone()));
+        let serving = http::serve(http_listener, config.http.tls.clone(), router, stop.clone());
+        let http_in = tokio::spawn(async move {
+            if let Err(error) = serving.await {
+                error!(error = format!("{error:#}"), "http ended");
+            }
+        });
+        Ok(Server {
+            http,
+            rtmp,
+            config,
+            apps,
+            relay,
+            grace,
+            settings,
+            plan,
+            store,
+            draining,
+            stop,
+            keeper,
+            listeners: [rtmp_in, http_in],
+            callbacks,
+        })
+    }
+
+    /// Takes what can be taken of a new configuration without cutting a stream, and says what could not.
+    pub async fn reload(&mut self, config: Config) {
+        let reload = self.config.difference(config);
+        for key in &reload.restart {
+            warn!(key, "changed, but holds only after a restart");
+        }
+        match relay_settings(&reload.config, self.rtmp) {
+            Ok(settings) => self.relay.store(Arc::new(settings)),
+            Err(error) => error!(error = format!("{error:#}"), "relay settings stay as they were"),
+        }
+        self.grace.store(Arc::new(reload.config.publish.grace));
+        self.settings.store(Arc::new(api_settings(&reload.config, self.rtmp)));
+        self.apps.replace(reload.config.apps.clone());
+        self.config = reload.config;
+        self.plan.reload().await;
+        info!(changed = reload.changed.join(", "), "configuration reloaded");
+    }
+
+    /// Ends every stream in order, writes what is owed, and stops; within `shutdown_timeout`.
+    pub async fn stop(self) {
+        self.draining.store(true, Ordering::Relaxed);
+        let limit = self.config.shutdown_timeout;
+        let drained = tokio::time::timeout(limit.saturating_sub(2 * LAST_CALLBACKS), self.plan.drain()).await;
+        if drained.is_err() {
+            warn!("not all relays ended in time");
+        }
+        tokio::time::sleep(LAST_CALLBACKS.min(limit / 4)).await;
+        self.stop.cancel();
+        let (callbacks_stop, callbacks) = self.callbacks;
+        callbacks_stop.cancel();
+        let rest = async {
+            for task in self.listeners {
+                let _ = task.await;
+            }
+            let _ = (self.keeper.await, callbacks.await);
+        };
+        if tokio::time::timeout(2 * LAST_CALLBACKS, rest).await.is_err() {
+            warn!("not all connections ended in time");
+        }
+        self.store.close().await;
+        info!("stopped");
+    }
+}
+
+fn relay_settings(config: &Config, rtmp: SocketAddr) -> anyhow::Result<relay::Settings> {
+    let tls = relay::tls(config.relay.ca_file.as_deref())?;
+    Ok(relay::Settings { config: config.relay.clone(), tls, own_port: rtmp.port() })
+}
+
+fn api_settings(config: &Config, rtmp: SocketAddr) -> api::Settings {
+    api::Settings {
+        public_url: config.http.public_url.clone(),
+        rtmp_listen: rtmp,
+        allow_private_targets: config.relay.allow_private_targets,
+        own_addresses: vec![rtmp],
+    }
+}
+
+/// Where streams play by RTMP: where we listen, or the public host if we listen everywhere.
+fn rtmp_base(config: &Config, rtmp: SocketAddr) -> String {
+    let public = url::Url::parse(&config.http.public_url).ok();
+    match public.as_ref().and_then(url::Url::host_str).filter(|_| rtmp.ip().is_unspecified()) {
+        Some(host) => format!("rtmp://{host}:{}", rtmp.port()),
+        None => format!("rtmp://{rtmp}"),
+    }
+}
+
+/// `/metrics`, `/health` and `/ready`.
+fn watch_routes(metrics: Arc<Metrics>, store: Store, plan: Plan, draining: Arc<AtomicBool>) -> Router {
+    let page = move || async move {
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        ([(header::CONTENT_TYPE, kind)], metrics.page())
+    };
+    let ready = move || async move {
+        let mut reasons = Vec::new();
+        if draining.load(Ordering::Relaxed) {
+            reasons.push("the server is shutting down".to_owned());
+        }
+        match tokio::time::timeout(Duration::from_secs(1), store.read()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => reasons.push(format!("the database cannot be read: {error}")),
+            Err(_) => reasons.push("the database does not answer".to_owned()),
+        }
+        reasons.extend(plan.trouble());
+        let code = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let body = serde_json::json!({ "ready": reasons.is_empty(), "reasons": reasons });
+        (code, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+    };
+    Router::new()
+        .route("/metrics", get(page))
+        .route("/health", get(async || "ok\n"))
+        .route("/ready", get(ready))
+        .fallback(async || (StatusCode::NOT_FOUND, "nothing here: the API is at /?Action=…\n"))
+}

@@ -1,0 +1,80 @@
+//! `bywash serve` and `bywash demo`: the server, in earnest and to look at.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+
+use super::Source;
+use crate::config::{self, Config};
+use crate::{app, demo, log};
+
+/// Runs the server
+///
+/// Prints a line for each listener and one when it is ready. SIGTERM or SIGINT stops it in order, a second one at once; SIGHUP
+/// reloads the configuration.
+#[derive(Args)]
+#[command(after_help = "Example: bywash serve --config bywash.toml --http-listen 0.0.0.0:8080")]
+pub struct Serve {
+    #[command(flatten)]
+    source: Source,
+    /// Where the API and all other HTTP listens
+    #[arg(long, value_name = "IP:PORT")]
+    http_listen: Option<String>,
+    /// Where RTMP listens
+    #[arg(long, value_name = "IP:PORT")]
+    rtmp_listen: Option<String>,
+}
+
+/// Shows a stream relayed and recorded, on nothing but this program
+///
+/// Exits 0 only if what arrived at the target and on disk is whole.
+#[derive(Args)]
+#[command(after_help = "Example: bywash demo --for 20s")]
+pub struct Demo {
+    #[command(flatten)]
+    source: Source,
+    /// Ends after this time; without it Ctrl-C does
+    #[arg(long = "for", value_name = "TIME", value_parser = config::duration)]
+    duration: Option<Duration>,
+}
+
+/// Runs the server until it is told to stop.
+pub fn serve(mut it: Serve) -> anyhow::Result<ExitCode> {
+    let flags = [("http.listen", it.http_listen), ("rtmp.listen", it.rtmp_listen)];
+    it.source.set.extend(flags.into_iter().filter_map(|(key, value)| Some((key.into(), value?))));
+    let config = begin(&it.source)?;
+    runtime()?.block_on(app::run(config, || reread(&it.source)))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the demonstration.
+pub fn demo(it: Demo) -> anyhow::Result<ExitCode> {
+    let config = begin(&it.source)?;
+    runtime()?.block_on(demo::run(config, it.duration))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn begin(source: &Source) -> anyhow::Result<Config> {
+    let mut config = source.load().context("the configuration has problems; `bywash check` lists them")?;
+    log::init();
+    if let Some(dev) = config.dev_app()? {
+        let made = if dev.created { "made" } else { "kept" };
+        println!("no app is configured: app {} {made}, its secrets are in {}", dev.id, dev.file.display());
+    }
+    Ok(config)
+}
+
+/// The configuration as it is written now; a server that made its own app keeps it.
+fn reread(source: &Source) -> Result<Config, config::Problems> {
+    let mut config = source.load()?;
+    if let Err(error) = config.dev_app() {
+        tracing::error!(error = format!("{error:#}"), "dev-app.toml");
+    }
+    Ok(config)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
+}
