@@ -182,29 +182,24 @@ impl Reader {
             return Ok(None);
         };
         let rest = &bytes[basic + size..];
-        let field = fields.first_chunk().map(|it: &[u8; 3]| u24(it));
-        let (extended, extra) = match field {
+        let (time, extended, extra) = match fields.first_chunk().map(u24) {
             Some(EXTENDED) => match rest.first_chunk() {
-                Some(it) => (Some(u32::from_be_bytes(*it)), 4),
+                Some(it) => {
+                    let time = Some(u32::from_be_bytes(*it));
+                    (time, time, 4)
+                }
                 None => return Ok(None),
             },
-            Some(_) => (None, 0),
-            // The spec repeats an extended timestamp in type 3 chunks; some encoders do not. It is
-            // one if it is the same as before, and the first other byte settles that.
-            None => match self.streams[index].extended {
-                Some(before) => {
-                    let before = before.to_be_bytes();
-                    let seen = rest.len().min(4);
-                    match rest[..seen] == before[..seen] {
-                        true if seen < 4 => return Ok(None),
-                        true => (Some(u32::from_be_bytes(before)), 4),
-                        false => (Some(u32::from_be_bytes(before)), 0),
-                    }
+            Some(time) => (Some(time), None, 0),
+            None => {
+                let before = self.streams[index].extended;
+                match repeated(before, rest) {
+                    Some(extra) => (None, before, extra),
+                    None => return Ok(None),
                 }
-                None => (None, 0),
-            },
+            }
         };
-        *input = &bytes[basic + size + extra..];
+        *input = &rest[extra..];
 
         if index == self.streams.len() {
             self.streams.push(Stream {
@@ -212,7 +207,8 @@ impl Reader {
                 ..Stream::default()
             });
         }
-        let stream = &self.streams[index];
+        let stream = &mut self.streams[index];
+        stream.extended = extended;
         let length = match fields {
             [_, _, _, a, b, c, ..] => u24(&[*a, *b, *c]) as usize,
             _ => stream.length,
@@ -220,42 +216,18 @@ impl Reader {
         // A header in the middle of a message goes on with it if the length agrees; otherwise the
         // peer has given the message up.
         if !(stream.begun && format > 0 && length == stream.length) {
-            self.begin(index, length)?;
-            let stream = &mut self.streams[index];
-            let time = field.map(|it| {
-                if it == EXTENDED {
-                    extended.unwrap_or(it)
-                } else {
-                    it
-                }
-            });
-            match (format, time) {
-                (0, Some(time)) => {
-                    stream.timestamp = time;
-                    // By the spec the timestamp of a type 0 header is also the delta for a type 3
-                    // message after it, and ffmpeg counts on that; librtmp means "same time". Only
-                    // a small one can be a delta.
-                    stream.delta = if time < 1000 { time } else { 0 };
-                }
-                (_, Some(delta)) => {
-                    stream.timestamp = stream.timestamp.wrapping_add(delta);
-                    stream.delta = delta;
-                }
-                (_, None) => stream.timestamp = stream.timestamp.wrapping_add(stream.delta),
-            }
+            stream.pass_time(format, time);
             if let Some(kind) = fields.get(6) {
                 stream.kind = *kind;
             }
             if let Some(id) = fields.get(7..).and_then(|it| it.first_chunk()) {
                 stream.stream = u32::from_le_bytes(*id);
             }
+            self.begin(index, length)?;
         }
-        let stream = &mut self.streams[index];
-        stream.extended = extended;
-        Ok(Some((
-            index,
-            self.chunk_size.min(stream.length - stream.body.len()),
-        )))
+        let stream = &self.streams[index];
+        let left = stream.length - stream.body.len();
+        Ok(Some((index, left.min(self.chunk_size))))
     }
 
     fn begin(&mut self, index: usize, length: usize) -> Result<(), Error> {
@@ -298,10 +270,26 @@ impl Reader {
     }
 
     fn check_unfinished(&self) -> Result<(), Error> {
-        match self.unfinished > self.limits.unfinished {
-            true => Err(Error::TooMuchUnfinished(self.limits.unfinished)),
-            false => Ok(()),
+        if self.unfinished > self.limits.unfinished {
+            return Err(Error::TooMuchUnfinished(self.limits.unfinished));
         }
+        Ok(())
+    }
+}
+
+/// How many bytes of `rest`, which follows a type 3 header, are the extended timestamp `before`
+/// once more; `None` while that cannot be told. The spec repeats it and some encoders do not, so
+/// it is one if it is the same, and the first byte that is not settles it.
+fn repeated(before: Option<u32>, rest: &[u8]) -> Option<usize> {
+    let Some(before) = before.map(u32::to_be_bytes) else {
+        return Some(0);
+    };
+    if rest.starts_with(&before) {
+        Some(before.len())
+    } else if before.starts_with(rest) {
+        None
+    } else {
+        Some(0)
     }
 }
 
@@ -324,6 +312,23 @@ struct Stream {
 }
 
 impl Stream {
+    /// Sets the time of the message that a header of type `format` begins.
+    fn pass_time(&mut self, format: u8, time: Option<u32>) {
+        match (format, time) {
+            (0, Some(time)) => {
+                self.timestamp = time;
+                // By the spec the timestamp of a type 0 header is also the delta for a type 3
+                // message after it, and ffmpeg counts on that; librtmp means "same time". Only a
+                // small one can be a delta.
+                self.delta = if time < 1000 { time } else { 0 };
+                return;
+            }
+            (_, Some(delta)) => self.delta = delta,
+            (_, None) => {}
+        }
+        self.timestamp = self.timestamp.wrapping_add(self.delta);
+    }
+
     fn finish(&mut self) -> Raw {
         self.begun = false;
         let body = std::mem::take(&mut self.body).into();

@@ -346,7 +346,8 @@ fn classify(phase: Phase, code: &str, description: &str) -> Class {
 
 /// What servers say, in lower case; the first row found in code and description decides. Tencent,
 /// Wangsu, Huawei and Aliyun publish no texts and often only hang up, so for them there are the
-/// parameters of their signed URLs and the words that such texts are made of.
+/// parameters of their signed URLs and the words that such texts are made of. Bare numbers such as
+/// 403 are no words: descriptions quote stream names, which are often digits.
 const WORDS: &[(&str, Class)] = &[
     ("already", Class::BadName), // nginx-rtmp: NetStream.Publish.BadName, "Already publishing"; SRS, Wowza
     ("in use", Class::BadName),  // Wowza: "Stream name is already in use"
@@ -367,8 +368,6 @@ const WORDS: &[(&str, Class)] = &[
     ("forbid", Class::Auth),
     ("denied", Class::Auth),
     ("permission", Class::Auth),
-    ("403", Class::Auth),
-    ("401", Class::Auth),
     ("netstream.publish.badname", Class::BadName), // RTMP's own code, without words
     ("invalidapp", Class::App),                    // FMS, Wowza: NetConnection.Connect.InvalidApp
     ("connect.rejected", Class::App),              // SRS: NetConnection.Connect.Rejected

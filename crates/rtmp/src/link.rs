@@ -116,6 +116,13 @@ impl Link {
         );
     }
 
+    /// A data message on message stream `stream`.
+    pub fn data(&mut self, stream: u32, values: &[Value]) {
+        let body = amf::encode(values);
+        self.writer
+            .write(5, DATA, stream, 0, &[], &body, &mut self.output);
+    }
+
     /// `onStatus`, which tells the state of a message stream (spec 7.2.2).
     pub fn status(&mut self, stream: u32, level: &str, code: &str, description: &str) {
         let info = [

@@ -121,8 +121,11 @@ impl Command {
     }
 }
 
-/// Gives `each` the media messages of `raw`: itself, or the parts of an aggregate.
+/// Gives `each` the media messages of `raw`: itself, or the parts of an aggregate, unless empty.
 pub(crate) fn media(raw: Raw, mut each: impl FnMut(Message)) {
+    if raw.body.is_empty() {
+        return;
+    }
     match raw.kind {
         AUDIO => each(Message {
             kind: Kind::Audio,
@@ -234,7 +237,7 @@ mod tests {
             r"Data@5:\x02\x00\x02hi",
         );
         check(DATA_AMF3, 5, b"\x02\0\x02hi", r"Data@5:\x02\x00\x02hi");
-        check(DATA, 5, b"", "Data@5:");
+        check(DATA, 5, b"", "");
     }
 
     #[test]

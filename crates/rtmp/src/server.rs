@@ -246,21 +246,9 @@ impl Server {
                         self.link
                             .status(stream, "status", "NetStream.Play.Start", "playing");
                         // Flash players show nothing of a stream before this.
-                        let access = [
-                            Value::from("|RtmpSampleAccess"),
-                            Value::Bool(true),
-                            Value::Bool(true),
-                        ];
-                        let mut out = std::mem::take(&mut self.link.output);
-                        self.link.media(
-                            stream,
-                            Kind::Data,
-                            0,
-                            &[],
-                            &amf::encode(&access),
-                            &mut out,
-                        );
-                        self.link.output = out;
+                        let access = Value::from("|RtmpSampleAccess");
+                        let values = [access, Value::Bool(true), Value::Bool(true)];
+                        self.link.data(stream, &values);
                     }
                 }
                 self.state = State::Active { goal, stream };
@@ -359,11 +347,7 @@ impl Server {
                     ..
                 } => {
                     let events = &mut self.events;
-                    message::media(raw, |it| {
-                        if !it.body.is_empty() {
-                            events.push_back(Event::Message(it));
-                        }
-                    });
+                    message::media(raw, |it| events.push_back(Event::Message(it)));
                 }
                 State::Asked {
                     goal: Goal::Publish,
@@ -372,10 +356,8 @@ impl Server {
                     ..
                 } => {
                     message::media(raw, |it| {
-                        if !it.body.is_empty() {
-                            *size += it.body.len() + size_of::<Message>();
-                            early.push(it);
-                        }
+                        *size += it.body.len() + size_of::<Message>();
+                        early.push(it);
                     });
                     let limit = 2 * self.config.max_message_before;
                     if *size > limit {
@@ -441,74 +423,44 @@ impl Server {
     }
 
     fn connect(&mut self, command: &Command) {
-        let text = |name| {
-            command
-                .object
-                .get(name)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-        };
-        let (app, query) = split_query(text("app"));
-        let (_, url_query) = split_query(text("tcUrl"));
-        let fourcc = command.object.get("fourCcList");
-        self.peer = Some(Request {
-            app: app.trim_matches('/').to_owned(),
-            name: String::new(),
-            query: if query.is_empty() { url_query } else { query }.to_owned(),
-            tc_url: text("tcUrl").to_owned(),
-            agent: text("flashVer").to_owned(),
-            fourcc: fourcc
-                .map(Value::items)
-                .unwrap_or_default()
-                .iter()
-                .filter_map(|it| it.as_str().map(str::to_owned))
-                .collect(),
-        });
-
-        self.link.announce(self.config.window);
+        self.peer = Some(introduction(&command.object));
+        let window = self.config.window;
+        self.link.announce(window);
         // The 2 leaves it to the peer how to combine this with limits that it knows.
-        self.link.control(
-            PEER_BANDWIDTH,
-            &[&self.config.window.to_be_bytes()[..], &[2]].concat(),
-        );
+        let bandwidth = [&window.to_be_bytes()[..], &[2]].concat();
+        self.link.control(PEER_BANDWIDTH, &bandwidth);
         self.link.set_chunk_size(self.config.chunk_size);
+
         let server = amf::object([
             ("fmsVer", "FMS/3,0,1,123".into()),
             ("capabilities", 31.0.into()),
         ]);
         let mut info = vec![
-            ("level", "status".into()),
-            ("code", "NetConnection.Connect.Success".into()),
-            ("description", "connected".into()),
+            ("level".to_owned(), "status".into()),
+            ("code".to_owned(), "NetConnection.Connect.Success".into()),
+            ("description".to_owned(), "connected".into()),
             // AMF0, also for a peer that asks for AMF3.
-            ("objectEncoding", 0.0.into()),
+            ("objectEncoding".to_owned(), 0.0.into()),
         ];
-        let ours = || self.config.fourcc.iter();
-        if fourcc.is_some() {
-            info.push((
-                "fourCcList",
-                Value::StrictArray(ours().map(|it| (*it).into()).collect()),
-            ));
-        }
-        for (name, video) in [("videoFourCcInfoMap", true), ("audioFourCcInfoMap", false)] {
+        // Enhanced RTMP is answered in the properties that it was asked in.
+        for name in ["fourCcList", "videoFourCcInfoMap", "audioFourCcInfoMap"] {
             if command.object.get(name).is_some() {
-                let of_kind = ours().filter(|it| VIDEO_FOURCC.contains(it) == video);
-                let map = of_kind
-                    .map(|it| ((*it).to_owned(), CAN_FORWARD.into()))
-                    .collect();
-                info.push((name, Value::Object(map)));
+                let ours = self.config.fourcc.iter().copied();
+                let entry = |it: &str| (it.to_owned(), CAN_FORWARD.into());
+                let answer = match name {
+                    "fourCcList" => Value::StrictArray(ours.map(Value::from).collect()),
+                    _ => {
+                        let video = name == "videoFourCcInfoMap";
+                        let ours = ours.filter(|it| VIDEO_FOURCC.contains(it) == video);
+                        Value::Object(ours.map(entry).collect())
+                    }
+                };
+                info.push((name.to_owned(), answer));
             }
         }
-        let info = info
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
-            .collect();
-        self.link.command(
-            0,
-            "_result",
-            command.transaction,
-            &[server, Value::Object(info)],
-        );
+        let values = [server, Value::Object(info)];
+        self.link
+            .command(0, "_result", command.transaction, &values);
     }
 
     fn ask(&mut self, goal: Goal, command: &Command) {
@@ -593,7 +545,27 @@ fn limits(config: &Config, message: usize) -> Limits {
     }
 }
 
-/// A name and its query. A question mark at its start or end is no query.
+/// What the object of `connect` says of the peer: a request whose name is still to come.
+fn introduction(object: &Value) -> Request {
+    let text = |name| object.get(name).and_then(Value::as_str).unwrap_or_default();
+    let (app, query) = split_query(text("app"));
+    let (_, url_query) = split_query(text("tcUrl"));
+    let fourcc = object.get("fourCcList").map_or(&[][..], Value::items);
+    Request {
+        app: app.trim_matches('/').to_owned(),
+        name: String::new(),
+        query: if query.is_empty() { url_query } else { query }.to_owned(),
+        tc_url: text("tcUrl").to_owned(),
+        agent: text("flashVer").to_owned(),
+        fourcc: fourcc
+            .iter()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect(),
+    }
+}
+
+/// A name and its query, which is empty where there is none.
 fn split_query(text: &str) -> (&str, &str) {
     text.split_once('?').unwrap_or((text, ""))
 }

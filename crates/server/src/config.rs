@@ -26,97 +26,145 @@ use read::Source;
 
 use crate::secret::Secret;
 
-/// The whole configuration. Only `main` and `app` see it as a whole.
+/// The whole configuration. Only `main` and `app` see it as a whole. What each value means is in docs/configuration.md.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// Folder of the database, the recordings and `dev-app.toml`.
     pub data_dir: PathBuf,
+    /// How long stopping may take.
     pub shutdown_timeout: Duration,
+    /// API, WHIP/WHEP, playback, media files, console.
     pub http: Http,
+    /// RTMP publishers and players.
     pub rtmp: Rtmp,
+    /// Media of WHIP and WHEP.
     pub webrtc: Webrtc,
+    /// Where rows are kept.
     pub store: Store,
+    /// Where media files are kept.
     pub media: Media,
+    /// Pushes to CDNs.
     pub relay: Relay,
+    /// Streams that are published here.
     pub publish: Publish,
+    /// Sending of callbacks.
     pub callback: CallbackLimits,
+    /// The apps; their ids differ.
     pub apps: Vec<App>,
 }
 
+/// `[http]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Http {
+    /// Where it listens.
     pub listen: SocketAddr,
+    /// What addresses that go out begin with; no slash at its end.
     pub public_url: String,
+    /// Speaks HTTPS with these.
     pub tls: Option<Tls>,
 }
 
+/// Certificate and key, as paths of PEM files.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tls {
+    /// The certificate chain.
     pub certificate: PathBuf,
+    /// The private key.
     pub key: PathBuf,
 }
 
+/// `[rtmp]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rtmp {
+    /// Where it listens.
     pub listen: SocketAddr,
     /// Connections at once, publishers and players together; one more is refused. Default 2000.
     pub max_connections: usize,
 }
 
+/// `[webrtc]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Webrtc {
+    /// Where UDP and ICE-TCP listen, on one port.
     pub listen: SocketAddr,
+    /// Under which addresses clients reach it, where they are not its own.
     pub public_addresses: Vec<IpAddr>,
 }
 
+/// `[store]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Store {
+    /// `sqlite`.
     pub url: String,
 }
 
+/// `[media]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Media {
+    /// `file`.
     pub url: String,
 }
 
+/// `[relay]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Relay {
+    /// How long a target may take from connect to accepting the stream.
     pub connect_timeout: Duration,
+    /// When to connect again.
     pub retry: Retry,
+    /// Whether a target may resolve to an address that is not public.
     pub allow_private_targets: bool,
+    /// PEM file of more roots, beside the system's.
     pub ca_file: Option<PathBuf>,
     /// How long a target may acknowledge nothing while bytes wait before the session is dropped. Default 10 s.
     pub stall_timeout: Duration,
 }
 
+/// The waits between attempts, each twice the one before.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Retry {
+    /// The first.
     pub first: Duration,
+    /// The longest.
     pub max: Duration,
 }
 
+/// `[publish]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Publish {
+    /// How long a publisher that dropped may stay away before its stream ends.
     pub grace: Duration,
     /// Bytes that one stream may hold for its slowest output. Default 16 MiB.
     pub buffer: usize,
 }
 
+/// `[callback]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CallbackLimits {
     /// How long a receiver may take to answer. Default 5 s.
     pub timeout: Duration,
 }
 
+/// `[[app]]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct App {
+    /// ZEGO's AppId, never 0.
     pub id: u32,
+    /// Signs API calls.
     pub server_secret: Secret,
+    /// Signs callbacks.
     pub callback_secret: Secret,
+    /// Which environments the app has.
     pub environment: Environment,
+    /// What publishers must present.
     pub publish_auth: PublishAuth,
+    /// Key of the publish tokens; empty without.
     pub publish_key: Secret,
+    /// Key of the play tokens; empty without.
     pub play_key: Secret,
+    /// Where callbacks go.
     pub callback: Callback,
+    /// Where streams go.
     pub cdn: Cdn,
     /// By vendor name: Tencent, Ws, Huawei, Aliyun.
     pub record: BTreeMap<String, Record>,
@@ -126,83 +174,15 @@ pub struct App {
     pub stream_history: Option<Duration>,
 }
 
+/// Which environments an app has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Environment {
+    /// Production alone.
     Production,
+    /// Test alone.
     Test,
+    /// Either.
     Both,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PublishAuth {
-    None,
-    Token,
-}
-
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Callback {
-    pub stream: Option<String>,
-    pub record: Option<String>,
-    pub compose: Option<String>,
-    pub state: Option<String>,
-    pub format: CallbackFormat,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CallbackFormat {
-    #[default]
-    Json,
-    Form,
-}
-
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Cdn {
-    pub default_target: Option<String>,
-    pub relay_everything: bool,
-    pub push: Vec<Push>,
-}
-
-/// Automatic push authentication for the targets of one host.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Push {
-    /// Exact, or `*.example.com`.
-    pub host: String,
-    pub vendor: Vendor,
-    pub key: Secret,
-    pub backup_key: Option<Secret>,
-    pub ttl: Duration,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Vendor {
-    Tencent,
-    Ws,
-    Huawei,
-    Aliyun,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Record {
-    pub driver: Driver,
-    pub formats: Vec<Format>,
-    pub interval: Duration,
-    pub keep: Option<Duration>,
-    pub record_everything: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Driver {
-    Local,
-    Cloud,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    M3u8,
-    Flv,
-    Mp4,
-    Aac,
-    Mp3,
 }
 
 impl Environment {
@@ -215,6 +195,119 @@ impl Environment {
         }
     }
 }
+
+/// What publishers must present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublishAuth {
+    /// Nothing.
+    None,
+    /// ZEGO's token, see [`crate::token`].
+    Token,
+}
+
+/// The receivers of an app's callbacks; an event without one is not sent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Callback {
+    /// `stream_create` and `stream_close`.
+    pub stream: Option<String>,
+    /// `record`.
+    pub record: Option<String>,
+    /// `compose`.
+    pub compose: Option<String>,
+    /// `relay_state` and `record_state`.
+    pub state: Option<String>,
+    /// How the body is written.
+    pub format: CallbackFormat,
+}
+
+/// How a callback's body is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CallbackFormat {
+    /// A JSON object.
+    #[default]
+    Json,
+    /// `application/x-www-form-urlencoded`.
+    Form,
+}
+
+/// Where an app's streams go.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Cdn {
+    /// Used when CDNUrl is absent; a slash and the StreamId are added.
+    pub default_target: Option<String>,
+    /// Every stream goes to `default_target`, which is there then.
+    pub relay_everything: bool,
+    /// Automatic push authentication, by host.
+    pub push: Vec<Push>,
+}
+
+/// Automatic push authentication for the targets of one host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Push {
+    /// Exact, or `*.example.com`; in lower case.
+    pub host: String,
+    /// Whose way of signing.
+    pub vendor: Vendor,
+    /// The main key.
+    pub key: Secret,
+    /// The second key.
+    pub backup_key: Option<Secret>,
+    /// How long a signature is valid.
+    pub ttl: Duration,
+}
+
+/// A CDN vendor, by ZEGO's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Vendor {
+    /// Tencent Cloud CSS.
+    Tencent,
+    /// Wangsu.
+    Ws,
+    /// Huawei Cloud Live.
+    Huawei,
+    /// Alibaba Cloud Live.
+    Aliyun,
+}
+
+/// What recordings under one vendor's name are like.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// Who records.
+    pub driver: Driver,
+    /// What is written; one at least.
+    pub formats: Vec<Format>,
+    /// How long a file becomes, 300 s to 7200 s; not for m3u8.
+    pub interval: Duration,
+    /// How long files are kept; for ever without.
+    pub keep: Option<Duration>,
+    /// Every stream is recorded without a call.
+    pub record_everything: bool,
+}
+
+/// Who records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// bywash.
+    Local,
+    /// The vendor.
+    Cloud,
+}
+
+/// A format of recorded files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// HLS: a folder with a playlist and its segments.
+    M3u8,
+    /// FLV.
+    Flv,
+    /// MP4.
+    Mp4,
+    /// AAC in ADTS, sound alone.
+    Aac,
+    /// MP3, sound alone.
+    Mp3,
+}
+
 impl Config {
     /// Reads the file at `path`, or `bywash.toml` in the working directory if it is there; then the variables `BYWASH_…` of
     /// `environment`; then `flags`, pairs of key and value. The problems are all there are.
@@ -227,7 +320,12 @@ impl Config {
         let text = match std::fs::read_to_string(file) {
             Ok(text) => text,
             Err(why) if why.kind() == std::io::ErrorKind::NotFound && path.is_none() => String::new(),
-            Err(why) => return Err(Problems(vec![Problem { place: Place::Whole(file.into()), text: format!("cannot be read: {why}") }])),
+            Err(why) => {
+                return Err(Problems(vec![Problem {
+                    place: Place::Whole(file.into()),
+                    text: format!("cannot be read: {why}"),
+                }]));
+            }
         };
         read::read(Source { file, text: &text, environment: environment.into_iter().collect(), flags })
     }
@@ -319,12 +417,348 @@ impl Default for App {
 /// Not an entry yet: host and key are missing.
 impl Default for Push {
     fn default() -> Push {
-        Push { host: String::new(), vendor: Vendor::Tencent, key: Secret::default(), backup_key: None, ttl: Duration::from_secs(86_400) }
+        Push {
+            host: String::new(),
+            vendor: Vendor::Tencent,
+            key: Secret::default(),
+            backup_key: None,
+            ttl: Duration::from_secs(86_400),
+        }
     }
 }
 
 impl Default for Record {
     fn default() -> Record {
-        Record { driver: Driver::Local, formats: vec![Format::Mp4, Format::M3u8], interval: Duration::from_secs(7200), keep: None, record_everything: false }
+        Record {
+            driver: Driver::Local,
+            formats: vec![Format::Mp4, Format::M3u8],
+            interval: Duration::from_secs(7200),
+            keep: None,
+            record_everything: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+    /// `[[app]]` as short as it may be: four lines.
+    fn app(id: u32) -> String {
+        format!("[[app]]\nid = {id}\nserver_secret = \"{SECRET}\"\ncallback_secret = \"c\"\n")
+    }
+
+    fn read(text: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, Problems> {
+        let own = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect::<Vec<_>>()
+        };
+        read::read(Source { file: Path::new("f"), text, environment: own(environment), flags: &own(flags) })
+    }
+
+    /// The problems of `text`, one a line.
+    fn check(text: &str, want: &str) {
+        let got = read(text, &[], &[]).map_or_else(|it| it.to_string(), |_| String::new());
+        assert_eq!(got, want, "{text}");
+    }
+
+    #[test]
+    fn the_whole_file_is_read_into_its_values() {
+        let text = r#"
+            data_dir = "d"
+            shutdown_timeout = "40s"
+            [http]
+            listen = "[::]:81"
+            public_url = "https://live.example.com/"
+            [rtmp]
+            listen = "0.0.0.0:1936"
+            max_connections = 3
+            [webrtc]
+            listen = "127.0.0.1:8001"
+            public_addresses = ["203.0.113.7"]
+            [store]
+            url = "sqlite"
+            [media]
+            url = "file"
+            [relay]
+            connect_timeout = "6s"
+            retry = { first = "500ms", max = "1m" }
+            allow_private_targets = true
+            stall_timeout = "11s"
+            [publish]
+            grace = "0s"
+            buffer = "64MiB"
+            [callback]
+            timeout = "4s"
+            [[app]]
+            id = 1234567890
+            server_secret = "0123456789abcdef0123456789abcdef"
+            callback_secret = "c"
+            environment = "test"
+            publish_auth = "token"
+            publish_key = "k"
+            play_key = "p"
+            clear_whole_app = true
+            stream_history = "1h"
+            [app.callback]
+            stream = "https://a.example/s?x=1"
+            record = "https://a.example/r"
+            compose = "https://a.example/c"
+            state = "https://a.example/t"
+            format = "form"
+            [app.cdn]
+            default_target = "rtmp://push.example.com/live/"
+            relay_everything = true
+            [[app.cdn.push]]
+            host = "*.Example.com"
+            vendor = "Ws"
+            key = "k"
+            backup_key = "b"
+            ttl = "24h"
+            [app.record.Tencent]
+            driver = "local"
+            formats = ["flv", "aac"]
+            interval = "300s"
+            keep = "30d"
+            record_everything = true
+        "#;
+        let got = read(text, &[], &[]).unwrap();
+        let seconds = Duration::from_secs;
+        let url = |path: &str| Some(format!("https://a.example/{path}"));
+        let want = Config {
+            data_dir: "d".into(),
+            shutdown_timeout: seconds(40),
+            http: Http { listen: "[::]:81".parse().unwrap(), public_url: "https://live.example.com".into(), tls: None },
+            rtmp: Rtmp { listen: "0.0.0.0:1936".parse().unwrap(), max_connections: 3 },
+            webrtc: Webrtc {
+                listen: "127.0.0.1:8001".parse().unwrap(),
+                public_addresses: vec!["203.0.113.7".parse().unwrap()],
+            },
+            relay: Relay {
+                connect_timeout: seconds(6),
+                retry: Retry { first: Duration::from_millis(500), max: seconds(60) },
+                allow_private_targets: true,
+                ca_file: None,
+                stall_timeout: seconds(11),
+            },
+            publish: Publish { grace: seconds(0), buffer: 64 << 20 },
+            callback: CallbackLimits { timeout: seconds(4) },
+            apps: vec![App {
+                id: 1_234_567_890,
+                server_secret: Secret::new(SECRET),
+                callback_secret: Secret::new("c"),
+                environment: Environment::Test,
+                publish_auth: PublishAuth::Token,
+                publish_key: Secret::new("k"),
+                play_key: Secret::new("p"),
+                callback: Callback {
+                    stream: url("s?x=1"),
+                    record: url("r"),
+                    compose: url("c"),
+                    state: url("t"),
+                    format: CallbackFormat::Form,
+                },
+                cdn: Cdn {
+                    default_target: Some("rtmp://push.example.com/live".into()),
+                    relay_everything: true,
+                    push: vec![Push {
+                        host: "*.example.com".into(),
+                        vendor: Vendor::Ws,
+                        key: Secret::new("k"),
+                        backup_key: Some(Secret::new("b")),
+                        ttl: seconds(86_400),
+                    }],
+                },
+                record: BTreeMap::from([(
+                    "Tencent".into(),
+                    Record {
+                        driver: Driver::Local,
+                        formats: vec![Format::Flv, Format::Aac],
+                        interval: seconds(300),
+                        keep: Some(seconds(30 * 86_400)),
+                        record_everything: true,
+                    },
+                )]),
+                clear_whole_app: true,
+                stream_history: Some(seconds(3600)),
+            }],
+            ..Config::default()
+        };
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_the_nearest_known_one() {
+        check("data_dri = \"d\"", "f:1: unknown key `data_dri`; did you mean `data_dir`?");
+        check("\n[http]\nlisen = \"x\"", "f:3: unknown key `http.lisen`; did you mean `http.listen`?");
+        check("[htp]\nlisten = \"x\"", "f:1: unknown key `htp`; did you mean `http`?");
+        check("public_url = \"x\"", "f:1: unknown key `public_url`; did you mean `http.public_url`?");
+        check(
+            "[relay]\nretry = { fist = \"1s\" }",
+            "f:2: unknown key `relay.retry.fist`; did you mean `relay.retry.first`?",
+        );
+        check(
+            &(app(1) + "[app.cdn]\ndefault_targt = \"x\""),
+            "f:6: unknown key `cdn.default_targt`; did you mean `cdn.default_target`?",
+        );
+        check(
+            &(app(1) + "[app.record.tencent]"),
+            "f:5: unknown vendor `tencent`: expected \"Tencent\" or \"Ws\" or \"Huawei\" or \"Aliyun\"; did you mean \"Tencent\"?",
+        );
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_or_beyond_its_range_says_what_is_expected() {
+        check(
+            "[publish]\ngrace = 10",
+            "f:2: `publish.grace`: expected a duration such as \"500ms\", \"90s\", \"1h30m\" or \"30d\" in quotes, found a TOML integer",
+        );
+        check("[publish]\ngrace = \"11m\"", "f:2: `publish.grace`: \"11m\" is not within \"0s\" to \"10m\"");
+        check("[rtmp]\nmax_connections = 0", "f:2: `rtmp.max_connections`: 0 is not within 1 to 100000");
+        check("http = 1", "f:1: `http`: expected a table, found a TOML integer");
+        check("[app]\nid = 1", "f:1: there may be several: write [[app]]");
+        check(
+            "[store]\nurl = \"postgres://u:p@h/d\"",
+            "f:2: `store.url`: PostgreSQL is not in this version: use \"sqlite\"",
+        );
+        check("[media]\nurl = \"s3://b/p\"", "f:2: `media.url`: an S3 bucket is not in this version: use \"file\"");
+        check(
+            &(app(1) + "[app.record.Ws]\ninterval = \"299s\""),
+            "f:6: `interval`: \"299s\" is not within \"5m\" to \"2h\"",
+        );
+        check(
+            &(app(1) + "[app.callback]\nstream = \"ftp://a/\""),
+            "f:6: `callback.stream`: expected an http:// or https:// address",
+        );
+    }
+
+    #[test]
+    fn keys_that_do_not_fit_together_are_found() {
+        check(&(app(7) + &app(7)), "f:6: app 7 is there already in line 2: give each app its own id");
+        check("[[app]]\nid = 1", "f:1: the app needs `server_secret`");
+        check(
+            &(app(1) + "publish_auth = \"token\""),
+            "f:5: `publish_auth = \"token\"` needs `publish_key`, the key of the tokens",
+        );
+        check(
+            &(app(1) + "[app.record.Huawei]\ndriver = \"cloud\""),
+            "f:6: recording by the vendor's cloud is not in this version: use `driver = \"local\"`",
+        );
+        check(
+            &(app(1) + "[[app.cdn.push]]\nhost = \"*.a\""),
+            "f:5: the push entry needs `key`\nf:5: the push entry needs `vendor`",
+        );
+        check(
+            &(app(1) + "[app.cdn]\nrelay_everything = true"),
+            "f:6: `cdn.relay_everything` needs `cdn.default_target`",
+        );
+        check("[relay.retry]\nfirst = \"40s\"", "f:2: `relay.retry.first` is longer than `relay.retry.max`");
+        check(
+            "[rtmp]\nlisten = \"127.0.0.1:8080\"",
+            "f:2: `rtmp.listen` and `http.listen` are both 127.0.0.1:8080: choose another port for one",
+        );
+        check(
+            "[http]\ntls = { key = \"/none\" }",
+            "f:2: `http.tls.certificate` is missing: TLS needs certificate and key\nf:2: `http.tls.key`: cannot read /none: No such file or directory (os error 2)",
+        );
+    }
+
+    #[test]
+    fn all_problems_come_at_once_and_none_holds_a_secret() {
+        let text = "data = 1\n[[app]]\nid = 0\nserver_secret = \"SECRET\"\nplay_key = 7\n[app.callback]\nstate = \"SECRET\"\n[[app.cdn.push]]\nhost = \"a b\"\nvendor = \"SW\"\nkey = \"\"\n";
+        let problems = read(text, &[], &[]).unwrap_err();
+        let lines: Vec<_> = problems.0.iter().map(|it| it.place.clone()).collect();
+        assert_eq!(lines, [1, 3, 4, 5, 7, 9, 10, 11].map(|line| Place::Line("f".into(), line)));
+        assert!(!problems.to_string().contains("SECRET"), "{problems}");
+        check(
+            "data_dir = d\nb = 1",
+            "f:1: string values must be quoted, expected literal string\nf:2: unknown key `b`; did you mean `app`?",
+        );
+    }
+
+    #[test]
+    fn variables_override_the_file_and_flags_override_both() {
+        let text = "[http]\nlisten = \"127.0.0.1:1\"\n[rtmp]\nlisten = \"127.0.0.1:2\"\n".to_owned() + &app(7);
+        let variables = [
+            ("BYWASH_HTTP__LISTEN", "0.0.0.0:3"),
+            ("BYWASH_RTMP__LISTEN", "127.0.0.1:4"),
+            ("BYWASH_RELAY__RETRY__FIRST", "2s"),
+            ("BYWASH_WEBRTC__PUBLIC_ADDRESSES", "203.0.113.7, 203.0.113.8"),
+            ("BYWASH_APP__7__PUBLISH_KEY", "k"),
+            ("BYWASH_APP__8__SERVER_SECRET", SECRET),
+            ("BYWASH_LOG", "debug"),
+            ("PATH", "/bin"),
+        ];
+        let got = read(&text, &variables, &[("rtmp.listen", "127.0.0.1:5")]).unwrap();
+        assert_eq!(
+            (got.http.listen.port(), got.rtmp.listen.port(), got.http.public_url.as_str()),
+            (3, 5, "http://127.0.0.1:3")
+        );
+        assert_eq!((got.relay.retry.first.as_secs(), got.webrtc.public_addresses.len()), (2, 2));
+        assert_eq!(
+            (got.apps[0].publish_key.expose(), got.apps[1].id, got.apps[1].server_secret.expose()),
+            ("k", 8, SECRET)
+        );
+
+        let check = |variable: &str, flag: &str, want: &str| {
+            let problems = read("", &[(variable, "x")], &[(flag, "x")]).unwrap_err();
+            assert_eq!(problems.to_string(), want);
+        };
+        check(
+            "BYWASH_HTP__LISTEN",
+            "data_dir",
+            "BYWASH_HTP__LISTEN: unknown variable; did you mean BYWASH_HTTP__LISTEN?",
+        );
+        check(
+            "BYWASH_PUBLISH__GRACE",
+            "gracee",
+            "BYWASH_PUBLISH__GRACE: expected a duration such as \"500ms\", \"90s\", \"1h30m\" or \"30d\", found \"x\"\nflag for gracee: unknown key; did you mean `publish.grace`?",
+        );
+    }
+
+    #[test]
+    fn a_reload_applies_what_it_can_and_names_what_it_cannot() {
+        let old = read(&app(7), &[], &[]).unwrap();
+        let text = "[http]\nlisten = \"127.0.0.1:9\"\n[publish]\ngrace = \"9s\"\n".to_owned()
+            + &app(7)
+            + "play_key = \"p\"\n"
+            + &app(8);
+        let got = old.difference(read(&text, &[], &[]).unwrap());
+        assert_eq!(got.restart, ["http.listen", "http.public_url"]);
+        assert_eq!(got.changed, ["publish.grace", "app 7", "app 8"]);
+        assert_eq!((&got.config.http, got.config.publish.grace.as_secs(), got.config.apps.len()), (&old.http, 9, 2));
+        let same = old.difference(old.clone());
+        assert!(same.changed.is_empty() && same.restart.is_empty() && same.config == old);
+    }
+
+    #[test]
+    fn a_first_start_makes_an_app_and_later_ones_find_it() {
+        let folder = std::env::temp_dir().join(format!("bywash-dev-{}", rand::random::<u64>()));
+        let start = || {
+            let mut config = Config { data_dir: folder.clone(), ..Config::default() };
+            let dev = config.dev_app().unwrap().unwrap();
+            (config, dev)
+        };
+        let ((first, made), (second, found)) = (start(), start());
+        assert_eq!((made.created, found.created, made.id), (true, false, found.id));
+        assert_eq!(first, second);
+        assert!(first.relay.allow_private_targets && first.apps[0].server_secret.expose().len() == 32);
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&made.file).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(second.clone().dev_app().unwrap().is_none());
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+        #[test]
+        fn any_text_is_a_configuration_or_problems(text in "(\\PC|\n|\\[\\[app\\]\\]\n|\\[app.cdn\\]\n|id = |http.listen = |\"){0,20}", name in "BYWASH_[A-Z0-9_]{0,12}") {
+            if let Err(problems) = read(&text, &[(&name, &text)], &[(&text, &name)]) {
+                prop_assert!(!problems.0.is_empty());
+            }
+        }
     }
 }

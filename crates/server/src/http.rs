@@ -75,7 +75,9 @@ pub async fn serve(
         let Ok(place) = places.clone().try_acquire_owned() else {
             tracing::warn!(%peer, "connection refused: {CONNECTIONS_MAX} are open");
             if certificate.is_none() {
-                socket.try_write(b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").ok();
+                socket
+                    .try_write(b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+                    .ok();
             }
             continue;
         };

@@ -599,7 +599,7 @@ mod tests {
         assert_eq!(batch.len(), 12);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn sound_rides_with_the_picture_and_never_waits_longer_than_its_hold() {
         let hub = hub(1000);
         let mut publisher = hub.publish(&key(), info(), Instant::now()).unwrap();

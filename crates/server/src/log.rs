@@ -8,7 +8,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Starts logging. What is logged is in `BYWASH_LOG`, or else `RUST_LOG`; `info` without them.
 pub fn init() {
-    let wanted = ["BYWASH_LOG", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok().filter(|it| !it.is_empty()));
+    let wanted =
+        ["BYWASH_LOG", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok().filter(|it| !it.is_empty()));
     let filter = EnvFilter::builder().parse_lossy(wanted.as_deref().unwrap_or("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     // Another subscriber is there only in tests, and theirs is as good.

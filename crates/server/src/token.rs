@@ -18,10 +18,12 @@ pub enum Privilege {
     Publish = 1,
 }
 
-/// What a client wants to do.
+/// What a client wants to do with a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
+    /// To write it.
     Publish,
+    /// To read it.
     Play,
 }
 
@@ -35,12 +37,16 @@ pub struct User {
 /// Why a client may not publish or play.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
+    /// There is none.
     #[error("no token was given")]
     Missing,
+    /// They are not what a token is made with.
     #[error("the token's parameters are malformed: {0}")]
     Malformed(&'static str),
+    /// It was made with another key, or for something else.
     #[error("the token does not fit the app, the stream or the parameters")]
     Wrong,
+    /// It was good until `zgExpired`.
     #[error("the token has expired")]
     Expired,
 }
@@ -74,7 +80,8 @@ impl Params {
 
     /// Takes the token of an `Authorization` header, where there is one.
     pub fn bearer(self, authorization: Option<&str>) -> Params {
-        let token = authorization.and_then(|it| it.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        let token =
+            authorization.and_then(|it| it.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
         match token {
             Some((_, token)) => Params { token: Secret::new(token.trim()), ..self },
             None => self,
@@ -96,7 +103,11 @@ pub fn verify(app: &App, stream: &str, params: &Params, purpose: Purpose, now: i
     let user = User { id: params.user.clone() };
     let keys: &[(Privilege, &Secret)] = match purpose {
         Purpose::Publish => &[(Privilege::Publish, &app.publish_key)],
-        Purpose::Play => &[(Privilege::Play, &app.play_key), (Privilege::Publish, &app.play_key), (Privilege::Publish, &app.publish_key)],
+        Purpose::Play => &[
+            (Privilege::Play, &app.play_key),
+            (Privilege::Publish, &app.play_key),
+            (Privilege::Publish, &app.publish_key),
+        ],
     };
     if app.publish_auth == PublishAuth::None || (purpose == Purpose::Play && app.play_key.expose().is_empty()) {
         return Ok(user);
@@ -112,7 +123,12 @@ pub fn verify(app: &App, stream: &str, params: &Params, purpose: Purpose, now: i
         return Err(Denied::Malformed("zgNonce is not of 1 to 15 bytes"));
     }
     let digits = params.expired.bytes().all(|c| c.is_ascii_digit());
-    let expired = params.expired.parse::<i64>().ok().filter(|_| digits).ok_or(Denied::Malformed("zgExpired is not a time in seconds"))?;
+    let expired = params
+        .expired
+        .parse::<i64>()
+        .ok()
+        .filter(|_| digits)
+        .ok_or(Denied::Malformed("zgExpired is not a time in seconds"))?;
     // An app without a key must not be open to whoever signs with an empty one.
     let fits = keys.iter().filter(|(_, key)| !key.expose().is_empty()).any(|(privilege, key)| {
         let want = digest(app.id, stream, &params.expired, &params.nonce, *privilege, key);
@@ -132,7 +148,8 @@ const USER_ID_MAX: usize = 64;
 fn digest(app: u32, stream: &str, expired: &str, nonce: &str, privilege: Privilege, key: &Secret) -> String {
     let privilege = privilege as u8;
     let key = key.expose();
-    let text = format!("appid={app}&streamId={stream}&zgExpired={expired}&zgNonce={nonce}&zgPrivilege={privilege}&key={key}");
+    let text =
+        format!("appid={app}&streamId={stream}&zgExpired={expired}&zgNonce={nonce}&zgPrivilege={privilege}&key={key}");
     hex::encode(Sha256::digest(text))
 }
 
@@ -158,22 +175,44 @@ mod tests {
 
     #[test]
     fn zegos_vector_is_reproduced() {
-        assert_eq!(make(1_234_567_890, "stream001", EXPIRED, "1700000000000", Privilege::Publish, &Secret::new(KEY)), TOKEN);
+        assert_eq!(
+            make(1_234_567_890, "stream001", EXPIRED, "1700000000000", Privilege::Publish, &Secret::new(KEY)),
+            TOKEN
+        );
     }
 
     #[test]
     fn a_token_is_good_until_it_expires_and_for_what_it_was_made() {
         let app = app(KEY, "");
-        let query = |token: &str| format!("userId=u&zgVer=v1&zgExpired={EXPIRED}&zgNonce=1700000000000&zgToken={token}");
+        let query =
+            |token: &str| format!("userId=u&zgVer=v1&zgExpired={EXPIRED}&zgNonce=1700000000000&zgToken={token}");
         check(&app, &query(TOKEN), Purpose::Publish, EXPIRED, Ok("u"));
         check(&app, &query(TOKEN), Purpose::Publish, EXPIRED + 1, Err(Denied::Expired));
         check(&app, &query(&TOKEN.to_uppercase()), Purpose::Publish, EXPIRED, Err(Denied::Wrong));
         check(&app, &query(""), Purpose::Publish, EXPIRED, Err(Denied::Missing));
         check(&app, "", Purpose::Publish, EXPIRED, Err(Denied::Missing));
         check(&app, &query(TOKEN).replace("zgExpired=1", "zgExpired=2"), Purpose::Publish, EXPIRED, Err(Denied::Wrong));
-        check(&app, &query(TOKEN).replace("v1", "v2"), Purpose::Publish, EXPIRED, Err(Denied::Malformed("zgVer is not v1")));
-        check(&app, &query(TOKEN).replace("1700000000000", "1234567890123456"), Purpose::Publish, 0, Err(Denied::Malformed("zgNonce is not of 1 to 15 bytes")));
-        check(&app, &query(TOKEN).replace("zgExpired=", "zgExpired=-"), Purpose::Publish, 0, Err(Denied::Malformed("zgExpired is not a time in seconds")));
+        check(
+            &app,
+            &query(TOKEN).replace("v1", "v2"),
+            Purpose::Publish,
+            EXPIRED,
+            Err(Denied::Malformed("zgVer is not v1")),
+        );
+        check(
+            &app,
+            &query(TOKEN).replace("1700000000000", "1234567890123456"),
+            Purpose::Publish,
+            0,
+            Err(Denied::Malformed("zgNonce is not of 1 to 15 bytes")),
+        );
+        check(
+            &app,
+            &query(TOKEN).replace("zgExpired=", "zgExpired=-"),
+            Purpose::Publish,
+            0,
+            Err(Denied::Malformed("zgExpired is not a time in seconds")),
+        );
         check(&App { id: 1, ..app.clone() }, &query(TOKEN), Purpose::Publish, EXPIRED, Err(Denied::Wrong));
         assert_eq!(verify(&app, "stream002", &Params::parse(&query(TOKEN)), Purpose::Publish, 0), Err(Denied::Wrong));
     }
@@ -181,7 +220,12 @@ mod tests {
     #[test]
     fn a_player_may_present_a_play_token_or_a_publish_token() {
         let app = app(KEY, "play");
-        let query = |privilege, key: &str| format!("zgVer=v1&zgExpired=9&zgNonce=n&zgToken={}", make(app.id, "stream001", 9, "n", privilege, &Secret::new(key)));
+        let query = |privilege, key: &str| {
+            format!(
+                "zgVer=v1&zgExpired=9&zgNonce=n&zgToken={}",
+                make(app.id, "stream001", 9, "n", privilege, &Secret::new(key))
+            )
+        };
         check(&app, &query(Privilege::Play, "play"), Purpose::Play, 0, Ok(""));
         check(&app, &query(Privilege::Publish, "play"), Purpose::Play, 0, Ok(""));
         check(&app, &query(Privilege::Publish, KEY), Purpose::Play, 0, Ok(""));
@@ -195,7 +239,13 @@ mod tests {
         check(&App { publish_auth: PublishAuth::None, ..app(KEY, KEY) }, "userId=u", Purpose::Publish, 0, Ok("u"));
         check(&app(KEY, ""), "", Purpose::Play, 0, Ok(""));
         let empty = make(1_234_567_890, "stream001", 9, "n", Privilege::Publish, &Secret::default());
-        check(&app("", ""), &format!("zgVer=v1&zgExpired=9&zgNonce=n&zgToken={empty}"), Purpose::Publish, 0, Err(Denied::Wrong));
+        check(
+            &app("", ""),
+            &format!("zgVer=v1&zgExpired=9&zgNonce=n&zgToken={empty}"),
+            Purpose::Publish,
+            0,
+            Err(Denied::Wrong),
+        );
     }
 
     #[test]

@@ -87,7 +87,10 @@ impl Caller {
 ///
 /// Bounded: one short queue for each app, action and environment that was ever called.
 #[derive(Default)]
-pub struct Limits(Mutex<HashMap<(u32, Environment, &'static str), VecDeque<Instant>>>);
+pub struct Limits(Mutex<HashMap<Counted, VecDeque<Instant>>>);
+
+/// App, environment, action.
+type Counted = (u32, Environment, &'static str);
 
 impl Limits {
     /// Admits a call or refuses it. A refused call does not count.

@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
@@ -19,13 +20,14 @@ use axum::http::{HeaderMap, Method};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bywash_media::{Environment, StreamKey};
+use prometheus_client::metrics::counter::Counter;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::{App, Apps};
 use crate::live::Live;
-use crate::store::{Store, Tx};
+use crate::store::{self, Store, Tx};
 
 pub mod action;
 pub mod code;
@@ -234,6 +236,7 @@ impl Gateway {
 
     async fn answer(&self, request: Request, now: Now) -> Response {
         self.calls.inc();
+        self.calls.inc();
         let query = Query::parse(request.uri().query().unwrap_or(""));
         let caller = host(request.headers()).and_then(|()| guard::caller(&query, &self.apps, now.wall_ms));
         let outcome = match caller {
@@ -264,7 +267,7 @@ impl Gateway {
             environment,
             now_ms: now.wall_ms,
             live: self.live.clone(),
-            settings: self.settings.clone(),
+            settings: self.settings.load_full(),
         };
 
         let mut tx = match row.effect {
@@ -286,12 +289,25 @@ impl Gateway {
         if let Some(order) = order {
             order.accept(&mut tx, &outcome, now.wall_ms).await?;
         }
-        tx.commit().await?;
-        for key in streams.into_iter().chain(touched) {
-            tracing::info!(stream = %key, action = row.name, "called");
-            (self.wake)(Wake::Stream(key));
+        if !matches!(row.effect, Read) {
+            let touched = streams.into_iter().chain(touched).collect();
+            self.commit(tx, row.name, touched).await?;
         }
         Ok(outcome)
+    }
+
+    /// Commits and wakes as one: a caller who hangs up, and with that drops our future, does not come in between.
+    async fn commit(&self, tx: Tx, action: &'static str, touched: Vec<StreamKey>) -> Result<(), store::Error> {
+        let wake = self.wake.clone();
+        let task = tokio::spawn(async move {
+            tx.commit().await?;
+            for key in touched {
+                tracing::info!(stream = %key, action, "called");
+                wake(Wake::Stream(key));
+            }
+            Ok(())
+        });
+        task.await.unwrap_or_else(|error| Err(store::Error::Other(error.to_string())))
     }
 }
 
@@ -299,8 +315,11 @@ impl Gateway {
 fn host(headers: &HeaderMap) -> Result<(), Fault> {
     let mut hosts = headers.get_all(HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(code::BAD_HOST.into()) };
-    match Authority::try_from(host.as_bytes()) {
-        Ok(host) if !host.host().is_empty() && !host.as_str().contains('@') => Ok(()),
+    let host = Authority::try_from(host.as_bytes()).map_err(|_| code::BAD_HOST)?;
+    let rest = host.as_str().strip_prefix(host.host()).filter(|_| !host.host().is_empty());
+    match rest {
+        Some("") => Ok(()),
+        Some(_) if host.port_u16().is_some() => Ok(()),
         _ => Err(code::BAD_HOST.into()),
     }
 }

@@ -3,7 +3,7 @@
 //! A list comes as `X[]=a&X[]=b`, `X=a&X=b`, `X[0]=a&X[1]=b`, `X.0=a&X.1=b`, a lone `X=a`, or a JSON array; objects
 //! within nest as `X.0.Name`. Everything is kept as dotted name and text. Commas never separate.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::str::FromStr;
 
 use bywash_media::{Environment, StreamKey};
@@ -13,10 +13,12 @@ use super::code::{Family, Fault};
 use crate::store::Page;
 
 /// Names that only the query gives, and only to the gateway.
-const COMMON: [&str; 7] =
-    ["Action", "AppId", "IsTest", "Signature", "SignatureNonce", "SignatureVersion", "Timestamp"];
+const COMMON: [&str; 7] = ["Action", "AppId", "IsTest", "Signature", "SignatureNonce", "SignatureVersion", "Timestamp"];
 
-/// Values by dotted name. An empty value counts as absent.
+/// The longest dotted name that is kept; none that means anything is longer.
+const NAME_MAX: usize = 128;
+
+/// Values by dotted name. An empty value alone counts as absent.
 #[derive(Clone, Debug, Default)]
 pub struct Query(BTreeMap<String, Vec<String>>);
 
@@ -25,24 +27,24 @@ impl Query {
     pub fn parse(query: &str) -> Query {
         let mut all = Query::default();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-            let name = name.replace('[', ".").replace(']', "");
-            all.add(name.trim_end_matches('.'), &value);
+            all.add(&dotted(&name), &value);
         }
         all
     }
 
     /// The first value of `name`.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(|values| values[0].as_str())
+        self.0.get(name).map(|values| values[0].as_str()).filter(|value| !value.is_empty())
     }
 
     /// Lays a JSON body over the query: a name in the body hides the query's. Common names are left alone.
     pub fn overlay(&mut self, body: Map<String, Value>) {
+        let body = body.into_iter().map(|(name, value)| (dotted(&name), value));
+        let body: Vec<(String, Value)> = body.filter(|(name, _)| !COMMON.contains(&root(name))).collect();
+        let hidden: HashSet<&str> = body.iter().map(|(name, _)| root(name)).collect();
+        self.0.retain(|name, _| !hidden.contains(root(name)));
         for (name, value) in body {
-            if !COMMON.contains(&name.as_str()) {
-                self.0.retain(|known, _| below(known, &name).is_none() && *known != name);
-                self.add_json(&name, value);
-            }
+            self.add_json(&name, value);
         }
     }
 
@@ -58,7 +60,8 @@ impl Query {
     }
 
     fn add(&mut self, name: &str, value: &str) {
-        if !value.is_empty() {
+        // An absurd name would be kept once for each member below it.
+        if name.len() <= NAME_MAX {
             self.0.entry(name.to_owned()).or_default().push(value.to_owned());
         }
     }
@@ -66,6 +69,7 @@ impl Query {
     // serde_json refuses bodies nested deeper than 128, so the recursion is bounded.
     fn add_json(&mut self, name: &str, value: Value) {
         match value {
+            _ if name.len() > NAME_MAX => {}
             Value::Null => {}
             Value::Bool(value) => self.add(name, &value.to_string()),
             Value::Number(value) => self.add(name, &value.to_string()),
@@ -85,6 +89,16 @@ impl Query {
             }
         }
     }
+}
+
+/// A name in its one spelling: `X[0][Id]` and `X[0].Id` are `X.0.Id`, `X[]` is `X`.
+fn dotted(name: &str) -> String {
+    name.replace('[', ".").replace(']', "").trim_end_matches('.').to_owned()
+}
+
+/// The parameter that a dotted name is part of.
+fn root(name: &str) -> &str {
+    name.split_once('.').map_or(name, |(root, _)| root)
 }
 
 /// What follows `name.` in `known`.
@@ -147,7 +161,7 @@ impl Params {
     pub fn list(&self, name: &str) -> Result<Vec<&str>, Fault> {
         let mut list: Vec<&str> = self.values.0.get(name).into_iter().flatten().map(String::as_str).collect();
         for n in 0..self.indices(name)? {
-            list.extend(self.values.get(&format!("{name}.{n}")));
+            list.extend(self.values.0.get(&format!("{name}.{n}")).into_iter().flatten().map(String::as_str));
         }
         Ok(list)
     }
@@ -195,7 +209,7 @@ impl Params {
         let index = |known: &str| below(known, name)?.split('.').next()?.parse().ok();
         let seen: BTreeSet<usize> = self.values.0.keys().filter_map(|known| index(known)).collect();
         match seen.last() {
-            Some(last) if last + 1 != seen.len() => Err(self.bad(format!("the indices of {name} have a gap"))),
+            Some(last) if *last != seen.len() - 1 => Err(self.bad(format!("the indices of {name} have a gap"))),
             _ => Ok(seen.len()),
         }
     }
@@ -203,6 +217,8 @@ impl Params {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::api::code;
 
@@ -235,13 +251,23 @@ mod tests {
         check("", serde_json::json!({"X": "a"}), "a");
         check("X[]=a&X.0=b", serde_json::json!({"X": ["c"]}), "c");
         check("XY=a&Y=X", none(), "");
+        check("X[]=a&X[]=&X.0=", none(), "a  ");
+        check("X=a", serde_json::json!({"X[]": ["b"]}), "b");
     }
 
     #[test]
     fn a_body_hides_the_query_but_not_the_common_parameters() {
-        let params = params("AppId=7&A=1&B=2&C.0=3", serde_json::json!({"AppId": 8, "A": 9, "B": null, "C": {"D": "x"}}));
+        let params =
+            params("AppId=7&A=1&B=2&C.0=3", serde_json::json!({"AppId": 8, "A": 9, "B": null, "C": {"D": "x"}}));
         let got = ["AppId", "A", "B", "C.0", "C.D"].map(|name| params.text(name));
         assert_eq!(got, [Some("7"), Some("9"), None, None, Some("x")]);
+    }
+
+    #[test]
+    fn a_huge_body_stays_small() {
+        let members: Vec<Value> = (0..1000).map(|n| serde_json::json!({ "a": n })).collect();
+        let params = params("", serde_json::json!({ ("x".repeat(100_000)): members, "y": 1 }));
+        assert_eq!(params.values.canonical(), "y=1");
     }
 
     #[test]
@@ -256,6 +282,15 @@ mod tests {
             let ids: Vec<_> = objects.iter().map(|it| it.text("Id").unwrap()).collect();
             assert_eq!(ids, ["a", "b"]);
             assert_eq!(objects[0].list("R").ok().unwrap(), ["1", "2"]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_query_is_read_without_panic(query in "([XY]|%5B|[\\[\\].0-9=&-]|\\PC){0,60}") {
+            let params = params(&query, serde_json::json!({}));
+            let objects = params.objects("X").map_or(0, |objects| objects.len());
+            prop_assert!(objects <= query.len() && params.list("X").map_or(0, |list| list.len()) <= query.len());
         }
     }
 }

@@ -75,7 +75,14 @@ impl Api {
             let woken = woken.clone();
             Arc::new(move |wake| woken.lock().unwrap().push(wake))
         };
-        let gateway = Gateway::new(Arc::new(Apps::new(apps)), store, Arc::default(), wake, settings);
+        let gateway = Gateway::new(
+            Arc::new(Apps::new(apps)),
+            store,
+            Arc::default(),
+            wake,
+            Arc::new(ArcSwap::from_pointee(settings)),
+            Counter::default(),
+        );
         Api { gateway: Arc::new(gateway), woken, now: Now::read(), sequence: 0, folder }
     }
 
@@ -190,7 +197,8 @@ async fn a_query_may_follow_the_host_at_once() {
     let path = api.signed("DescribeStreams");
     let request = Request::get(format!("http://h{}", &path[1..])).header(HOST, "h").body(Body::empty()).unwrap();
     let response = api.gateway.clone().router().oneshot(request).await.unwrap();
-    assert_eq!(response.status(), StatusCode::OK);
+    let text = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    assert!(text.starts_with(br#"{"Code":0,"#), "{text:?}");
 }
 
 /// The first thing wrong is told; everything after it in the list may be wrong too.
@@ -264,6 +272,10 @@ async fn a_host_that_is_none_is_refused() {
         (vec!["a b"], 100000000),
         (vec!["u@h"], 100000000),
         (vec!["h/p"], 100000000),
+        (vec![":80"], 100000000),
+        (vec!["h:x"], 100000000),
+        (vec!["h:65536"], 100000000),
+        (vec!["u:1@h:2"], 100000000),
         (vec!["h", "h"], 100000000),
     ] {
         let mut request = Request::get(api.signed("DescribeStreams"));
@@ -389,11 +401,32 @@ async fn a_network_retry_is_answered_but_not_carried_out_again() {
     let mut tx = api.gateway.store.begin().await.unwrap();
     tx.rule_delete(&key("s"), "rtmp://h/a/s").await.unwrap();
     tx.commit().await.unwrap();
-    let again = api.post("CreatCDNTransferRule", json!({"Sequence": "1", "StreamId": "s", "CDNUrl": "rtmp://h/a/s"}).to_string()).await;
-    assert_eq!((&first["Code"], &first["Message"], &first["Data"]), (&again["Code"], &again["Message"], &again["Data"]));
+    let again = api
+        .post("CreatCDNTransferRule", json!({"Sequence": "1", "StreamId": "s", "CDNUrl": "rtmp://h/a/s"}).to_string())
+        .await;
+    assert_eq!(
+        (&first["Code"], &first["Message"], &first["Data"]),
+        (&again["Code"], &again["Message"], &again["Data"])
+    );
     assert_ne!(first["RequestId"], again["RequestId"]);
     assert!(api.addresses("s").await.is_empty());
     assert_eq!(api.woken(), wakes(&["s"]));
+}
+
+#[tokio::test]
+async fn a_caller_who_hangs_up_leaves_no_change_without_a_wake() {
+    let mut api = Api::new().await;
+    for n in 0..40 {
+        api.passes(Duration::from_secs(1));
+        let id = format!("s{n}");
+        let path = api.signed(&format!("CreatCDNTransferRule StreamId={id} CDNUrl=rtmp://h/a/s Sequence=1"));
+        let request = Request::get(path).header(HOST, "h").body(Body::empty()).unwrap();
+        tokio::time::timeout(Duration::from_micros(50 * n), api.gateway.answer(request, api.now)).await.ok();
+        // The next change begins when the one before has ended.
+        drop(api.gateway.store.begin().await.unwrap());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert_eq!(api.woken().len(), api.addresses(&id).await.len(), "{n}");
+    }
 }
 
 #[tokio::test]
@@ -420,7 +453,9 @@ async fn a_rule_needs_an_address_that_may_be_pushed_to() {
     let private = api.next(&format!("{create} CDNUrl=rtmp://10.0.0.1/a/s")).await;
     assert!(private["Message"].as_str().unwrap().contains("relay.allow_private_targets"), "{private}");
     assert!(api.woken().is_empty());
-    for query in [own("203.0.113.7:1936"), own("other.example.com"), format!("{create} CDNUrl=rtmp://203.0.113.7/{APP}/t")] {
+    for query in
+        [own("203.0.113.7:1936"), own("other.example.com"), format!("{create} CDNUrl=rtmp://203.0.113.7/{APP}/t")]
+    {
         api.check(&[(&query, 0)]).await;
     }
 
@@ -509,7 +544,14 @@ async fn forbid_and_resume_say_who_may_publish() {
 async fn a_bad_list_forbids_nothing() {
     let mut api = Api::new().await;
     let list = |n: usize| (0..n).map(|n| format!(" StreamId[]=s{n}")).collect::<String>();
-    for bad in ["".to_owned(), list(21), list(3) + " StreamId[]=a/b", " StreamId.1=s0".into(), " StreamId=s0,s1".into()] {
+    for bad in [
+        "".to_owned(),
+        list(21),
+        list(3) + " StreamId[]=a/b",
+        " StreamId.1=s0".into(),
+        list(2) + " StreamId[]=",
+        " StreamId=s0,s1".into(),
+    ] {
         api.check(&[(&format!("ForbidRTCStreams{bad}"), 30006)]).await;
     }
     api.check(&[(&format!("ForbidRTCStreams IsTest=true{}", list(1)), 30006)]).await;
@@ -655,11 +697,8 @@ async fn a_rule_is_retried_now() {
 #[tokio::test]
 async fn live_streams_are_described() {
     let mut api = Api::new().await;
-    let video = Track {
-        codec: Codec::H264,
-        config: Default::default(),
-        format: Format::Video { width: 1280, height: 720 },
-    };
+    let video =
+        Track { codec: Codec::H264, config: Default::default(), format: Format::Video { width: 1280, height: 720 } };
     let stream = |tracks: Tracks| {
         Arc::new(Stream {
             protocol: "RTMP",

@@ -15,7 +15,9 @@ use crate::config::App;
 ///
 /// Prints the answer; exits 0 only for Code 0.
 #[derive(Args)]
-#[command(after_help = "Example: bywash call CreatCDNTransferRule StreamId=rtc01 CDNUrl=rtmp://push.example.com/live/rtc01")]
+#[command(
+    after_help = "Example: bywash call CreatCDNTransferRule StreamId=rtc01 CDNUrl=rtmp://push.example.com/live/rtc01"
+)]
 pub struct Call {
     #[command(flatten)]
     request: Request,
@@ -121,10 +123,18 @@ const SEQUENCED: [&str; 10] = [
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 async fn send(server: &str, query: &str) -> anyhow::Result<String> {
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(reqwest::redirect::Policy::none()).build()?;
+    let client = reqwest::Client::builder()
+        .timeout(Duration::from_secs(30))
+        .redirect(reqwest::redirect::Policy::none())
+        .build()?;
     // The address is signed: it stays out of every error.
     let advice = || format!("no answer from {server}: start it with `bywash serve`, or name another with --server");
-    let answer = client.get(format!("{server}/?{query}")).send().await.map_err(reqwest::Error::without_url).with_context(advice)?;
+    let answer = client
+        .get(format!("{server}/?{query}"))
+        .send()
+        .await
+        .map_err(reqwest::Error::without_url)
+        .with_context(advice)?;
     answer.text().await.map_err(reqwest::Error::without_url).with_context(advice)
 }
 
@@ -178,7 +188,8 @@ mod tests {
     use crate::secret::Secret;
 
     fn check(action: &str, params: &[(&str, &str)], test: bool, want: &str) {
-        let app = App { id: 1_234_567_890, server_secret: Secret::new("0123456789abcdef0123456789abcdef"), ..App::default() };
+        let app =
+            App { id: 1_234_567_890, server_secret: Secret::new("0123456789abcdef0123456789abcdef"), ..App::default() };
         let params = params.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
         let got = query(&app, action, params, test, "c1b2a3d4e5f60718", Duration::from_millis(1_700_000_000_123));
         let signed = "&AppId=1234567890&SignatureNonce=c1b2a3d4e5f60718&Timestamp=1700000000&Signature=19bb93a8bac88beacf1bd7b5df7e1bf6&SignatureVersion=2.0";
@@ -193,19 +204,32 @@ mod tests {
 
     #[test]
     fn a_sequence_is_added_where_the_action_needs_one_and_the_caller_gave_none() {
-        check("ForbidRTCStreams", &[("StreamId[]", "a"), ("StreamId[]", "b")], false, "&Sequence=1700000000123&StreamId%5B%5D=a&StreamId%5B%5D=b");
+        check(
+            "ForbidRTCStreams",
+            &[("StreamId[]", "a"), ("StreamId[]", "b")],
+            false,
+            "&Sequence=1700000000123&StreamId%5B%5D=a&StreamId%5B%5D=b",
+        );
         check("ForbidRTCStream", &[("Sequence", "7")], false, "&Sequence=7");
     }
 
     #[test]
     fn values_are_percent_encoded() {
-        check("X", &[("CDNUrl", "rtmp://h/a/s?k=v&w=+ 流~")], false, "&CDNUrl=rtmp%3A%2F%2Fh%2Fa%2Fs%3Fk%3Dv%26w%3D%2B%20%E6%B5%81~");
+        check(
+            "X",
+            &[("CDNUrl", "rtmp://h/a/s?k=v&w=+ 流~")],
+            false,
+            "&CDNUrl=rtmp%3A%2F%2Fh%2Fa%2Fs%3Fk%3Dv%26w%3D%2B%20%E6%B5%81~",
+        );
     }
 
     #[test]
     fn an_answer_is_printed_in_its_own_order() {
         let check = |json: &str, want: &str| assert_eq!(indent(json), want);
         check("{\"Code\":0, \"A\":{},\"Data\":[ ]}", "{\n  \"Code\": 0,\n  \"A\": {},\n  \"Data\": []\n}");
-        check("{\"b\":[1,\"x,{\\\"y\"],\"a\":\"\\\\\"}", "{\n  \"b\": [\n    1,\n    \"x,{\\\"y\"\n  ],\n  \"a\": \"\\\\\"\n}");
+        check(
+            "{\"b\":[1,\"x,{\\\"y\"],\"a\":\"\\\\\"}",
+            "{\n  \"b\": [\n    1,\n    \"x,{\\\"y\"\n  ],\n  \"a\": \"\\\\\"\n}",
+        );
     }
 }

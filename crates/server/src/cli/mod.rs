@@ -73,7 +73,9 @@ impl Source {
     fn load(&self) -> Result<Config, Problems> {
         let mut flags = self.set.clone();
         flags.extend(self.data_dir.iter().map(|it| ("data_dir".into(), it.clone())));
-        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
         Config::load(self.config.as_deref(), std::env::vars_os().filter_map(text), &flags)
     }
 }
@@ -86,8 +88,13 @@ fn app(config: &Config, id: Option<u32>) -> anyhow::Result<Arc<App>> {
     }
     let ids = apps.iter().map(|it| it.id.to_string()).collect::<Vec<_>>().join(", ");
     let found = match (id, apps.as_slice()) {
-        (_, []) => bail!("no app is configured, and {} holds none: name the configuration with --config, or start `bywash serve` once", config.data_dir.display()),
-        (Some(id), all) => all.iter().find(|it| it.id == id).with_context(|| format!("no app {id}: use --app with one of {ids}"))?,
+        (_, []) => bail!(
+            "no app is configured, and {} holds none: name the configuration with --config, or start `bywash serve` once",
+            config.data_dir.display()
+        ),
+        (Some(id), all) => {
+            all.iter().find(|it| it.id == id).with_context(|| format!("no app {id}: use --app with one of {ids}"))?
+        }
         (None, [only]) => only,
         (None, _) => bail!("there are several apps: choose one with --app, of {ids}"),
     };

@@ -69,9 +69,10 @@ fn begin(source: &Source) -> anyhow::Result<Config> {
 /// The configuration as it is written now; a server that made its own app keeps it.
 fn reread(source: &Source) -> Result<Config, config::Problems> {
     let mut config = source.load()?;
-    if let Err(error) = config.dev_app() {
-        tracing::error!(error = format!("{error:#}"), "dev-app.toml");
-    }
+    config.dev_app().map_err(|why| {
+        let place = config::Place::Whole(config.data_dir.clone());
+        config::Problems(vec![config::Problem { place, text: format!("{why:#}") }])
+    })?;
     Ok(config)
 }
 

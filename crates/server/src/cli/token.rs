@@ -39,7 +39,8 @@ pub struct Token {
 pub fn token(it: Token) -> anyhow::Result<ExitCode> {
     let config = it.source.load()?;
     let app = app(&config, it.app)?;
-    StreamKey::published(app.id, &it.stream).context("not a stream id: use 1 to 256 letters, digits, and `-`, `_`, `.`")?;
+    StreamKey::published(app.id, &it.stream)
+        .context("not a stream id: use 1 to 256 letters, digits, and `-`, `_`, `.`")?;
     let expired = (now() + it.ttl).as_secs() as i64;
     let nonce = now().as_millis().to_string();
     print!("{}", describe(&config, &app, &it, expired, &nonce));
@@ -62,7 +63,11 @@ fn describe(config: &Config, app: &App, it: &Token, expired: i64, nonce: &str) -
     }
     let (id, stream, rtmp) = (app.id, &it.stream, rtmp_base(config));
     let url = format!("{}/{door}/v1/{id}/{stream}?{query}", config.http.public_url);
-    let obs = if it.play { String::new() } else { format!("OBS    server {rtmp}/{id}\n       key    {stream}?{rtmp_query}\n") };
+    let obs = if it.play {
+        String::new()
+    } else {
+        format!("OBS    server {rtmp}/{id}\n       key    {stream}?{rtmp_query}\n")
+    };
     format!("{}   {url}\n{bearer}RTMP   {rtmp}/{id}/{stream}?{rtmp_query}\n{obs}", door.to_uppercase())
 }
 
@@ -82,7 +87,10 @@ mod tests {
     use crate::secret::Secret;
 
     fn check(play: bool, key: &str, want: &str) {
-        let config = Config { rtmp: config::Rtmp { listen: ([0, 0, 0, 0], 1935).into(), max_connections: 1 }, ..Config::default() };
+        let config = Config {
+            rtmp: config::Rtmp { listen: ([0, 0, 0, 0], 1935).into(), max_connections: 1 },
+            ..Config::default()
+        };
         let app = App { id: 7, publish_key: Secret::new(key), play_key: Secret::new(key), ..App::default() };
         let source = Source { config: None, data_dir: None, set: Vec::new() };
         let it = Token { stream: "s".into(), play, ttl: Duration::ZERO, user: "a b".into(), app: None, source };
@@ -91,7 +99,11 @@ mod tests {
 
     #[test]
     fn the_addresses_carry_the_token_only_where_there_is_a_key() {
-        check(true, "", "WHEP   http://127.0.0.1:8080/whep/v1/7/s?userId=a+b\nRTMP   rtmp://127.0.0.1:1935/7/s?userId=a+b\n");
+        check(
+            true,
+            "",
+            "WHEP   http://127.0.0.1:8080/whep/v1/7/s?userId=a+b\nRTMP   rtmp://127.0.0.1:1935/7/s?userId=a+b\n",
+        );
         let token = token::make(7, "s", 9, "n", Privilege::Publish, &Secret::new("k"));
         let query = "userId=a+b&zgVer=v1&zgExpired=9&zgNonce=n";
         check(

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::keys::Scope;
 use super::read::{Place, Reader};
-use super::{App, Config, Driver, PublishAuth, Tls};
+use super::{App, Config, Driver, PublishAuth, Push, Tls};
 
 /// Finishes `config`, and notes what does not fit together.
 pub fn check(reader: &mut Reader<'_>, config: &mut Config) {
@@ -20,14 +21,21 @@ pub fn check(reader: &mut Reader<'_>, config: &mut Config) {
             && let Some(first) = ids.insert(app.id, reader.place(&format!("{at}.id")))
         {
             let line = if let Place::Line(_, line) = &first { format!(" in line {line}") } else { String::new() };
-            reader.problem(reader.place(&format!("{at}.id")), format!("app {} is there already{line}: give each app its own id", app.id));
+            reader.problem(
+                reader.place(&format!("{at}.id")),
+                format!("app {} is there already{line}: give each app its own id", app.id),
+            );
         }
         check_app(reader, &at, app);
     }
 }
 
 fn listeners(reader: &mut Reader<'_>, config: &mut Config) {
-    let all = [("http.listen", config.http.listen), ("rtmp.listen", config.rtmp.listen), ("webrtc.listen", config.webrtc.listen)];
+    let all = [
+        ("http.listen", config.http.listen),
+        ("rtmp.listen", config.rtmp.listen),
+        ("webrtc.listen", config.webrtc.listen),
+    ];
     for (i, (key, address)) in all.iter().enumerate() {
         if let Some((other, _)) = all[..i].iter().find(|it| it.1 == *address && address.port() != 0) {
             let place = if reader.has(key) { reader.place(key) } else { reader.place(other) };
@@ -38,7 +46,11 @@ fn listeners(reader: &mut Reader<'_>, config: &mut Config) {
         let mut address = config.http.listen;
         // A wildcard is no address to connect to.
         if address.ip().is_unspecified() {
-            address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+            address.set_ip(if address.is_ipv4() {
+                [127, 0, 0, 1].into()
+            } else {
+                std::net::Ipv6Addr::LOCALHOST.into()
+            });
         }
         let scheme = if config.http.tls.is_some() { "https" } else { "http" };
         config.http.public_url = format!("{scheme}://{address}");
@@ -50,7 +62,8 @@ fn files(reader: &mut Reader<'_>, config: &Config) {
         for (name, file) in [("http.tls.certificate", certificate), ("http.tls.key", key)] {
             match reader.has(name) {
                 true => pem(reader, name, file),
-                false => reader.problem(reader.place("http.tls"), format!("`{name}` is missing: TLS needs certificate and key")),
+                false => reader
+                    .problem(reader.place("http.tls"), format!("`{name}` is missing: TLS needs certificate and key")),
             }
         }
     }
@@ -73,23 +86,37 @@ fn pem(reader: &mut Reader<'_>, name: &str, file: &Path) {
 }
 
 fn check_app(reader: &mut Reader<'_>, at: &str, app: &App) {
-    required(reader, at, "the app", &["id", "server_secret"]);
+    required::<App>(reader, at, "the app");
     let callback = &app.callback;
-    for (name, url) in [("stream", &callback.stream), ("record", &callback.record), ("compose", &callback.compose), ("state", &callback.state)] {
+    for (name, url) in [
+        ("stream", &callback.stream),
+        ("record", &callback.record),
+        ("compose", &callback.compose),
+        ("state", &callback.state),
+    ] {
         if url.is_some() && !reader.has(&format!("{at}.callback_secret")) {
-            reader.problem(reader.place(&format!("{at}.callback.{name}")), "a callback is signed: set `callback_secret` of the app");
+            reader.problem(
+                reader.place(&format!("{at}.callback.{name}")),
+                "a callback is signed: set `callback_secret` of the app",
+            );
             break;
         }
     }
     if app.publish_auth == PublishAuth::Token && !reader.has(&format!("{at}.publish_key")) {
-        reader.problem(reader.place(&format!("{at}.publish_auth")), "`publish_auth = \"token\"` needs `publish_key`, the key of the tokens");
+        reader.problem(
+            reader.place(&format!("{at}.publish_auth")),
+            "`publish_auth = \"token\"` needs `publish_key`, the key of the tokens",
+        );
     }
     if app.cdn.relay_everything && !reader.has(&format!("{at}.cdn.default_target")) {
-        reader.problem(reader.place(&format!("{at}.cdn.relay_everything")), "`cdn.relay_everything` needs `cdn.default_target`");
+        reader.problem(
+            reader.place(&format!("{at}.cdn.relay_everything")),
+            "`cdn.relay_everything` needs `cdn.default_target`",
+        );
     }
     for (i, push) in app.cdn.push.iter().enumerate() {
         let here = format!("{at}.cdn.push.{i}");
-        required(reader, &here, "the push entry", &["host", "vendor", "key"]);
+        required::<Push>(reader, &here, "the push entry");
         if !push.host.is_empty() && app.cdn.push[..i].iter().any(|it| it.host == push.host) {
             reader.problem(reader.place(&format!("{here}.host")), format!("{} has an entry already", push.host));
         }
@@ -97,7 +124,10 @@ fn check_app(reader: &mut Reader<'_>, at: &str, app: &App) {
     for (vendor, record) in &app.record {
         let here = format!("{at}.record.{vendor}");
         if record.driver == Driver::Cloud {
-            reader.problem(reader.place(&format!("{here}.driver")), "recording by the vendor's cloud is not in this version: use `driver = \"local\"`");
+            reader.problem(
+                reader.place(&format!("{here}.driver")),
+                "recording by the vendor's cloud is not in this version: use `driver = \"local\"`",
+            );
         }
         if record.formats.is_empty() {
             reader.problem(reader.place(&format!("{here}.formats")), "the list of formats is empty: name one at least");
@@ -105,10 +135,10 @@ fn check_app(reader: &mut Reader<'_>, at: &str, app: &App) {
     }
 }
 
-fn required(reader: &mut Reader<'_>, at: &str, what: &str, keys: &[&str]) {
-    for key in keys {
-        if !reader.has(&format!("{at}.{key}")) {
-            reader.problem(reader.place(at), format!("{what} needs `{key}`"));
+fn required<S: Scope>(reader: &mut Reader<'_>, at: &str, what: &str) {
+    for key in S::keys().iter().filter(|it| it.required) {
+        if !reader.has(&format!("{at}.{}", key.path)) {
+            reader.problem(reader.place(at), format!("{what} needs `{}`", key.path));
         }
     }
 }

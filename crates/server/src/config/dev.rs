@@ -51,7 +51,8 @@ pub fn load(data_dir: &Path) -> anyhow::Result<Option<App>> {
         other => other.with_context(|| format!("read {}", file.display()))?,
     };
     let config = read::read(Source { file: &file, text: &text, environment: Vec::new(), flags: &[] })?;
-    let [app] = <[App; 1]>::try_from(config.apps).map_err(|_| anyhow!("{} does not hold one app: delete it and a new one is made", file.display()))?;
+    let [app] = <[App; 1]>::try_from(config.apps)
+        .map_err(|_| anyhow!("{} does not hold one app: delete it and a new one is made", file.display()))?;
     Ok(Some(app))
 }
 

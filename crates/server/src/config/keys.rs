@@ -16,6 +16,8 @@ pub struct Key<S> {
     pub doc: &'static str,
     /// Whether a change takes a restart.
     pub restart: bool,
+    /// Whether each scope must set it.
+    pub required: bool,
     slot: Box<dyn Slot<S> + Send + Sync>,
 }
 
@@ -26,7 +28,7 @@ pub trait Scope: Clone + Default + 'static {
 
     /// A key of kind `K` that lives where `place` says.
     fn key<K: Kind>(path: &'static str, place: fn(&mut Self) -> &mut K::T, doc: &'static str) -> Key<Self> {
-        Key { path, doc, restart: false, slot: Box::new(Field::<Self, K> { place, range: None }) }
+        Key { path, doc, restart: false, required: false, slot: Box::new(Field::<Self, K> { place, range: None }) }
     }
 
     /// Likewise, with the least and the greatest value as text.
@@ -40,8 +42,18 @@ pub trait Scope: Clone + Default + 'static {
         K::T: PartialOrd,
     {
         let parse = |text: &str| K::parse(text).expect("a range of this table is of its key's kind");
-        let range = Range { least: parse(range.start()), greatest: parse(range.end()), within: |value, range| (&range.least..=&range.greatest).contains(&value) };
-        Key { path, doc, restart: false, slot: Box::new(Field::<Self, K> { place, range: Some(range) }) }
+        let range = Range {
+            least: parse(range.start()),
+            greatest: parse(range.end()),
+            within: |value, range| (&range.least..=&range.greatest).contains(&value),
+        };
+        Key {
+            path,
+            doc,
+            restart: false,
+            required: false,
+            slot: Box::new(Field::<Self, K> { place, range: Some(range) }),
+        }
     }
 }
 
@@ -68,14 +80,28 @@ impl<S: Scope> Key<S> {
 
     /// The row of the manual's table, for the default that `scope` holds.
     pub fn row(&self, scope: &S) -> String {
-        let default = self.slot.show(&mut scope.clone()).map_or("—".into(), |it| format!("`{it}`"));
-        let range = self.slot.range().map_or(String::new(), |(least, greatest)| format!("; {least} to {greatest}"));
-        let restart = if self.restart { " *Restart.*" } else { "" };
-        format!("| `{}` | {}{range} | {default} | {}{restart} |\n", self.path, self.slot.name(), self.doc)
+        let default =
+            self.slot.show(&mut scope.clone()).filter(|_| !self.required).map_or("—".into(), |it| format!("`{it}`"));
+        let range = self.slot.range().map_or(String::new(), |(least, greatest)| format!(", {least} to {greatest}"));
+        let mark = if self.restart {
+            " *Restart.*"
+        } else if self.required {
+            " *Required.*"
+        } else {
+            ""
+        };
+        // Examples are for the errors; a column of the same ones is hard to read.
+        let name = self.slot.name();
+        let name = name.split(" such as ").next().unwrap_or_default();
+        format!("| `{}` | {name}{range} | {default} | {}{mark} |\n", self.path, self.doc)
     }
 
     fn restart(self) -> Key<S> {
         Key { restart: true, ..self }
+    }
+
+    fn required(self) -> Key<S> {
+        Key { required: true, ..self }
     }
 }
 
@@ -149,27 +175,124 @@ impl Scope for Config {
     fn keys() -> &'static [Key<Config>] {
         static KEYS: LazyLock<Vec<Key<Config>>> = LazyLock::new(|| {
             vec![
-                Config::key::<File>("data_dir", |c| &mut c.data_dir, "Folder of the database, the recordings and `dev-app.toml`.").restart(),
-                Config::ranged::<Span>("shutdown_timeout", "1s"..="10m", |c| &mut c.shutdown_timeout, "How long stopping may take."),
-                Config::key::<Listen>("http.listen", |c| &mut c.http.listen, "API, WHIP/WHEP, playback, media files, console, `/metrics`, `/health`, `/ready`.").restart(),
-                Config::key::<Web>("http.public_url", |c| &mut c.http.public_url, "What `replay_url`, `hls_url` and the like begin with. Absent: made from `http.listen`.").restart(),
-                Config::key::<File>("http.tls.certificate", |c| &mut c.http.tls.get_or_insert_default().certificate, "PEM file of the certificate chain; with it `http.listen` speaks HTTPS.").restart(),
-                Config::key::<File>("http.tls.key", |c| &mut c.http.tls.get_or_insert_default().key, "PEM file of the certificate's private key.").restart(),
+                Config::key::<File>(
+                    "data_dir",
+                    |c| &mut c.data_dir,
+                    "Folder of the database, the recordings and `dev-app.toml`.",
+                )
+                .restart(),
+                Config::ranged::<Span>(
+                    "shutdown_timeout",
+                    "1s"..="10m",
+                    |c| &mut c.shutdown_timeout,
+                    "How long stopping may take.",
+                ),
+                Config::key::<Listen>(
+                    "http.listen",
+                    |c| &mut c.http.listen,
+                    "API, WHIP/WHEP, playback, media files, console, `/metrics`, `/health`, `/ready`.",
+                )
+                .restart(),
+                Config::key::<Web>(
+                    "http.public_url",
+                    |c| &mut c.http.public_url,
+                    "What `replay_url`, `hls_url` and the like begin with. Absent: made from `http.listen`.",
+                )
+                .restart(),
+                Config::key::<File>(
+                    "http.tls.certificate",
+                    |c| &mut c.http.tls.get_or_insert_default().certificate,
+                    "PEM file of the certificate chain; with it `http.listen` speaks HTTPS.",
+                )
+                .restart(),
+                Config::key::<File>(
+                    "http.tls.key",
+                    |c| &mut c.http.tls.get_or_insert_default().key,
+                    "PEM file of the certificate's private key.",
+                )
+                .restart(),
                 Config::key::<Listen>("rtmp.listen", |c| &mut c.rtmp.listen, "RTMP publishers and players.").restart(),
-                Config::ranged::<Count>("rtmp.max_connections", "1"..="100000", |c| &mut c.rtmp.max_connections, "Connections at once, publishers and players together; one more is refused.").restart(),
-                Config::key::<Listen>("webrtc.listen", |c| &mut c.webrtc.listen, "WHIP and WHEP media: UDP and ICE-TCP on one port.").restart(),
-                Config::key::<List<Ip>>("webrtc.public_addresses", |c| &mut c.webrtc.public_addresses, "Addresses under which clients reach `webrtc.listen`, where they are not its own.").restart(),
-                Config::key::<Rows>("store.url", |c| &mut c.store.url, "Where rows are kept: SQLite in `data_dir`.").restart(),
-                Config::key::<Objects>("media.url", |c| &mut c.media.url, "Where media files are kept: `media` in `data_dir`.").restart(),
-                Config::ranged::<Span>("relay.connect_timeout", "100ms"..="1m", |c| &mut c.relay.connect_timeout, "How long a target may take from connect to accepting the stream."),
-                Config::ranged::<Span>("relay.retry.first", "100ms"..="10m", |c| &mut c.relay.retry.first, "The first wait before a relay connects again; each next one doubles, with jitter."),
-                Config::ranged::<Span>("relay.retry.max", "100ms"..="1h", |c| &mut c.relay.retry.max, "The longest wait. Relays try as long as rule and stream live."),
-                Config::key::<Switch>("relay.allow_private_targets", |c| &mut c.relay.allow_private_targets, "Whether a target may resolve to a loopback, private or link-local address."),
-                Config::key::<Maybe<File>>("relay.ca_file", |c| &mut c.relay.ca_file, "PEM file of more roots for `rtmps://` targets, beside the system's.").restart(),
-                Config::ranged::<Span>("relay.stall_timeout", "1s"..="5m", |c| &mut c.relay.stall_timeout, "How long a target may acknowledge nothing while bytes wait before the session is dropped."),
-                Config::ranged::<Span>("publish.grace", "0s"..="10m", |c| &mut c.publish.grace, "A publisher that drops and comes back within this keeps CDN session and recording."),
-                Config::ranged::<Size>("publish.buffer", "1MiB"..="1GiB", |c| &mut c.publish.buffer, "Bytes that one stream may hold for its slowest output."),
-                Config::ranged::<Span>("callback.timeout", "100ms"..="1m", |c| &mut c.callback.timeout, "How long a callback's receiver may take to answer."),
+                Config::ranged::<Count>(
+                    "rtmp.max_connections",
+                    "1"..="100000",
+                    |c| &mut c.rtmp.max_connections,
+                    "Connections at once, publishers and players together; one more is refused.",
+                )
+                .restart(),
+                Config::key::<Listen>(
+                    "webrtc.listen",
+                    |c| &mut c.webrtc.listen,
+                    "WHIP and WHEP media: UDP and ICE-TCP on one port.",
+                )
+                .restart(),
+                Config::key::<List<Ip>>(
+                    "webrtc.public_addresses",
+                    |c| &mut c.webrtc.public_addresses,
+                    "Addresses under which clients reach `webrtc.listen`, where they are not its own.",
+                )
+                .restart(),
+                Config::key::<Rows>("store.url", |c| &mut c.store.url, "Where rows are kept: SQLite in `data_dir`.")
+                    .restart(),
+                Config::key::<Objects>(
+                    "media.url",
+                    |c| &mut c.media.url,
+                    "Where media files are kept: `media` in `data_dir`.",
+                )
+                .restart(),
+                Config::ranged::<Span>(
+                    "relay.connect_timeout",
+                    "100ms"..="1m",
+                    |c| &mut c.relay.connect_timeout,
+                    "How long a target may take from connect to accepting the stream.",
+                ),
+                Config::ranged::<Span>(
+                    "relay.retry.first",
+                    "100ms"..="10m",
+                    |c| &mut c.relay.retry.first,
+                    "The first wait before a relay connects again; each next one doubles, with jitter.",
+                ),
+                Config::ranged::<Span>(
+                    "relay.retry.max",
+                    "100ms"..="1h",
+                    |c| &mut c.relay.retry.max,
+                    "The longest wait. Relays try as long as rule and stream live.",
+                ),
+                Config::key::<Switch>(
+                    "relay.allow_private_targets",
+                    |c| &mut c.relay.allow_private_targets,
+                    "Whether a target may resolve to a loopback, private or link-local address.",
+                ),
+                Config::key::<Maybe<File>>(
+                    "relay.ca_file",
+                    |c| &mut c.relay.ca_file,
+                    "PEM file of more roots for `rtmps://` targets, beside the system's.",
+                ),
+                Config::ranged::<Span>(
+                    "relay.stall_timeout",
+                    "1s"..="5m",
+                    |c| &mut c.relay.stall_timeout,
+                    "How long a target may acknowledge nothing while bytes wait before the session is dropped.",
+                ),
+                Config::ranged::<Span>(
+                    "publish.grace",
+                    "0s"..="10m",
+                    |c| &mut c.publish.grace,
+                    "A publisher that drops and comes back within this keeps CDN session and recording.",
+                ),
+                Config::ranged::<Size>(
+                    "publish.buffer",
+                    "1MiB"..="1GiB",
+                    |c| &mut c.publish.buffer,
+                    "Bytes that one stream may hold for its slowest output.",
+                )
+                .restart(),
+                Config::ranged::<Span>(
+                    "callback.timeout",
+                    "100ms"..="1m",
+                    |c| &mut c.callback.timeout,
+                    "How long a callback's receiver may take to answer.",
+                )
+                .restart(),
             ]
         });
         &KEYS
@@ -180,22 +303,63 @@ impl Scope for App {
     fn keys() -> &'static [Key<App>] {
         static KEYS: LazyLock<Vec<Key<App>>> = LazyLock::new(|| {
             vec![
-                App::key::<AppId>("id", |a| &mut a.id, "ZEGO's AppId. Required."),
-                App::key::<ServerSecret>("server_secret", |a| &mut a.server_secret, "Signs API calls. Required."),
-                App::key::<Hidden>("callback_secret", |a| &mut a.callback_secret, "Signs callbacks. Required with a callback URL."),
-                App::key::<Environment>("environment", |a| &mut a.environment, "Which of the environments the app has."),
-                App::key::<PublishAuth>("publish_auth", |a| &mut a.publish_auth, "With `\"token\"`, publishers must present ZEGO's token, and so must players if there is a `play_key`."),
+                App::key::<AppId>("id", |a| &mut a.id, "ZEGO's AppId.").required(),
+                App::key::<ServerSecret>("server_secret", |a| &mut a.server_secret, "Signs API calls.").required(),
+                App::key::<Hidden>(
+                    "callback_secret",
+                    |a| &mut a.callback_secret,
+                    "Signs callbacks. Required with a callback URL.",
+                ),
+                App::key::<Environment>(
+                    "environment",
+                    |a| &mut a.environment,
+                    "Which of the environments the app has.",
+                ),
+                App::key::<PublishAuth>(
+                    "publish_auth",
+                    |a| &mut a.publish_auth,
+                    "With `\"token\"`, publishers must present ZEGO's token, and so must players if there is a `play_key`.",
+                ),
                 App::key::<Hidden>("publish_key", |a| &mut a.publish_key, "Key of the publish tokens."),
                 App::key::<Hidden>("play_key", |a| &mut a.play_key, "Key of the play tokens."),
-                App::key::<Switch>("clear_whole_app", |a| &mut a.clear_whole_app, "`ClearCDNTransferRule` clears the waiting rules of the whole app, not of the stream alone."),
-                App::ranged::<Maybe<Span>>("stream_history", "1s"..="30d", |a| &mut a.stream_history, "How long `DescribeRTCStreamState` answers 41006 with both times for a closed stream. Absent: 41004 at once."),
-                App::key::<Maybe<Web>>("callback.stream", |a| &mut a.callback.stream, "Receiver of `stream_create` and `stream_close`."),
+                App::key::<Switch>(
+                    "clear_whole_app",
+                    |a| &mut a.clear_whole_app,
+                    "`ClearCDNTransferRule` clears the waiting rules of the whole app, not of the stream alone.",
+                ),
+                App::ranged::<Maybe<Span>>(
+                    "stream_history",
+                    "1s"..="30d",
+                    |a| &mut a.stream_history,
+                    "How long `DescribeRTCStreamState` answers 41006 with both times for a closed stream. Absent: 41004 at once.",
+                ),
+                App::key::<Maybe<Web>>(
+                    "callback.stream",
+                    |a| &mut a.callback.stream,
+                    "Receiver of `stream_create` and `stream_close`.",
+                ),
                 App::key::<Maybe<Web>>("callback.record", |a| &mut a.callback.record, "Receiver of `record`."),
                 App::key::<Maybe<Web>>("callback.compose", |a| &mut a.callback.compose, "Receiver of `compose`."),
-                App::key::<Maybe<Web>>("callback.state", |a| &mut a.callback.state, "Receiver of `relay_state` and `record_state`."),
-                App::key::<CallbackFormat>("callback.format", |a| &mut a.callback.format, "How a callback's body is written."),
-                App::key::<Maybe<Access>>("cdn.default_target", |a| &mut a.cdn.default_target, "Where a rule without `CDNUrl` pushes to: this, a slash and the StreamId."),
-                App::key::<Switch>("cdn.relay_everything", |a| &mut a.cdn.relay_everything, "Every stream is relayed to `cdn.default_target`."),
+                App::key::<Maybe<Web>>(
+                    "callback.state",
+                    |a| &mut a.callback.state,
+                    "Receiver of `relay_state` and `record_state`.",
+                ),
+                App::key::<CallbackFormat>(
+                    "callback.format",
+                    |a| &mut a.callback.format,
+                    "How a callback's body is written.",
+                ),
+                App::key::<Maybe<Access>>(
+                    "cdn.default_target",
+                    |a| &mut a.cdn.default_target,
+                    "Where a rule without `CDNUrl` pushes to: this, a slash and the StreamId.",
+                ),
+                App::key::<Switch>(
+                    "cdn.relay_everything",
+                    |a| &mut a.cdn.relay_everything,
+                    "Every stream is relayed to `cdn.default_target`.",
+                ),
             ]
         });
         &KEYS
@@ -206,11 +370,25 @@ impl Scope for Push {
     fn keys() -> &'static [Key<Push>] {
         static KEYS: LazyLock<Vec<Key<Push>>> = LazyLock::new(|| {
             vec![
-                Push::key::<Host>("host", |p| &mut p.host, "Host of the targets that are signed. The most exact entry decides. Required."),
-                Push::key::<Vendor>("vendor", |p| &mut p.vendor, "Whose way of signing. Required."),
-                Push::key::<Hidden>("key", |p| &mut p.key, "The domain's main key. Required."),
-                Push::key::<Maybe<Hidden>>("backup_key", |p| &mut p.backup_key, "The domain's second key, tried when a push with the main one is refused."),
-                Push::ranged::<Span>("ttl", "1m"..="30d", |p| &mut p.ttl, "How long a signed address is valid; each connect signs anew."),
+                Push::key::<Host>(
+                    "host",
+                    |p| &mut p.host,
+                    "Host of the targets that are signed. The most exact entry decides.",
+                )
+                .required(),
+                Push::key::<Vendor>("vendor", |p| &mut p.vendor, "Whose way of signing.").required(),
+                Push::key::<Hidden>("key", |p| &mut p.key, "The domain's main key.").required(),
+                Push::key::<Maybe<Hidden>>(
+                    "backup_key",
+                    |p| &mut p.backup_key,
+                    "The domain's second key, tried when a push with the main one is refused.",
+                ),
+                Push::ranged::<Span>(
+                    "ttl",
+                    "1m"..="30d",
+                    |p| &mut p.ttl,
+                    "How long a signed address is valid; each connect signs anew.",
+                ),
             ]
         });
         &KEYS
@@ -221,11 +399,29 @@ impl Scope for Record {
     fn keys() -> &'static [Key<Record>] {
         static KEYS: LazyLock<Vec<Key<Record>>> = LazyLock::new(|| {
             vec![
-                Record::key::<Driver>("driver", |r| &mut r.driver, "Who records: bywash itself. The vendor's cloud is not in this version."),
+                Record::key::<Driver>(
+                    "driver",
+                    |r| &mut r.driver,
+                    "Who records: bywash itself. The vendor's cloud is not in this version.",
+                ),
                 Record::key::<List<Format>>("formats", |r| &mut r.formats, "What is written."),
-                Record::ranged::<Span>("interval", "300s"..="7200s", |r| &mut r.interval, "How long a file becomes before the next begins; not for m3u8."),
-                Record::ranged::<Maybe<Span>>("keep", "1h"..="3650d", |r| &mut r.keep, "How long files are kept. Absent: for ever."),
-                Record::key::<Switch>("record_everything", |r| &mut r.record_everything, "Every stream is recorded without a call."),
+                Record::ranged::<Span>(
+                    "interval",
+                    "300s"..="7200s",
+                    |r| &mut r.interval,
+                    "How long a file becomes before the next begins; not for m3u8.",
+                ),
+                Record::ranged::<Maybe<Span>>(
+                    "keep",
+                    "1h"..="3650d",
+                    |r| &mut r.keep,
+                    "How long files are kept. Absent: for ever.",
+                ),
+                Record::key::<Switch>(
+                    "record_everything",
+                    |r| &mut r.record_everything,
+                    "Every stream is recorded without a call.",
+                ),
             ]
         });
         &KEYS

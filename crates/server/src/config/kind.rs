@@ -129,7 +129,9 @@ impl Kind for Span {
 
     fn show(value: &Duration) -> Option<String> {
         let ms = value.as_millis() as u64;
-        let (unit, scale) = SPANS.into_iter().find(|(_, scale)| ms.is_multiple_of(*scale) && ms >= *scale).unwrap_or(("s", 1000));
+        // One day reads better as 24h.
+        let fits = |it: &(&str, u64)| ms.is_multiple_of(it.1) && ms >= it.1 && (it.0 != "d" || ms > it.1);
+        let (unit, scale) = SPANS.into_iter().find(fits).unwrap_or(("s", 1000));
         Some(format!("\"{}{unit}\"", ms / scale))
     }
 }
@@ -162,8 +164,15 @@ impl Kind for Size {
     }
 }
 
-const SIZES: [(&str, u64); 7] =
-    [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1000), ("B", 1)];
+const SIZES: [(&str, u64); 7] = [
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("kB", 1000),
+    ("B", 1),
+];
 
 /// The sum of `text`'s parts, each digits and one of `table`'s units.
 fn units(text: &str, table: &[(&str, u64)]) -> Option<u64> {
@@ -207,7 +216,7 @@ impl Kind for Ip {
     type T = IpAddr;
 
     fn name() -> String {
-        "IP address".into()
+        "an IP address".into()
     }
 
     fn parse(text: &str) -> Result<IpAddr, String> {
@@ -300,7 +309,8 @@ impl Kind for Host {
 
     fn parse(text: &str) -> Result<String, String> {
         let name = text.strip_prefix("*.").unwrap_or(text);
-        let label = |it: &str| !it.is_empty() && it.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'));
+        let label =
+            |it: &str| !it.is_empty() && it.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'));
         match name.split('.').all(label) || name.parse::<IpAddr>().is_ok() {
             true => Ok(text.to_ascii_lowercase()),
             false => Err(unfit::<Self>(text)),
@@ -429,7 +439,7 @@ impl<K: Kind> Kind for List<K> {
     type T = Vec<K::T>;
 
     fn name() -> String {
-        format!("a list of {}", K::name())
+        format!("a list, each {}", K::name())
     }
 
     fn parse(text: &str) -> Result<Self::T, String> {
@@ -516,13 +526,29 @@ mod tests {
     #[test]
     fn durations_and_sizes_are_human_text() {
         let ms = |text: &str| Span::parse(text).ok().map(|it| it.as_millis());
-        for (text, want) in [("500ms", 500), ("2s", 2000), ("90s", 90_000), ("1h30m", 5_400_000), ("2h", 7_200_000), ("30d", 2_592_000_000), ("0s", 0)] {
+        for (text, want) in [
+            ("500ms", 500),
+            ("2s", 2000),
+            ("90s", 90_000),
+            ("1h30m", 5_400_000),
+            ("2h", 7_200_000),
+            ("30d", 2_592_000_000),
+            ("0s", 0),
+        ] {
             assert_eq!(ms(text), Some(want), "{text}");
         }
         for text in ["", "5", "s", "5 s", "-5s", "5x", "1.5h", "99999999999999999999s", "999999999999999d", "5s3"] {
             assert_eq!(ms(text), None, "{text}");
         }
-        for (text, want) in [("64MiB", Some(64 << 20)), ("512KiB", Some(512 << 10)), ("1MB", Some(1_000_000)), ("77", Some(77)), ("7B", Some(7)), ("1TiB", None), ("", None)] {
+        for (text, want) in [
+            ("64MiB", Some(64 << 20)),
+            ("512KiB", Some(512 << 10)),
+            ("1MB", Some(1_000_000)),
+            ("77", Some(77)),
+            ("7B", Some(7)),
+            ("1TiB", None),
+            ("", None),
+        ] {
             assert_eq!(Size::parse(text).ok(), want, "{text}");
         }
     }

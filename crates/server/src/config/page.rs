@@ -8,8 +8,16 @@ pub fn page() -> String {
     let mut text = String::from(INTRODUCTION);
     section::<Config>(&mut text, "The server", "");
     section::<App>(&mut text, "Apps: `[[app]]`", "One for each app; without any, a first start makes one, see above.");
-    section::<Push>(&mut text, "Push authentication: `[[app.cdn.push]]`", "Targets of these hosts are signed when they are connected to.");
-    section::<Record>(&mut text, "Recording: `[app.record.Tencent]`, likewise `.Ws`, `.Huawei`, `.Aliyun`", "What recordings asked for under a vendor's name are like.");
+    section::<Push>(
+        &mut text,
+        "Push authentication: `[[app.cdn.push]]`",
+        "Targets of these hosts are signed when they are connected to.",
+    );
+    section::<Record>(
+        &mut text,
+        "Recording: `[app.record.Tencent]`, likewise `.Ws`, `.Huawei`, `.Aliyun`",
+        "What recordings asked for under a vendor's name are like.",
+    );
     text
 }
 
@@ -39,6 +47,8 @@ A variable of the environment overrides a key of the file: `BYWASH_HTTP__LISTEN=
 `BYWASH_RELAY__RETRY__FIRST=2s` is `relay.retry.first`, and `BYWASH_APP__1234567890__SERVER_SECRET=…` is the `server_secret` of the app
 1234567890, which is made if the file has it not. A flag overrides both: `--set relay.retry.first=2s`. Lists have commas between their values there.
 `BYWASH_LOG` (or `RUST_LOG`) sets what is logged: `info`, `debug`, `bywash::plan=trace`.
+
+Durations are such as `"500ms"`, `"90s"`, `"1h30m"`, `"30d"`; sizes such as `"512KiB"`, `"64MiB"`. Text, durations and sizes are in quotes.
 
 SIGHUP reloads the file. Apps and all keys take effect at once and cut no stream, but for those marked *Restart.*
 "#;

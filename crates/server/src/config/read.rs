@@ -165,7 +165,9 @@ impl Reader<'_> {
             } else if names::<S>(children).any(|it| it.starts_with(&format!("{path}."))) {
                 match value.get_ref() {
                     DeValue::Table(inner) => self.table(at, &path, inner, scope, children),
-                    other => self.problem(place, format!("`{path}`: expected a table, found a TOML {}", other.type_str())),
+                    other => {
+                        self.problem(place, format!("`{path}`: expected a table, found a TOML {}", other.type_str()))
+                    }
                 }
             } else {
                 let groups = names::<S>(children).filter_map(|it| it.rsplit_once('.').map(|(group, _)| group));
@@ -259,7 +261,13 @@ fn records(reader: &mut Reader<'_>, at: &str, app: &mut App, value: &Spanned<DeV
 }
 
 impl Reader<'_> {
-    fn list<S: Scope>(&mut self, at: &str, header: &str, value: &Spanned<DeValue<'_>>, children: &[Child<S>]) -> Vec<S> {
+    fn list<S: Scope>(
+        &mut self,
+        at: &str,
+        header: &str,
+        value: &Spanned<DeValue<'_>>,
+        children: &[Child<S>],
+    ) -> Vec<S> {
         let DeValue::Array(parts) = value.get_ref() else {
             self.problem(self.place(at), format!("there may be several: write {header}"));
             return Vec::new();

@@ -56,7 +56,9 @@ impl Action for CreatCdnTransferRule {
         let target = match (self.target, &context.app.cdn.default_target) {
             (Some(target), _) => target,
             (None, Some(base)) => parse_target(&format!("{}/{}", base.trim_end_matches('/'), key.id()))?,
-            (None, None) => return Err(code::BAD_TARGET.because("CDNUrl is required: the app has no cdn.default_target")),
+            (None, None) => {
+                return Err(code::BAD_TARGET.because("CDNUrl is required: the app has no cdn.default_target"));
+            }
         };
         if leads_to_itself(&target, &key, &context.settings) {
             return Err(code::BAD_TARGET.because("CDNUrl is the address of this very stream on this server"));
@@ -79,8 +81,8 @@ fn parse_target(url: &str) -> Result<Target, Fault> {
     Target::parse(url).map_err(|why| code::BAD_TARGET.because(format!("CDNUrl: {why}")))
 }
 
-/// Whether `target` is the place where this server takes in the very stream. By name only the names that the
-/// server knows of itself are told; a relay compares again where it connects to.
+/// Whether `target` is where this server takes in the very stream. Of names, only those are told that the server
+/// knows itself by.
 fn leads_to_itself(target: &Target, key: &StreamKey, settings: &Settings) -> bool {
     let same = !target.tls() && target.app() == key.app().to_string() && target.stream() == key.id();
     let public: Option<Uri> = settings.public_url.parse().ok();
