@@ -108,6 +108,9 @@ fn scale_300_publishers_200_hanging_targets() {
         let late = latencies(&arrivals);
         assert!(quantile(&late, 0.99) < 250.0, "{name}: p99 {} ms", quantile(&late, 0.99));
     }
+    // A rate is measured from one look to the next.
+    server.ok("DescribeStreams", &[("PageSize", "1000")]);
+    thread::sleep(secs(2));
     let data = server.ok("DescribeStreams", &[("PageSize", "1000")]);
     assert_eq!(data["Total"], 300);
     let streams = data["Streams"].as_array().expect("a list");
