@@ -298,7 +298,11 @@ fn spawn(dir: &Scratch, loud: bool) -> Process {
     let errors = output.try_clone().expect("a second handle");
     let mut serve = Command::new(binary());
     serve.arg("serve").arg("--config").arg(dir.join("bywash.toml")).stdout(output).stderr(errors);
-    Process::start(serve.env("RUST_LOG", if loud { "trace" } else { "info" }))
+    // Variables of this name configure the server; what is meant for the tests is not meant for it.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"BYWASH_")) {
+        serve.env_remove(name);
+    }
+    Process::start(serve.env("BYWASH_LOG", if loud { "trace" } else { "info" }))
 }
 
 fn escape(text: &str) -> String {
