@@ -114,7 +114,7 @@ impl Server {
             relay: relay.clone(),
             grace: grace.clone(),
             public_url: config.http.public_url.clone(),
-            rtmp_base: rtmp_base(&config, rtmp),
+            rtmp_base: config.rtmp_base(rtmp),
         });
         let keeper = tokio::spawn(keeper);
 
@@ -136,9 +136,11 @@ impl Server {
         let settings = Arc::new(ArcSwap::from_pointee(api_settings(&config, rtmp)));
         let wake = plan.clone();
         let wake = Arc::new(move |Wake::Stream(key)| wake.wake(key));
-        let gateway = Gateway::new(apps.clone(), store.clone(), live, wake, settings.clone(), metrics.api_calls.clone());
+        let gateway =
+            Gateway::new(apps.clone(), store.clone(), live, wake, settings.clone(), metrics.api_calls.clone());
         let draining = Arc::<AtomicBool>::default();
-        let router = Arc::new(gateway).router().merge(watch_routes(metrics, store.clone(), plan.clone(), draining.clone()));
+        let router =
+            Arc::new(gateway).router().merge(watch_routes(metrics, store.clone(), plan.clone(), draining.clone()));
         let serving = http::serve(http_listener, config.http.tls.clone(), router, stop.clone());
         let http_in = tokio::spawn(async move {
             if let Err(error) = serving.await {
@@ -218,15 +220,6 @@ fn api_settings(config: &Config, rtmp: SocketAddr) -> api::Settings {
         rtmp_listen: rtmp,
         allow_private_targets: config.relay.allow_private_targets,
         own_addresses: vec![rtmp],
-    }
-}
-
-/// Where streams play by RTMP: where we listen, or the public host if we listen everywhere.
-fn rtmp_base(config: &Config, rtmp: SocketAddr) -> String {
-    let public = url::Url::parse(&config.http.public_url).ok();
-    match public.as_ref().and_then(url::Url::host_str).filter(|_| rtmp.ip().is_unspecified()) {
-        Some(host) => format!("rtmp://{host}:{}", rtmp.port()),
-        None => format!("rtmp://{rtmp}"),
     }
 }
 

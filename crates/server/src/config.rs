@@ -330,6 +330,15 @@ impl Config {
         read::read(Source { file, text: &text, environment: environment.into_iter().collect(), flags })
     }
 
+    /// `rtmp://host:port` for who comes from elsewhere: `listen`, or the public host if that is a wildcard.
+    pub fn rtmp_base(&self, listen: SocketAddr) -> String {
+        let public = url::Url::parse(&self.http.public_url).ok();
+        match public.as_ref().and_then(url::Url::host_str).filter(|_| listen.ip().is_unspecified()) {
+            Some(host) => format!("rtmp://{host}:{}", listen.port()),
+            None => format!("rtmp://{listen}"),
+        }
+    }
+
     /// What a reload makes of `new`, the configuration as it is written now.
     pub fn difference(&self, new: Config) -> Reload {
         let mut reload = Reload { config: new, changed: Vec::new(), restart: Vec::new() };
@@ -707,6 +716,12 @@ mod tests {
             let problems = read("", &[(variable, "x")], &[(flag, "x")]).unwrap_err();
             assert_eq!(problems.to_string(), want);
         };
+        check(
+            "BYWASH_APP__7__PLAY_KEE",
+            "app.7.cdn.default_targe",
+            "BYWASH_APP__7__PLAY_KEE: unknown variable; did you mean BYWASH_APP__7__PLAY_KEY?\n\
+             flag for app.7.cdn.default_targe: unknown key; did you mean `app.7.cdn.default_target`?",
+        );
         check(
             "BYWASH_HTP__LISTEN",
             "data_dir",

@@ -93,7 +93,8 @@ impl Collector for Running {
             zero.metric_type(),
         )?;
         for ((key, address), relay) in &relays {
-            ConstCounter::new(load(&relay.frames_dropped)).encode(family.encode_family(&relay_labels(key, address))?)?;
+            ConstCounter::new(load(&relay.frames_dropped))
+                .encode(family.encode_family(&relay_labels(key, address))?)?;
         }
         Ok(())
     }

@@ -346,9 +346,7 @@ impl Keeper {
     /// After a start: nothing runs, whatever the rows say. Streams that were live wait for their publishers.
     async fn recover(&mut self) {
         let grace = **self.parts.grace.load();
-        let found = self
-            .read(async |tx| Ok((tx.streams_open().await?, tx.rules_running().await?)))
-            .await;
+        let found = self.read(async |tx| Ok((tx.streams_open().await?, tx.rules_running().await?))).await;
         let Ok((sessions, rules)) = found.inspect_err(|error| error!(%error, "cannot read what ran before")) else {
             return;
         };

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::Args;
 
 use super::Source;
@@ -57,7 +57,7 @@ pub fn demo(it: Demo) -> anyhow::Result<ExitCode> {
 }
 
 fn begin(source: &Source) -> anyhow::Result<Config> {
-    let mut config = source.load().context("the configuration has problems; `bywash check` lists them")?;
+    let mut config = source.load().map_err(|problems| anyhow!("the configuration has problems:\n{problems}"))?;
     log::init();
     if let Some(dev) = config.dev_app()? {
         let made = if dev.created { "made" } else { "kept" };

@@ -61,7 +61,7 @@ fn describe(config: &Config, app: &App, it: &Token, expired: i64, nonce: &str) -
         rtmp_query = format!("{query}&zgToken={token}");
         bearer = format!("token  {token}   (Authorization: Bearer …)\n");
     }
-    let (id, stream, rtmp) = (app.id, &it.stream, rtmp_base(config));
+    let (id, stream, rtmp) = (app.id, &it.stream, config.rtmp_base(config.rtmp.listen));
     let url = format!("{}/{door}/v1/{id}/{stream}?{query}", config.http.public_url);
     let obs = if it.play {
         String::new()
@@ -69,16 +69,6 @@ fn describe(config: &Config, app: &App, it: &Token, expired: i64, nonce: &str) -
         format!("OBS    server {rtmp}/{id}\n       key    {stream}?{rtmp_query}\n")
     };
     format!("{}   {url}\n{bearer}RTMP   {rtmp}/{id}/{stream}?{rtmp_query}\n{obs}", door.to_uppercase())
-}
-
-/// `rtmp://host:port` of the listener; a wildcard is reached by the host of the public URL.
-fn rtmp_base(config: &Config) -> String {
-    let listen = config.rtmp.listen;
-    let host = url::Url::parse(&config.http.public_url).ok().and_then(|it| it.host_str().map(str::to_owned));
-    match host.filter(|_| listen.ip().is_unspecified()) {
-        Some(host) => format!("rtmp://{host}:{}", listen.port()),
-        None => format!("rtmp://{listen}"),
-    }
 }
 
 #[cfg(test)]

@@ -90,7 +90,7 @@ pub fn read(source: Source<'_>) -> Result<Config, Problems> {
     }
     for (key, value) in source.flags {
         if reader.set_text(&mut config, key, value, Place::Flag(key.clone())).is_none() {
-            let near = kind::nearest(key, Config::keys().iter().map(|it| it.path));
+            let near = nearest_key(key);
             reader.problem(Place::Flag(key.clone()), format!("unknown key; did you mean `{near}`?"));
         }
     }
@@ -188,9 +188,8 @@ impl Reader<'_> {
         let path = rest.to_ascii_lowercase().replace("__", ".");
         let place = Place::Variable(name.into());
         if self.set_text(config, &path, value, place.clone()).is_none() {
-            let known = Config::keys().iter().map(|it| variable_name(it.path)).chain(OTHER_VARIABLES.map(String::from));
-            let known: Vec<String> = known.collect();
-            let near = kind::nearest(name, known.iter().map(String::as_str));
+            let near = variable_name(&nearest_key(&path));
+            let near = kind::nearest(name, OTHER_VARIABLES.into_iter().chain([near.as_str()]));
             self.problem(place, format!("unknown variable; did you mean {near}?"));
         }
     }
@@ -290,6 +289,14 @@ impl Reader<'_> {
 
 fn find<S: Scope>(path: &str) -> Option<&'static Key<S>> {
     S::keys().iter().find(|it| it.path == path)
+}
+
+/// The path of a variable or a flag that `path` was most likely meant to be.
+fn nearest_key(path: &str) -> String {
+    match path.strip_prefix("app.").and_then(|it| it.split_once('.')) {
+        Some((id, rest)) => format!("app.{id}.{}", kind::nearest(rest, names::<App>(&[]))),
+        None => kind::nearest(path, names::<Config>(&[])).into(),
+    }
 }
 
 fn names<S: Scope>(children: &[Child<S>]) -> impl Iterator<Item = &'static str> {

@@ -82,8 +82,6 @@ pub struct Relay {
 enum End {
     /// The stream is over, or the rule was withdrawn.
     Done,
-    /// The rule changed: connect anew at once.
-    Again,
     /// The target may take us later: reset, timeout, busy.
     Retry(Reason, String),
     /// The target said no, and will say no again: name taken, wrong signature, forbidden address.
@@ -100,7 +98,6 @@ impl Relay {
             let end = self.session(&mut attempts, &mut status, &stop).await;
             let (reason, error, wait) = match end {
                 End::Done => break,
-                End::Again => continue,
                 End::Retry(reason, error) => (reason, error, attempts.wait(&self.settings.load().config.retry)),
                 End::Refused(reason, class, error) => {
                     let wait = attempts.wait_refused(class, &self.settings.load().config.retry);
@@ -155,7 +152,7 @@ impl Relay {
         };
         info!("target accepts");
         let end = self.follow(&mut link, &settings, attempts, status, stop).await;
-        if matches!(end, End::Done | End::Again) {
+        if matches!(end, End::Done) {
             link.goodbye().await;
         }
         end
@@ -207,6 +204,7 @@ impl Relay {
                 }
                 () = seat.beat() => {
                     self.judge(&mut progress, link, attempts, status);
+                    self.live.bytes.measure(Instant::now());
                     let quiet = progress.quiet_for();
                     if quiet >= settings.config.stall_timeout {
                         let error = format!("the target acknowledged nothing for {} s", quiet.as_secs());
@@ -286,7 +284,8 @@ impl Link {
         let url = vendor::sign(&wish.target, &wish.push, attempts.key, unix_ms() / 1000);
         attempts.has_backup = url.has_backup();
         let late = |_| End::Retry(Reason::HandshakeFailed, "the target did not answer in time".into());
-        let socket = tokio::time::timeout_at(deadline, connect::connect(&wish.target, settings)).await.map_err(late)??;
+        let socket =
+            tokio::time::timeout_at(deadline, connect::connect(&wish.target, settings)).await.map_err(late)??;
         let config = client::Config {
             app: url.app().to_owned(),
             stream: url.stream_with_query().expose().to_owned(),
@@ -298,7 +297,10 @@ impl Link {
         let mut link = Link { wire: Wire::new(socket), client, url: wish.target.url().clone() };
         link.outputs();
         tokio::time::timeout_at(deadline, link.publish()).await.unwrap_or_else(|_| {
-            Err(End::Retry(reason_of(link.client.phase()), format!("the target did not answer in time {}", saying(link.client.phase()))))
+            Err(End::Retry(
+                reason_of(link.client.phase()),
+                format!("the target did not answer in time {}", saying(link.client.phase())),
+            ))
         })?;
         Ok(link)
     }
@@ -311,10 +313,17 @@ impl Link {
                 Ok(Turn::Read) => self.events()?,
                 Ok(Turn::Flushed) => {}
                 Ok(Turn::Closed) => {
-                    return Err(End::Retry(reason_of(phase), format!("the target closed the connection {}", saying(phase))));
+                    return Err(End::Retry(
+                        reason_of(phase),
+                        format!("the target closed the connection {}", saying(phase)),
+                    ));
                 }
-                Err(Trouble::Io(error)) => return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase)))),
-                Err(Trouble::Protocol(error)) => return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase)))),
+                Err(Trouble::Io(error)) => {
+                    return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase))));
+                }
+                Err(Trouble::Protocol(error)) => {
+                    return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase))));
+                }
             }
         }
         Ok(())
@@ -348,11 +357,17 @@ impl Link {
         }
     }
 
-    /// Ends the session as the target expects it.
+    /// Ends the session as the target expects it. A socket that is closed with answers unread resets the connection, and the
+    /// target loses the last frames: so its answers are read until it closes too.
     async fn goodbye(&mut self) {
         self.client.finish();
         self.outputs();
-        let _ = tokio::time::timeout(GOODBYE, self.wire.flush()).await;
+        let farewell = async {
+            self.wire.shut_down().await?;
+            while self.wire.turn(|_| Ok::<_, std::io::Error>(())).await? != Turn::Closed {}
+            Ok::<_, std::io::Error>(())
+        };
+        let _ = tokio::time::timeout(GOODBYE, farewell).await;
     }
 }
 
