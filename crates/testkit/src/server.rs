@@ -128,6 +128,11 @@ play_key = "playkey0123456789playkey01234567"
         &self.process
     }
 
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("bywash.toml")
+    }
+
     /// The publish address of a stream.
     pub fn rtmp(&self, stream: &str) -> String {
         format!("rtmp://127.0.0.1:{}/{APP}/{stream}", self.rtmp)

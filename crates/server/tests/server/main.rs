@@ -3,6 +3,7 @@
 //! These share the machine; what measures time is in `tests/alone`.
 
 mod callback;
+mod command;
 mod crash;
 mod hostile;
 mod media;
