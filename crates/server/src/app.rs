@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::output::relay;
 use crate::plan::{self, Plan};
 use crate::store::Store;
-use crate::{http, job};
+use crate::{console, http, job};
 
 /// How long callbacks that became due at the very end may still be sent. What is not sent is sent after the next start.
 const LAST_CALLBACKS: Duration = Duration::from_secs(1);
@@ -146,6 +146,7 @@ impl Server {
         let draining = Arc::<AtomicBool>::default();
         let router =
             Arc::new(gateway).router().merge(watch_routes(metrics, store.clone(), plan.clone(), draining.clone()));
+        let router = router.merge(console::router());
         let serving = http::serve(http_listener, config.http.tls.clone(), router, stop.clone());
         let http_in = tokio::spawn(async move {
             if let Err(error) = serving.await {

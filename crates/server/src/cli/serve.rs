@@ -29,7 +29,7 @@ pub struct Serve {
 
 /// Shows a stream relayed and recorded, on nothing but this program
 ///
-/// Exits 0 only if what arrived at the target and on disk is whole.
+/// Exits 0 only if what arrived at the target and on disk is whole; with --whip, if pictures and sound arrived.
 #[derive(Args)]
 #[command(after_help = "Example: bywash demo --for 20s")]
 pub struct Demo {
@@ -38,6 +38,9 @@ pub struct Demo {
     /// Ends after this time; without it Ctrl-C does
     #[arg(long = "for", value_name = "TIME", value_parser = config::duration)]
     duration: Option<Duration>,
+    /// Prints the address of a page that publishes a browser's camera, instead of publishing a built-in clip
+    #[arg(long)]
+    whip: bool,
 }
 
 /// Runs the server until it is told to stop.
@@ -52,7 +55,7 @@ pub fn serve(mut it: Serve) -> anyhow::Result<ExitCode> {
 /// Runs the demonstration.
 pub fn demo(it: Demo) -> anyhow::Result<ExitCode> {
     let config = begin(&it.source, "warn")?;
-    runtime()?.block_on(demo::run(config, it.duration))?;
+    runtime()?.block_on(demo::run(config, it.duration, it.whip))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,8 +1,10 @@
 //! `bywash demo`: the main job on nothing but this program.
 //!
-//! A server on loopback, a built-in stream published to it, a built-in target, and one signed call between the two.
+//! A server on loopback, a built-in stream published to it or a page that publishes a browser's camera, a built-in
+//! target, and one signed call between the two.
 //!
-//! Invariant: it succeeds only if every frame that was sent, from the one that the relay began with, arrived unchanged.
+//! Invariant: it succeeds only if pictures and sound arrived and, of the built-in stream, every frame that was sent, from
+//! the one that the relay began with, unchanged.
 
 mod source;
 mod target;
@@ -21,12 +23,13 @@ use self::target::Report;
 use crate::app::Server;
 use crate::client;
 use crate::config::{App, Config};
+use crate::token::{self, Privilege};
 
 /// How long after the publisher's goodbye the last frames may take to arrive.
 const LAST_FRAMES: Duration = Duration::from_secs(5);
 
-/// Runs the demonstration for `duration`, or until Ctrl-C.
-pub async fn run(mut config: Config, duration: Option<Duration>) -> anyhow::Result<()> {
+/// Runs the demonstration for `duration`, or until Ctrl-C. With `whip` a browser publishes, else the built-in clip is.
+pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> anyhow::Result<()> {
     // A port that is in use is no reason not to be shown how it works.
     for listen in [&mut config.http.listen, &mut config.rtmp.listen] {
         if TcpListener::bind(*listen).await.is_err() {
@@ -39,18 +42,23 @@ pub async fn run(mut config: Config, duration: Option<Duration>) -> anyhow::Resu
     let base = format!("http://{}", server.http);
     let stream = format!("demo-{:08x}", rand::random::<u32>());
 
-    let clip = Arc::new(Clip::load()?);
+    let clip = if whip { None } else { Some(Arc::new(Clip::load()?)) };
     let report = Arc::<Mutex<Report>>::default();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let target = format!("rtmp://{}/live/{stream}", listener.local_addr()?);
     let receiver = {
         let (clip, report) = (clip.clone(), report.clone());
-        tokio::spawn(async move { target::serve(listener, &clip, report).await })
+        tokio::spawn(async move { target::serve(listener, clip.as_deref(), report).await })
     };
 
     println!("bywash {}", env!("CARGO_PKG_VERSION"));
     println!("  API      {base}/?Action=…   metrics {base}/metrics");
-    println!("  publish  rtmp://{}/{}/{stream}   a built-in clip: 640x360, H.264 + AAC", server.rtmp, app.id);
+    match whip {
+        true => println!("  publish  {}", page(&base, &app, &stream)),
+        false => {
+            println!("  publish  rtmp://{}/{}/{stream}   a built-in clip: 640x360, H.264 + AAC", server.rtmp, app.id)
+        }
+    }
     println!("  target   {target}   built in");
     let call = Call { base, app };
     let address = call.address("CreatCDNTransferRule", &[("StreamId", &stream), ("CDNUrl", &target)]);
@@ -62,10 +70,10 @@ pub async fn run(mut config: Config, duration: Option<Duration>) -> anyhow::Resu
     }
 
     let stop = CancellationToken::new();
-    let publisher = {
-        let (clip, stop, stream, rtmp, app) = (clip, stop.clone(), stream.clone(), server.rtmp, call.app.id);
+    let publisher = clip.map(|clip| {
+        let (stop, stream, rtmp, app) = (stop.clone(), stream.clone(), server.rtmp, call.app.id);
         tokio::spawn(async move { source::publish(&clip, rtmp, app, &stream, stop).await })
-    };
+    });
     let begin = Instant::now();
     tokio::select! {
         end = show(&call, &stream, &report, begin) => end?,
@@ -74,7 +82,10 @@ pub async fn run(mut config: Config, duration: Option<Duration>) -> anyhow::Resu
     }
     println!();
     stop.cancel();
-    let sent = publisher.await??;
+    let sent = match publisher {
+        Some(publisher) => Some(publisher.await??),
+        None => None,
+    };
     let arrived = async {
         while !report.lock().expect("no holder panics").ended {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -95,10 +106,24 @@ pub async fn run(mut config: Config, duration: Option<Duration>) -> anyhow::Resu
         report.bytes as f64 / 1e6
     );
     match report.verdict(sent) {
+        Ok(()) if whip => println!("arrived  pictures and sound"),
         Ok(()) => println!("whole    every frame arrived once, in order and unchanged"),
         Err(faults) => bail!("what arrived at the target is not whole: {faults}"),
     }
     Ok(())
+}
+
+/// The address of the page that publishes `stream`, with a token of one day if there is a key to make it with.
+fn page(base: &str, app: &App, stream: &str) -> String {
+    let mut page = format!("{base}/console/publish?app={}&stream={stream}", app.id);
+    if !app.publish_key.expose().is_empty() {
+        let tomorrow =
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64 + 86_400;
+        let nonce = hex::encode(rand::random::<[u8; 8]>());
+        let token = token::make(app.id, stream, tomorrow, &nonce, Privilege::Publish, &app.publish_key);
+        page += &format!("&userId=demo&zgVer=v1&zgExpired={tomorrow}&zgNonce={nonce}&token={token}");
+    }
+    page
 }
 
 /// Prints how it goes, once a second, until it fails.

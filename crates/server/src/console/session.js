@@ -1,0 +1,166 @@
+"use strict";
+// What publishing (WHIP, RFC 9725) and playing (WHEP) share: an offer goes to an address, an answer comes back, and the
+// session lives at the Location until it is deleted.
+
+const asked = new URLSearchParams(location.search);
+const at = (id) => document.getElementById(id);
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+
+at("stream").textContent = asked.get("stream") ?? "";
+
+function say(text, error = false) {
+  at("state").textContent = text;
+  at("state").className = error ? "error" : "";
+}
+
+// What went wrong, in words, and whether it may go right `again` without anybody's doing.
+class Trouble extends Error {
+  constructor(text, again) {
+    super(text);
+    this.again = again;
+  }
+}
+
+class Session {
+  // `prepare` adds to the connection what is sent or received.
+  static async open(door, prepare) {
+    const [app, stream] = [asked.get("app"), asked.get("stream")];
+    if (!app || !stream) throw new Trouble("The address of this page must name ?app= and &stream=.", false);
+    // What the token was made with goes along: userId, zgVer, zgExpired, zgNonce.
+    const query = new URLSearchParams(asked);
+    for (const name of ["app", "stream", "token", "auto"]) query.delete(name);
+    const session = new Session();
+    session.headers = asked.get("token") ? { Authorization: `Bearer ${asked.get("token")}` } : {};
+    const pc = (session.pc = new RTCPeerConnection({ bundlePolicy: "max-bundle" }));
+    try {
+      prepare(pc);
+      await pc.setLocalDescription(await pc.createOffer());
+      await gathered(pc);
+      const answer = await fetch(`/${door}/v1/${app}/${stream}?${query}`, {
+        method: "POST",
+        headers: { ...session.headers, "Content-Type": "application/sdp" },
+        body: pc.localDescription.sdp,
+      }).catch(() => {
+        throw new Trouble("The server does not answer", true);
+      });
+      const text = await answer.text();
+      if (answer.status !== 201) {
+        // A stream that is not live may become so.
+        const again = answer.status >= 500 || (door === "whep" && answer.status === 404);
+        throw new Trouble(text.trim() || `The server answered ${answer.status}`, again);
+      }
+      session.address = new URL(answer.headers.get("Location"), answer.url);
+      await pc.setRemoteDescription({ type: "answer", sdp: text });
+      await connected(pc);
+      return session;
+    } catch (error) {
+      session.close();
+      throw error;
+    }
+  }
+
+  // Resolves when the connection is lost; never if it is closed here.
+  lost() {
+    return new Promise((done) => {
+      this.pc.addEventListener("connectionstatechange", () => {
+        if (this.pc.connectionState === "failed") done();
+      });
+    });
+  }
+
+  // Bits a second since the last call and what else `type` of the statistics says: of each kind, and of both.
+  async numbers(type) {
+    const rows = [...(await this.pc.getStats()).values()].filter((row) => row.type === type);
+    const bytes = rows.reduce((sum, row) => sum + (row.bytesSent ?? row.bytesReceived ?? 0), 0);
+    const now = performance.now();
+    const before = this.before ?? { bytes, now: now - 1000 };
+    this.before = { bytes, now };
+    const kbits = Math.max(0, Math.round(((bytes - before.bytes) * 8) / (now - before.now)));
+    return { kbits, video: rows.find((row) => row.kind === "video"), audio: rows.find((row) => row.kind === "audio") };
+  }
+
+  close() {
+    this.pc.close();
+    if (this.address) fetch(this.address, { method: "DELETE", headers: this.headers, keepalive: true }).catch(() => {});
+    this.address = null;
+  }
+}
+
+// All candidates go into the offer, so that none has to follow; a second is enough for those of this machine.
+function gathered(pc) {
+  const complete = new Promise((done) => {
+    const check = () => pc.iceGatheringState === "complete" && done();
+    pc.addEventListener("icegatheringstatechange", check);
+    check();
+  });
+  return Promise.race([complete, pause(1000)]);
+}
+
+function connected(pc) {
+  return new Promise((done, fail) => {
+    const check = () => {
+      if (pc.connectionState === "connected") done();
+      if (pc.connectionState === "failed") fail(new Trouble("No way to the server's media port: is it open for UDP?", true));
+    };
+    pc.addEventListener("connectionstatechange", check);
+    check();
+  });
+}
+
+// Keeps a session of `door` open until `signal` says stop: opens it, shows `describe` of its numbers, and opens it again when
+// it is lost.
+async function keep(door, prepare, signal, type, describe) {
+  const stopped = new Promise((done) => signal.addEventListener("abort", done));
+  while (!signal.aborted) {
+    let session;
+    try {
+      say("Connecting …");
+      session = await Session.open(door, prepare);
+      window.session = session;
+      let lost = false;
+      session.lost().then(() => (lost = true));
+      while (!signal.aborted && !lost) {
+        say(door === "whip" ? "Live." : "Playing.");
+        const numbers = await session.numbers(type);
+        at("numbers").textContent = `${numbers.kbits} kbit/s${describe(numbers)}`;
+        await Promise.race([pause(1000), stopped]);
+      }
+      if (lost) say("The connection was lost; trying again …", true);
+    } catch (error) {
+      if (!error.again) throw error;
+      say(`${error.message}; trying again …`, true);
+    } finally {
+      session?.close();
+      at("numbers").textContent = "";
+    }
+    await Promise.race([pause(2000), stopped]);
+  }
+}
+
+// Wires `buttons`, by id, to functions that run until the signal they get is aborted: by Stop or by leaving the page.
+function wire(buttons) {
+  const stop = at("stop");
+  let running = null;
+  const begin = (run) => async () => {
+    running = new AbortController();
+    const all = Object.keys(buttons).map(at);
+    all.forEach((button) => (button.disabled = true));
+    stop.disabled = false;
+    try {
+      await run(running.signal);
+      say("Stopped.");
+    } catch (error) {
+      say(error.message, true);
+    }
+    stop.disabled = true;
+    all.forEach((button) => (button.disabled = false));
+  };
+  for (const [id, run] of Object.entries(buttons)) at(id).onclick = begin(run);
+  stop.onclick = () => running.abort();
+  addEventListener("pagehide", () => {
+    running?.abort();
+    window.session?.close();
+  });
+  // ?auto=camera presses a button at once.
+  if (asked.get("auto") in buttons) at(asked.get("auto")).click();
+}
