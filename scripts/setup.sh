@@ -17,6 +17,7 @@ need ffmpeg ffmpeg -version                                        # makes, publ
 need nginx test -x /usr/sbin/nginx                                 # a CDN that records what arrives
 need libnginx-mod-rtmp test -f /usr/lib/nginx/modules/ngx_rtmp_module.so
 need rtmpdump rtmpdump --help                                      # a player
+need chromium chromium --version                                    # a WebRTC publisher and player
 need librtmp-dev test -f /usr/include/librtmp/rtmp.h               # a publisher
 
 if [ -n "$missing" ]; then

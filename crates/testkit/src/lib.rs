@@ -6,6 +6,7 @@
 //! Everything is blocking and owned: whoever holds a value keeps its process or thread alive, and dropping it
 //! ends that one process by its id.
 
+pub mod browser;
 pub mod flv;
 pub mod media;
 pub mod nginx;
@@ -15,6 +16,7 @@ pub mod rtmp;
 pub mod server;
 pub mod sink;
 pub mod tls;
+pub mod udp;
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -24,12 +26,14 @@ use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use browser::Browser;
 pub use media::Media;
 pub use nginx::Nginx;
 pub use publisher::Publisher;
 pub use receiver::{Answer, Receiver};
 pub use server::{Server, Setup};
 pub use sink::{Manner, Sink};
+pub use udp::{Forwarder, Way};
 
 /// Polls `probe` until it gives something; panics with `what` after `limit`.
 #[track_caller]

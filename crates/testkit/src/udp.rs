@@ -1,0 +1,112 @@
+//! A bad way for datagrams: loss, delay, jitter and reordering, both ways, in front of one port.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    /// The share of datagrams that is lost.
+    pub loss: f64,
+    /// The delay in the mean.
+    pub delay: Duration,
+    /// How much more or less it may be; neighbours overtake each other.
+    pub jitter: Duration,
+}
+
+/// A forwarder to one port of this machine; each sender gets a socket of its own towards it, as behind a router.
+pub struct Forwarder {
+    port: u16,
+    counts: Arc<Counts>,
+    stop: Arc<AtomicBool>,
+}
+
+#[derive(Default)]
+struct Counts {
+    lost: AtomicU64,
+    passed: AtomicU64,
+}
+
+impl Forwarder {
+    /// Starts one in front of `target`. `seed` makes its dice.
+    pub fn start(target: u16, way: Way, seed: u64) -> Forwarder {
+        let forwarder = Forwarder { port: crate::port(), counts: Arc::default(), stop: Arc::default() };
+        let front = UdpSocket::bind((Ipv4Addr::LOCALHOST, forwarder.port)).expect("our own port");
+        let (counts, stop) = (forwarder.counts.clone(), forwarder.stop.clone());
+        thread::spawn(move || run(&front, (Ipv4Addr::LOCALHOST, target).into(), way, seed, &counts, &stop));
+        forwarder
+    }
+
+    /// Where to send to.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Datagrams lost and passed on so far.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.counts.lost.load(Relaxed), self.counts.passed.load(Relaxed))
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+    }
+}
+
+fn run(front: &UdpSocket, target: SocketAddr, way: Way, seed: u64, counts: &Counts, stop: &AtomicBool) {
+    let mut dice = seed | 1;
+    let mut roll = move || {
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        (dice >> 11) as f64 / (1u64 << 53) as f64
+    };
+    front.set_nonblocking(true).expect("a socket of ours");
+    let mut backs: HashMap<SocketAddr, UdpSocket> = HashMap::new();
+    // What is on the way, by when it arrives: the sender that it belongs to, whether it goes to the target, and the bytes.
+    let mut flying: BTreeMap<(Instant, u64), (SocketAddr, bool, Vec<u8>)> = BTreeMap::new();
+    let mut buffer = [0; 2048];
+    let mut number = 0;
+    while !stop.load(Relaxed) {
+        let mut come = Vec::new();
+        while let Ok((length, from)) = front.recv_from(&mut buffer) {
+            come.push((from, true, buffer[..length].to_vec()));
+        }
+        for (from, back) in &backs {
+            while let Ok(length) = back.recv(&mut buffer) {
+                come.push((*from, false, buffer[..length].to_vec()));
+            }
+        }
+        let now = Instant::now();
+        for datagram in come {
+            if roll() < way.loss {
+                counts.lost.fetch_add(1, Relaxed);
+                continue;
+            }
+            number += 1;
+            let delay = (way.delay + way.jitter.mul_f64(2.0 * roll())).saturating_sub(way.jitter);
+            flying.insert((now + delay, number), datagram);
+        }
+        while let Some(first) = flying.first_entry().filter(|it| it.key().0 <= now) {
+            let (from, forth, bytes) = first.remove();
+            if forth {
+                let back = backs.entry(from).or_insert_with(|| {
+                    let back = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+                    back.connect(target).expect("loopback");
+                    back.set_nonblocking(true).expect("a socket of ours");
+                    back
+                });
+                let _ = back.send(&bytes);
+            } else {
+                let _ = front.send_to(&bytes, from);
+            }
+            counts.passed.fetch_add(1, Relaxed);
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
