@@ -60,6 +60,7 @@ pub struct Server {
     dir: Scratch,
     http: u16,
     rtmp: u16,
+    webrtc: u16,
     loud: bool,
     sequence: AtomicI64,
 }
@@ -91,7 +92,7 @@ play_key = "playkey0123456789playkey01234567"
         std::fs::write(dir.join("bywash.toml"), config).expect("a configuration file");
         let sequence = AtomicI64::new(now_ms());
         let loud = setup.loud;
-        let server = Server { process: spawn(&dir, loud), dir, http, rtmp, loud, sequence };
+        let server = Server { process: spawn(&dir, loud), dir, http, rtmp, webrtc, loud, sequence };
         server.ready()
     }
 
@@ -103,9 +104,9 @@ play_key = "playkey0123456789playkey01234567"
 
     /// Ends it as a power cut does.
     pub fn kill_9(self) -> Stopped {
-        let Server { process, dir, http, rtmp, loud, sequence } = self;
+        let Server { process, dir, http, rtmp, webrtc, loud, sequence } = self;
         drop(process);
-        Stopped { dir, http, rtmp, loud, sequence }
+        Stopped { dir, http, rtmp, webrtc, loud, sequence }
     }
 
     /// Sends SIGTERM; gives the exit code and how long it took.
@@ -141,6 +142,16 @@ play_key = "playkey0123456789playkey01234567"
     /// The port of RTMP.
     pub fn rtmp_port(&self) -> u16 {
         self.rtmp
+    }
+
+    /// The port of WebRTC.
+    pub fn webrtc_port(&self) -> u16 {
+        self.webrtc
+    }
+
+    /// The address of a page of the console, `publish` or `play`, for a stream.
+    pub fn page(&self, name: &str, stream: &str) -> String {
+        format!("http://127.0.0.1:{}/console/{name}?app={APP}&stream={stream}", self.http)
     }
 
     /// GETs a path: status and body.
@@ -262,6 +273,7 @@ pub struct Stopped {
     dir: Scratch,
     http: u16,
     rtmp: u16,
+    webrtc: u16,
     loud: bool,
     sequence: AtomicI64,
 }
@@ -270,8 +282,8 @@ impl Stopped {
     /// Starts it on the same data and ports.
     #[track_caller]
     pub fn start_again(self) -> Server {
-        let Stopped { dir, http, rtmp, loud, sequence } = self;
-        Server { process: spawn(&dir, loud), dir, http, rtmp, loud, sequence }.ready()
+        let Stopped { dir, http, rtmp, webrtc, loud, sequence } = self;
+        Server { process: spawn(&dir, loud), dir, http, rtmp, webrtc, loud, sequence }.ready()
     }
 }
 

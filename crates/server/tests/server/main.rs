@@ -2,6 +2,7 @@
 //!
 //! These share the machine; what measures time is in `tests/alone`.
 
+mod browser;
 mod callback;
 mod command;
 mod crash;
