@@ -5,9 +5,11 @@
 pub mod codec;
 pub mod frame;
 pub mod mux;
+pub mod sync;
 pub mod timeline;
 
 pub use frame::{Codec, Environment, Format, Frame, Kind, StreamKey, Time, Track, Tracks};
+pub use sync::Sync;
 pub use timeline::Timeline;
 
 /// Why bytes from a publisher or a file could not be taken.

@@ -1,0 +1,523 @@
+//! Puts the two tracks of an RTP sender on one line, by its sender reports or, without them, by arrival.
+//!
+//! The RTP clocks of a sender share neither origin nor exact rate. What ties them is the sender's wall clock, which RTCP
+//! sender reports give for a moment of each track (RFC 3550 §6.4.1); and arrival, as packets that left together
+//! come together, the quickest of some seconds most exactly. Each gives for each track one number, how far that clock
+//! is from the track's own, and the difference of the two numbers is where one track belongs beside the other.
+//!
+//! Sound is the line: its times are those of its RTP clock, so that a codec sees no seam. Pictures are moved to it, by a
+//! tenth of their pace at most.
+//!
+//! Invariant: the times of a track rise by at least 1 ms from frame to frame and start at 0 or later, whatever comes in.
+
+use crate::{Kind, Time};
+
+/// How fast pictures move towards their place: this share of the way for each second of media …
+const PULL: f64 = 0.5;
+/// … but no faster than this share of their own pace.
+const SLEW_MAX: f64 = 0.1;
+/// How far before its time a frame may seem to come, and how far reports and arrival may disagree: beyond is another clock.
+const PLAUSIBLE: Time = Time::from_millis(3_000);
+/// How far a track's timestamps may go back; reordering explains no more.
+const BACK_MAX: Time = Time::from_millis(1_000);
+/// A track that is silent for so long while the other comes in time has paused; nothing holds packets that long for
+/// one track alone.
+const PAUSE: Time = Time::from_millis(3_000);
+/// How far a report may stand from those before it, besides [`DRIFT`].
+const REPORT_NOISE: Time = Time::from_millis(100);
+/// How fast a track's clock may run away from the sender's wall clock, in millionths; twice what is seen at worst.
+const DRIFT: i64 = 1_000;
+/// How long a report is believed without another one. At 400 ppm between the tracks that is 12 ms.
+const REPORT_AGE: Time = Time::from_millis(30_000);
+/// How many reports weigh in the mean.
+const REPORTS: i64 = 4;
+
+/// The line of one sender. It starts at 0 with the first frame of either track.
+#[derive(Debug, Default)]
+pub struct Sync {
+    video: Lane,
+    audio: Lane,
+    /// What reports say more than arrival does: pictures may take longer to encode than sound. Kept for when reports end.
+    bias: Time,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    last: Option<Point>,
+    /// A frame that does not fit the clock; a second one that fits this one makes it the clock.
+    suspect: Option<Point>,
+    /// What to add to the track's clock for the line.
+    offset: Option<Time>,
+    floors: Floors,
+    report: Option<Report>,
+    /// A report that contradicts; a second one that agrees with it makes it the report.
+    doubt: Option<Report>,
+    /// The last time given out.
+    out: Option<Time>,
+}
+
+/// A frame: its timestamp, where that is on the track's own clock, and when it came.
+#[derive(Clone, Copy, Debug)]
+struct Point {
+    rtp: u32,
+    media: Time,
+    arrival: Time,
+}
+
+/// What reports say.
+#[derive(Clone, Copy, Debug)]
+struct Report {
+    /// The sender's wall clock less the track's own.
+    ahead: Time,
+    ntp: Time,
+    arrival: Time,
+    /// How many agree.
+    count: i64,
+}
+
+impl Sync {
+    /// A line without frames.
+    pub fn new() -> Sync {
+        Sync::default()
+    }
+
+    /// An RTCP sender report: `rtp` of `track`, whose clock has `rate` Hz, was sampled at the sender's time `ntp`, on any
+    /// fixed origin, and the report came at `arrival`. A sender that has no wall clock says 0, which says nothing.
+    pub fn report(&mut self, track: Kind, rate: u32, rtp: u32, ntp: Time, arrival: Time) {
+        let (lane, other) = match track {
+            Kind::Video => (&mut self.video, &mut self.audio),
+            Kind::Audio => (&mut self.audio, &mut self.video),
+        };
+        let Some(last) = lane.last.filter(|_| ntp != Time::ZERO) else { return };
+        let media = last.at(rate, rtp);
+        let now = last.media + (arrival - last.arrival);
+        if distance(media, now) > PLAUSIBLE + PLAUSIBLE {
+            return;
+        }
+        let new = Report { ahead: ntp - media, ntp, arrival, count: 1 };
+        match (lane.report, lane.doubt) {
+            // The same once more, or overtaken by a newer one.
+            (Some(known), _) if known.agrees(&new) && ntp <= known.ntp => return,
+            (Some(known), _) if known.agrees(&new) => {
+                lane.report = Some(known.with(&new));
+                lane.doubt = None;
+            }
+            (_, Some(doubt)) if doubt.agrees(&new) && ntp > doubt.ntp => {
+                lane.report = Some(doubt.with(&new));
+                lane.doubt = None;
+                // The wall clock was set: what the other track's reports said before is void.
+                other.report = other.doubt.take();
+            }
+            (Some(known), _) => {
+                lane.report = Some(Report { count: known.count - 1, ..known }).filter(|it| it.count > 0);
+                lane.doubt = Some(new);
+            }
+            (None, Some(_)) => lane.doubt = Some(new),
+            (None, None) => lane.report = Some(new),
+        }
+        if let (Some(reported), Some(arrived)) = (self.reported(arrival), self.arrived()) {
+            self.bias = reported - arrived;
+        }
+    }
+
+    /// The time on the line of a frame of `track`, whose clock has `rate` Hz, with timestamp `rtp`, that came at `arrival`.
+    pub fn stamp(&mut self, track: Kind, rate: u32, rtp: u32, arrival: Time) -> Time {
+        let (lane, other) = match track {
+            Kind::Video => (&mut self.video, &self.audio),
+            Kind::Audio => (&mut self.audio, &self.video),
+        };
+        let before = lane.last.map(|last| last.media);
+        let media = lane.place(other, rate, rtp, arrival);
+        lane.floors.add(arrival, arrival - media);
+        let offset = match (track, lane.offset, other.offset) {
+            (_, None, None) => Time::ZERO - media,
+            // At its first frame the track's own clock is arrival.
+            (_, None, Some(others)) => others - other.floors.lowest,
+            (Kind::Video, Some(own), Some(others)) => {
+                let goal = self.apart(arrival).map_or(own, |apart| others + apart);
+                let passed = before.map_or(Time::ZERO, |before| media - before).as_nanos().max(0) as f64;
+                let pull = (PULL * passed / 1e9).min(1.0) * (goal - own).as_nanos() as f64;
+                own + Time::from_nanos(pull.clamp(-SLEW_MAX * passed, SLEW_MAX * passed) as i64)
+            }
+            (_, Some(own), _) => own,
+        };
+        let lane = match track {
+            Kind::Video => &mut self.video,
+            Kind::Audio => &mut self.audio,
+        };
+        lane.offset = Some(offset);
+        let next = lane.out.map_or(Time::ZERO, |out| out + Time::from_millis(1));
+        let out = (media + offset).max(next);
+        lane.out = Some(out);
+        out
+    }
+
+    /// How much more has to be added to the clock of pictures than to that of sound.
+    fn apart(&self, now: Time) -> Option<Time> {
+        let arrived = self.arrived().map(|it| it + self.bias);
+        self.reported(now).or(arrived)
+    }
+
+    /// The same by reports alone, while they are fresh and not absurd.
+    fn reported(&self, now: Time) -> Option<Time> {
+        let fresh = |report: &Report| now - report.arrival <= REPORT_AGE;
+        let video = self.video.report.filter(fresh)?;
+        let apart = video.ahead - self.audio.report.filter(fresh)?.ahead;
+        self.arrived().is_none_or(|arrived| distance(apart, arrived) <= PLAUSIBLE).then_some(apart)
+    }
+
+    /// The same by arrival alone.
+    fn arrived(&self) -> Option<Time> {
+        self.video.floors.less(&self.audio.floors)
+    }
+}
+
+impl Lane {
+    /// Where a frame stands on the track's own clock. This goes on over the 32-bit wrap and over what was lost, and where
+    /// the sender sets its clock, it goes on with arrival.
+    fn place(&mut self, other: &Lane, rate: u32, rtp: u32, arrival: Time) -> Time {
+        let due = arrival - self.floors.lowest;
+        let Some(last) = self.last else {
+            self.last = Some(Point { rtp, media: due, arrival });
+            return due;
+        };
+        let fits = |from: Point| {
+            let point = Point { rtp, media: from.at(rate, rtp), arrival };
+            (point.media - due <= PLAUSIBLE && from.media - point.media <= BACK_MAX).then_some(point)
+        };
+        let stood = due - last.at(rate, rtp) >= PAUSE && arrival - last.arrival >= PAUSE;
+        if stood && other.last.is_some_and(|it| other.flows(it, arrival)) {
+            self.last = Some(Point { rtp, media: due, arrival });
+            return due;
+        }
+        match fits(last).or_else(|| fits(self.suspect?)) {
+            Some(point) => {
+                self.last = Some(point);
+                self.suspect = None;
+                point.media
+            }
+            None => {
+                self.suspect = Some(Point { rtp, media: due, arrival });
+                due
+            }
+        }
+    }
+
+    /// Whether frames of this track come, and in time; `last` is the newest.
+    fn flows(&self, last: Point, now: Time) -> bool {
+        let late = last.arrival - last.media - self.floors.lowest;
+        now - last.arrival < PAUSE && late < PAUSE
+    }
+}
+
+impl Point {
+    /// Where `rtp` of the same clock stands; half the range forward and half back.
+    fn at(&self, rate: u32, rtp: u32) -> Time {
+        self.media + Time::from_ticks(i64::from(rtp.wrapping_sub(self.rtp) as i32), rate.max(1))
+    }
+}
+
+impl Report {
+    fn agrees(&self, new: &Report) -> bool {
+        let age = distance(new.arrival, self.arrival).as_nanos();
+        distance(self.ahead, new.ahead) <= REPORT_NOISE + Time::from_nanos(age / 1_000_000 * DRIFT)
+    }
+
+    /// The mean with a newer one.
+    fn with(&self, new: &Report) -> Report {
+        let count = (self.count + 1).min(REPORTS);
+        let ahead = self.ahead + Time::from_nanos((new.ahead - self.ahead).as_nanos() / count);
+        Report { ahead, count, ..*new }
+    }
+}
+
+/// The least delay of a track in each of the last spans of 2 s. A delay is arrival less the track's own clock.
+#[derive(Debug, Default)]
+struct Floors {
+    /// Span and delay, at the span's place.
+    spans: [Option<(i64, Time)>; SPANS],
+    /// The least of all.
+    lowest: Time,
+}
+
+const SPANS: usize = 16;
+
+impl Floors {
+    fn add(&mut self, arrival: Time, delay: Time) {
+        let now = arrival.as_millis().div_euclid(2_000);
+        let span = &mut self.spans[now.rem_euclid(SPANS as i64) as usize];
+        match span {
+            Some((same, least)) if *same == now => *least = delay.min(*least),
+            _ => *span = Some((now, delay)),
+        }
+        let recent = self.spans.iter().flatten().filter(|it| now.saturating_sub(it.0) < SPANS as i64);
+        self.lowest = recent.map(|it| it.1).min().unwrap_or(delay);
+    }
+
+    /// The least delay less that of `other`: the median of the spans that saw both tracks. A change on the way changes
+    /// both, but may leave one span where it had changed for one of them only.
+    fn less(&self, other: &Floors) -> Option<Time> {
+        let pairs = self.spans.iter().zip(&other.spans).filter_map(|(own, other)| own.zip(*other));
+        let both = pairs.filter(|(own, other)| own.0 == other.0).map(|(own, other)| (own.0, own.1 - other.1));
+        let newest = both.clone().map(|it| it.0).max()?;
+        let mut recent = [Time::ZERO; SPANS];
+        let mut count = 0;
+        for (_, difference) in both.filter(|it| newest - it.0 < SPANS as i64) {
+            recent[count] = difference;
+            count += 1;
+        }
+        recent[..count].sort_unstable();
+        Some(recent[count / 2])
+    }
+}
+
+fn distance(a: Time, b: Time) -> Time {
+    (a - b).max(b - a)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Plays frames written `v<rtp>@<arrival>` or `a…` and reports `V<rtp>=<ntp>@<arrival>` or `A…`, on clocks of 1 kHz;
+    /// compares the frames' times with those wanted, all in milliseconds.
+    fn check(script: &str, want: &[i64]) {
+        let mut line = Sync::new();
+        let mut got = Vec::new();
+        for step in script.split_whitespace() {
+            let (kind, numbers) = step.split_at(1);
+            let (numbers, arrival) = numbers.split_once('@').unwrap();
+            let arrival = Time::from_millis(arrival.parse().unwrap());
+            let track = if kind.eq_ignore_ascii_case("v") { Kind::Video } else { Kind::Audio };
+            match numbers.split_once('=') {
+                Some((rtp, ntp)) => {
+                    let ntp = Time::from_millis(ntp.parse().unwrap());
+                    line.report(track, 1_000, rtp.parse().unwrap(), ntp, arrival);
+                }
+                None => got.push(line.stamp(track, 1_000, numbers.parse().unwrap(), arrival).as_millis()),
+            }
+        }
+        assert_eq!(got, want, "{script}");
+    }
+
+    #[test]
+    fn the_line_starts_at_the_first_frame_and_keeps_each_tracks_own_steps() {
+        check("v5000@70 a90010@80 v5040@115 a90030@97", &[0, 10, 40, 30]);
+    }
+
+    #[test]
+    fn the_32_bit_wrap_goes_on() {
+        check("a4294967290@0 a14@20 a34@40", &[0, 20, 40]);
+    }
+
+    #[test]
+    fn a_second_track_is_placed_by_the_quickest_packets_of_the_first() {
+        // Pictures that came 30 ms and 0 ms late; sound comes without delay.
+        check("v0@130 v40@140 a900@180", &[0, 40, 80]);
+    }
+
+    #[test]
+    fn pictures_are_pulled_to_sound_without_a_jump() {
+        // Reports say that pictures are taken 100 ms later than they seem to be.
+        check(
+            "a0@0 v0@0 A0=7000@1 V0=7100@1 v100@100 a100@100 v200@200 v1200@1200 v3200@3200 v5200@5200",
+            &[0, 0, 105, 100, 209, 1254, 3300, 5300],
+        );
+    }
+
+    #[test]
+    fn one_frame_with_a_strange_timestamp_leaves_the_clock() {
+        check("a0@0 a20@20 a7200000@40 a60@60 a3000000000@80 a100@100", &[0, 20, 40, 60, 80, 100]);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_goes_on_with_arrival() {
+        check("a90000@0 a90020@20 a5@40 a25@60 a45@80", &[0, 20, 40, 60, 80]);
+        check("v0@0 v40@40 v7200080@80 v7200120@120 v7200160@160", &[0, 40, 80, 120, 160]);
+    }
+
+    #[test]
+    fn a_pause_keeps_the_line() {
+        // Mute that says nothing, and mute whose clock stands.
+        let pictures = "v0@0 v1000@1000 v4000@4000 v7000@7000 v9000@9000";
+        check(&format!("a0@0 {pictures} a9000@9000 a9020@9020"), &[0, 0, 1000, 4000, 7000, 9000, 9000, 9020]);
+        check(&format!("a0@0 {pictures} a20@9000 a40@9020"), &[0, 0, 1000, 4000, 7000, 9000, 9000, 9020]);
+        // What a stall of the network held back is not a pause.
+        check("a0@0 v0@0 a20@9000 v40@9000 a40@9000 v80@9000", &[0, 0, 20, 40, 40, 80]);
+    }
+
+    #[test]
+    fn a_report_that_cannot_be_true_is_ignored() {
+        let all_as_arrival_says = [0, 0, 1000, 1000, 2000, 3000];
+        for report in ["V900000=8000@1", "V0=0@1", "V0=99999999@1", "V0=12000@1 V1=12001@2", "A0=7000@1"] {
+            check(
+                &format!("a0@0 v0@0 A0=7000@1 {report} v1000@1000 a1000@1000 v2000@2000 v3000@3000"),
+                &all_as_arrival_says,
+            )
+        }
+    }
+
+    /// A sender, the way from it, and what it reports.
+    #[derive(Clone, Copy)]
+    struct Case {
+        /// How fast the clocks of pictures, of sound and of the wall run, in millionths more than ours.
+        drift: [f64; 3],
+        /// How much longer than sound a picture takes to be sent, in seconds.
+        encode: f64,
+        /// When each track starts: pictures and sound.
+        start: [f64; 2],
+        /// From when each track is reported.
+        reports: [f64; 2],
+        /// Until when they are.
+        reported: f64,
+        /// Time and delay of steps of the network, in seconds.
+        steps: &'static [(f64, f64)],
+        /// From when the offset must hold.
+        settled: f64,
+        /// How long, in seconds.
+        length: f64,
+    }
+
+    const NEVER: f64 = 1e9;
+    const PLAIN: Case = Case {
+        drift: [0.0; 3],
+        encode: 0.0,
+        start: [0.0, 0.0],
+        reports: [0.8, 2.5],
+        reported: NEVER,
+        steps: &[],
+        settled: 3.0,
+        length: 120.0,
+    };
+
+    /// Plays `case` over a way with 3 % loss and jitter that is 15 ms in the mean, and gives the greatest offset between
+    /// sound and pictures after it has settled, in seconds. `seed` makes the dice.
+    fn offset(case: Case, seed: u64) -> f64 {
+        let mut dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut roll = move || {
+            dice ^= dice << 13;
+            dice ^= dice >> 7;
+            dice ^= dice << 17;
+            (dice >> 11) as f64 / (1u64 << 53) as f64
+        };
+        let time = |seconds: f64| Time::from_nanos((seconds * 1e9) as i64);
+        let mut line = Sync::new();
+        // What happens next on each track, by the time it is captured: a frame, a report.
+        let mut frame = case.start;
+        let mut report = [case.reports[0].max(case.start[0]), case.reports[1].max(case.start[1])];
+        let mut arrived = [0.0; 2];
+        let mut last = [None; 2];
+        let mut worst: f64 = 0.0;
+        loop {
+            let next = frame.iter().chain(&report).copied().fold(f64::MAX, f64::min);
+            if next > case.length {
+                return worst;
+            }
+            let n = usize::from(frame[1].min(report[1]) < frame[0].min(report[0]));
+            let (kind, rate) = [(Kind::Video, 90_000), (Kind::Audio, 48_000)][n];
+            let rtp = |at: f64| {
+                let ticks = (at * (1.0 + case.drift[n] / 1e6) * f64::from(rate)) as u64;
+                (ticks + [4_294_000_000, 77][n]) as u32
+            };
+            let delay = case.steps.iter().rfind(|step| step.0 <= next).map_or(0.02, |step| step.1);
+            let (lost, late) = (roll() < 0.03, -0.015 * (1.0 - roll()).ln());
+            if report[n] <= frame[n] {
+                report[n] += [1.0, 5.0][n] * (0.5 + roll());
+                if !lost && next < case.reported {
+                    let ntp = 1e6 + next * (1.0 + case.drift[2] / 1e6) + 0.004 * (roll() - 0.5);
+                    line.report(kind, rate, rtp(next), time(ntp), time(next + delay + late));
+                }
+                continue;
+            }
+            frame[n] += [1.0 / 30.0, 0.02][n];
+            if lost {
+                continue;
+            }
+            // A jitter buffer gives frames in order.
+            let encode = if n == 0 { case.encode } else { 0.0 };
+            arrived[n] = f64::max(arrived[n], next + encode + delay + late);
+            let stamped = line.stamp(kind, rate, rtp(next), time(arrived[n])).as_nanos() as f64 / 1e9;
+            assert!(last[n].is_none_or(|(_, before)| stamped > before), "at {next} s");
+            last[n] = Some((next, stamped));
+            if let [Some((video, pictures)), Some((audio, sound))] = last
+                && next > case.settled
+            {
+                worst = worst.max(((pictures - sound) - (video - audio)).abs());
+            }
+        }
+    }
+
+    #[test]
+    fn sound_and_pictures_stay_within_40_ms() {
+        let cases = [
+            ("plain", PLAIN),
+            ("pictures take 300 ms to encode", Case { encode: 0.3, settled: 15.0, ..PLAIN }),
+            ("no reports at all", Case { reports: [NEVER; 2], drift: [200.0, -200.0, 0.0], ..PLAIN }),
+            ("reports for pictures only", Case { reports: [0.8, NEVER], drift: [-200.0, 200.0, 200.0], ..PLAIN }),
+            ("reports for sound only", Case { reports: [NEVER, 2.5], drift: [200.0, -200.0, -200.0], ..PLAIN }),
+            ("reports from second 10", Case { reports: [10.0; 2], encode: 0.15, settled: 20.0, ..PLAIN }),
+            (
+                "reports end",
+                Case {
+                    reported: 60.0,
+                    encode: 0.1,
+                    drift: [200.0, -200.0, 0.0],
+                    settled: 12.0,
+                    length: 600.0,
+                    ..PLAIN
+                },
+            ),
+            ("sound starts late", Case { start: [0.0, 17.0], settled: 19.0, ..PLAIN }),
+            ("pictures start late", Case { start: [17.0, 0.0], settled: 19.0, ..PLAIN }),
+            ("late and without reports", Case { start: [0.0, 17.0], reports: [NEVER; 2], settled: 19.0, ..PLAIN }),
+            ("the way changes", Case { steps: &[(20.0, 0.3), (50.0, 0.01), (80.0, 1.0)], ..PLAIN }),
+            (
+                "the way changes, no reports",
+                Case { reports: [NEVER; 2], steps: &[(20.0, 0.3), (50.0, 0.01), (80.0, 1.0)], ..PLAIN },
+            ),
+        ];
+        for (what, case) in cases {
+            for seed in 1..=3 {
+                let worst = offset(case, seed);
+                assert!(worst < 0.04, "{what}, seed {seed}: {:.1} ms", worst * 1e3);
+            }
+        }
+    }
+
+    #[test]
+    fn sound_and_pictures_stay_within_40_ms_for_two_hours_though_clocks_drift() {
+        let drifts = [[200.0, -200.0, 0.0], [-200.0, 200.0, 200.0], [200.0, 200.0, -200.0], [-200.0, -200.0, 200.0]];
+        for (n, drift) in drifts.into_iter().enumerate() {
+            for reports in [PLAIN.reports, [NEVER; 2]] {
+                let worst = offset(Case { drift, reports, length: 2.0 * 3600.0, ..PLAIN }, n as u64 + 1);
+                assert!(worst < 0.04, "{drift:?}, reports from {reports:?}: {:.1} ms", worst * 1e3);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_in_each_track_rises(
+            script in prop::collection::vec((0..4usize, any::<u32>(), any::<bool>(), any::<i64>(), 0..5_000i64, any::<u32>()), 1..200),
+        ) {
+            let mut line = Sync::new();
+            let mut last = [None; 2];
+            let (mut arrival, mut clock) = (Time::ZERO, 0u32);
+            for (what, rtp, sane, ntp, passed, rate) in script {
+                arrival = arrival + Time::from_millis(passed);
+                clock = clock.wrapping_add(passed as u32 * 90);
+                let (rtp, rate) = if sane { (clock, 90_000) } else { (rtp, rate) };
+                let kind = [Kind::Video, Kind::Audio][what % 2];
+                if what < 2 {
+                    let got = line.stamp(kind, rate, rtp, arrival);
+                    prop_assert!(got >= last[what % 2].map_or(Time::ZERO, |it| it + Time::from_millis(1)));
+                    last[what % 2] = Some(got);
+                } else {
+                    line.report(kind, rate, rtp, if sane { arrival } else { Time::from_nanos(ntp) }, arrival);
+                }
+            }
+        }
+    }
+}
