@@ -29,7 +29,8 @@ use crate::metrics::Metrics;
 use crate::output::relay;
 use crate::plan::{self, Plan};
 use crate::store::Store;
-use crate::{console, http, job};
+use crate::webrtc::Port;
+use crate::{console, http, job, signalling};
 
 /// How long callbacks that became due at the very end may still be sent. What is not sent is sent after the next start.
 const LAST_CALLBACKS: Duration = Duration::from_secs(1);
@@ -44,6 +45,7 @@ pub async fn run(config: Config, reread: impl Fn() -> Result<Config, Problems>) 
     let scheme = if server.config.http.tls.is_some() { "https" } else { "http" };
     println!("{scheme} on {}", server.http);
     println!("rtmp on {}", server.rtmp);
+    println!("webrtc on {}", server.webrtc);
     println!("ready");
     loop {
         tokio::select! {
@@ -69,6 +71,8 @@ pub struct Server {
     pub http: SocketAddr,
     /// Likewise.
     pub rtmp: SocketAddr,
+    /// Likewise, over UDP and TCP.
+    pub webrtc: SocketAddr,
     config: Config,
     apps: Arc<Apps>,
     relay: Arc<ArcSwap<relay::Settings>>,
@@ -79,7 +83,7 @@ pub struct Server {
     draining: Arc<AtomicBool>,
     stop: CancellationToken,
     keeper: JoinHandle<()>,
-    listeners: [JoinHandle<()>; 2],
+    listeners: [JoinHandle<()>; 3],
     callbacks: (CancellationToken, JoinHandle<()>),
 }
 
@@ -95,6 +99,8 @@ impl Server {
         let rtmp_listener = bind(config.rtmp.listen, "rtmp.listen").await?;
         let (http, rtmp) = (http_listener.local_addr()?, rtmp_listener.local_addr()?);
         let relay = Arc::new(ArcSwap::from_pointee(relay_settings(&config, rtmp)?));
+        std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
+        let port = Port::bind(&config.webrtc, &config.data_dir).await?;
 
         // What runs is built from the inside out: rows and counters, the hub, then who uses them.
         let store = Store::open(&config.store, &config.data_dir).await.context("open the database")?;
@@ -102,7 +108,7 @@ impl Server {
         let live = Arc::<Live>::default();
         let metrics = Metrics::new(live.clone());
         let hub = Arc::new(Hub::new(live.clone(), config.publish.buffer));
-        let lanes = Lanes::start(std::thread::available_parallelism().map_or(1, usize::from))?;
+        let lanes = Arc::new(Lanes::start(std::thread::available_parallelism().map_or(1, usize::from))?);
         let grace = Arc::new(ArcSwap::from_pointee(config.publish.grace));
 
         // Plan's first pass comes before the listeners are served: publishers find the rows in order.
@@ -130,13 +136,24 @@ impl Server {
         let stop = CancellationToken::new();
         let doors = ingest::rtmp::Doors {
             apps: apps.clone(),
-            hub,
+            hub: hub.clone(),
             plan: plan.clone(),
-            lanes,
+            lanes: lanes.clone(),
             metrics: metrics.clone(),
             max_connections: config.rtmp.max_connections,
         };
         let rtmp_in = tokio::spawn(ingest::rtmp::serve(rtmp_listener, Arc::new(doors), stop.clone()));
+
+        let webrtc = port.address();
+        let doors = Arc::new(signalling::Doors {
+            apps: apps.clone(),
+            hub,
+            plan: plan.clone(),
+            lanes,
+            port: port.clone(),
+            config: config.webrtc.clone(),
+        });
+        let webrtc_in = tokio::spawn(port.serve(stop.clone()));
 
         let settings = Arc::new(ArcSwap::from_pointee(api_settings(&config, rtmp)));
         let wake = plan.clone();
@@ -144,9 +161,11 @@ impl Server {
         let gateway =
             Gateway::new(apps.clone(), store.clone(), live, wake, settings.clone(), metrics.api_calls.clone());
         let draining = Arc::<AtomicBool>::default();
-        let router =
-            Arc::new(gateway).router().merge(watch_routes(metrics, store.clone(), plan.clone(), draining.clone()));
-        let router = router.merge(console::router());
+        let router = Arc::new(gateway)
+            .router()
+            .merge(signalling::router(&doors))
+            .merge(console::router())
+            .merge(watch_routes(metrics, store.clone(), plan.clone(), draining.clone()));
         let serving = http::serve(http_listener, config.http.tls.clone(), router, stop.clone());
         let http_in = tokio::spawn(async move {
             if let Err(error) = serving.await {
@@ -156,6 +175,7 @@ impl Server {
         Ok(Server {
             http,
             rtmp,
+            webrtc,
             config,
             apps,
             relay,
@@ -166,7 +186,7 @@ impl Server {
             draining,
             stop,
             keeper,
-            listeners: [rtmp_in, http_in],
+            listeners: [rtmp_in, http_in, webrtc_in],
             callbacks,
         })
     }

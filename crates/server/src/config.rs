@@ -89,6 +89,21 @@ pub struct Webrtc {
     pub listen: SocketAddr,
     /// Under which addresses clients reach it, where they are not its own.
     pub public_addresses: Vec<IpAddr>,
+    /// STUN and TURN servers that clients are told of.
+    pub ice_servers: Vec<IceServer>,
+    /// Sessions at once, publishers and players together. Default 500.
+    pub max_sessions: usize,
+    /// The longest time between two keyframes of a publisher that makes them on demand alone. Default 4 s.
+    pub keyframe_interval: Duration,
+}
+
+/// One entry of `webrtc.ice_servers`: `stun:HOST:PORT`, or `turn:USER:PASSWORD@HOST:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IceServer {
+    /// The URI without user and password (RFC 7064, RFC 7065).
+    pub uri: String,
+    /// User and password, if it asks for them.
+    pub user: Option<(String, Secret)>,
 }
 
 /// `[store]`.
@@ -386,7 +401,13 @@ impl Default for Config {
             shutdown_timeout: Duration::from_secs(30),
             http: Http { listen: listen(8080), public_url: "http://127.0.0.1:8080".into(), tls: None },
             rtmp: Rtmp { listen: listen(1935), max_connections: 2000 },
-            webrtc: Webrtc { listen: listen(8000), public_addresses: Vec::new() },
+            webrtc: Webrtc {
+                listen: listen(8000),
+                public_addresses: Vec::new(),
+                ice_servers: Vec::new(),
+                max_sessions: 500,
+                keyframe_interval: seconds(4),
+            },
             store: Store { url: "sqlite".into() },
             media: Media { url: "file".into() },
             relay: Relay {
@@ -488,6 +509,9 @@ mod tests {
             [webrtc]
             listen = "127.0.0.1:8001"
             public_addresses = ["203.0.113.7"]
+            ice_servers = ["stun:stun.example.com:3478", "turn:u:p@turn.example.com:3478?transport=udp"]
+            max_sessions = 7
+            keyframe_interval = "2s"
             [store]
             url = "sqlite"
             [media]
@@ -545,6 +569,15 @@ mod tests {
             webrtc: Webrtc {
                 listen: "127.0.0.1:8001".parse().unwrap(),
                 public_addresses: vec!["203.0.113.7".parse().unwrap()],
+                ice_servers: vec![
+                    IceServer { uri: "stun:stun.example.com:3478".into(), user: None },
+                    IceServer {
+                        uri: "turn:turn.example.com:3478?transport=udp".into(),
+                        user: Some(("u".into(), Secret::new("p"))),
+                    },
+                ],
+                max_sessions: 7,
+                keyframe_interval: seconds(2),
             },
             relay: Relay {
                 connect_timeout: seconds(6),

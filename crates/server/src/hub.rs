@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use bywash_media::timeline::Timeline;
 use bywash_media::{Frame, Kind, StreamKey, Time, Tracks};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use crate::live;
@@ -88,6 +88,8 @@ struct Shared {
     origin: Instant,
     live: Arc<live::Stream>,
     ended: CancellationToken,
+    /// A reader would rather begin at a new keyframe than at an old one, or has none to begin at.
+    keyframe_wanted: Notify,
 }
 
 #[derive(Default)]
@@ -152,6 +154,7 @@ fn stream(live: Arc<live::Stream>, limit: usize, now: Instant) -> Stream {
         origin: now,
         live,
         ended: CancellationToken::new(),
+        keyframe_wanted: Notify::new(),
     };
     Stream { shared: Arc::new(shared), woken }
 }
@@ -184,6 +187,7 @@ impl Stream {
         let place = ring.start.unwrap_or(ring.next());
         let slot = ring.take_slot(place);
         self.shared.live.outputs.fetch_add(1, Ordering::Relaxed);
+        self.want_keyframe();
         Reader {
             shared: self.shared.clone(),
             woken: self.woken.clone(),
@@ -197,6 +201,11 @@ impl Stream {
     /// The tracks as they are now.
     pub fn tracks(&self) -> Arc<Tracks> {
         self.shared.ring().tracks.back().map(|(_, tracks)| tracks.clone()).unwrap_or_default()
+    }
+
+    /// Asks the publisher for a keyframe, if it is of those that make them on demand.
+    pub fn want_keyframe(&self) {
+        self.shared.keyframe_wanted.notify_one();
     }
 
     /// Comes when the stream has ended.
@@ -259,6 +268,11 @@ impl Publisher {
         self.shared.live.bytes.measure(Instant::now());
     }
 
+    /// Comes when a reader wants a keyframe.
+    pub async fn keyframe_wanted(&self) {
+        self.shared.keyframe_wanted.notified().await;
+    }
+
     /// Whether sound waits for a picture.
     pub fn holds(&self) -> bool {
         self.held_since.is_some()
@@ -298,6 +312,7 @@ impl Reader {
 
         if let Some(frames) = ring.skip(&mut next, self.max_lag) {
             self.waits_for_start = true;
+            self.shared.keyframe_wanted.notify_one();
             batch.push(Event::Lagged { frames });
         }
         let mut bytes = 0;

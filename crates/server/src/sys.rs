@@ -6,6 +6,7 @@
 
 use std::io;
 use std::mem;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
@@ -53,6 +54,42 @@ pub fn tcp_bytes_waiting(socket: BorrowedFd<'_>) -> io::Result<u64> {
     if rc == 0 { Ok(waiting.max(0) as u64) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The addresses of this host's interfaces that are up (getifaddrs(3)); link-local IPv6 ones, which mean nothing to a peer
+/// elsewhere, are left out.
+pub fn interface_addresses() -> io::Result<Vec<IpAddr>> {
+    let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
+    // SAFETY: the call sets `list`, which is freed below.
+    if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut found = Vec::new();
+    let mut next = list;
+    // SAFETY: the list is as the kernel filled it; an address is read as the family that it says it has.
+    while let Some(interface) = unsafe { next.as_ref() } {
+        next = interface.ifa_next;
+        if interface.ifa_flags & libc::IFF_UP as libc::c_uint == 0 {
+            continue;
+        }
+        let ip: Option<IpAddr> = unsafe {
+            match interface.ifa_addr.as_ref().map(|it| libc::c_int::from(it.sa_family)) {
+                Some(libc::AF_INET) => {
+                    let address = &*interface.ifa_addr.cast::<libc::sockaddr_in>();
+                    Some(Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr)).into())
+                }
+                Some(libc::AF_INET6) => {
+                    let address = &*interface.ifa_addr.cast::<libc::sockaddr_in6>();
+                    Some(Ipv6Addr::from(address.sin6_addr.s6_addr)).filter(|it| !it.is_unicast_link_local()).map(Into::into)
+                }
+                _ => None,
+            }
+        };
+        found.extend(ip);
+    }
+    // SAFETY: nothing of the list is kept.
+    unsafe { libc::freeifaddrs(list) };
+    Ok(found)
+}
+
 /// CPU time that the calling thread has used.
 pub fn thread_cpu_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -81,6 +118,11 @@ mod tests {
             assert!(std::time::Instant::now() < deadline, "the count never came to 5000");
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn loopback_is_among_this_hosts_addresses() {
+        assert!(interface_addresses().unwrap().contains(&Ipv4Addr::LOCALHOST.into()));
     }
 
     #[test]

@@ -65,3 +65,14 @@ pub fn is_picture(codec: Codec, payload: &[u8]) -> bool {
         _ => true,
     }
 }
+
+/// Whether a NAL unit is the first slice of its picture; `None` if it is no slice. Of H.264 and H.265.
+pub fn is_first_slice(codec: Codec, unit: &[u8]) -> Option<bool> {
+    // first_mb_in_slice 0 is one set bit (H.264 §7.3.3); first_slice_segment_in_pic_flag is a bit (H.265 §7.3.6.1).
+    let at = match codec {
+        Codec::H264 if h264::is_slice(unit) => 1,
+        Codec::H265 if h265::is_slice(unit) => 2,
+        _ => return None,
+    };
+    unit.get(at).map(|byte| byte & 0x80 != 0)
+}

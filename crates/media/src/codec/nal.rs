@@ -140,6 +140,11 @@ impl Sets {
         true
     }
 
+    /// The sets, in the order they came.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.sets.iter().map(|set| &**set)
+    }
+
     /// The record of these sets, for frames with 4-byte lengths. `None` until each type has been seen.
     pub fn record(&self) -> Option<Bytes> {
         match self.codec {

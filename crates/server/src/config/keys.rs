@@ -231,6 +231,26 @@ impl Scope for Config {
                     "Addresses under which clients reach `webrtc.listen`, where they are not its own.",
                 )
                 .restart(),
+                Config::key::<List<Ice>>(
+                    "webrtc.ice_servers",
+                    |c| &mut c.webrtc.ice_servers,
+                    "STUN and TURN servers that WHIP and WHEP clients are told of.",
+                )
+                .restart(),
+                Config::ranged::<Count>(
+                    "webrtc.max_sessions",
+                    "1"..="100000",
+                    |c| &mut c.webrtc.max_sessions,
+                    "WebRTC sessions at once, publishers and players together; one more is refused.",
+                )
+                .restart(),
+                Config::ranged::<Span>(
+                    "webrtc.keyframe_interval",
+                    "500ms"..="1m",
+                    |c| &mut c.webrtc.keyframe_interval,
+                    "The longest time between two keyframes: browsers make them on demand alone.",
+                )
+                .restart(),
                 Config::key::<Rows>("store.url", |c| &mut c.store.url, "Where rows are kept: SQLite in `data_dir`.")
                     .restart(),
                 Config::key::<Objects>(

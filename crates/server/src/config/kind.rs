@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::{CallbackFormat, Driver, Environment, Format, PublishAuth, Vendor};
+use super::{CallbackFormat, Driver, Environment, Format, IceServer, PublishAuth, Vendor};
 use crate::secret::Secret;
 use crate::vendor::Target;
 
@@ -225,6 +225,45 @@ impl Kind for Ip {
 
     fn show(value: &IpAddr) -> Option<String> {
         Some(format!("\"{value}\""))
+    }
+}
+
+/// A STUN or TURN server, with user and password where it asks for them.
+pub struct Ice;
+
+impl Kind for Ice {
+    type T = IceServer;
+
+    fn name() -> String {
+        "a server such as \"stun:stun.example.com:3478\" or \"turn:USER:PASSWORD@turn.example.com:3478?transport=udp\"".into()
+    }
+
+    fn parse(text: &str) -> Result<IceServer, String> {
+        let unfit = || format!("expected {}", Self::name());
+        let (scheme, rest) = text.split_once(':').ok_or_else(unfit)?;
+        let (user, host) = match rest.rsplit_once('@') {
+            Some((user, host)) => (Some(user.split_once(':').ok_or_else(unfit)?), host),
+            None => (None, rest),
+        };
+        let host_fits = !host.is_empty() && host.bytes().all(|c| c.is_ascii_alphanumeric() || b"-._:[]?=".contains(&c));
+        let user_fits = match scheme {
+            "stun" | "stuns" => user.is_none(),
+            "turn" | "turns" => {
+                user.is_some_and(|(name, _)| name.bytes().all(|c| c.is_ascii_graphic() && !matches!(c, b'"' | b'\\')))
+            }
+            _ => false,
+        };
+        let password_fits =
+            user.is_none_or(|(_, it)| it.bytes().all(|c| c.is_ascii_graphic() && !matches!(c, b'"' | b'\\')));
+        if !host_fits || !user_fits || !password_fits {
+            return Err(unfit());
+        }
+        let user = user.map(|(name, password)| (name.to_owned(), Secret::new(password)));
+        Ok(IceServer { uri: format!("{scheme}:{host}"), user })
+    }
+
+    fn show(value: &IceServer) -> Option<String> {
+        Some(format!("\"{}\"", value.uri))
     }
 }
 

@@ -50,7 +50,7 @@ pub struct Doors {
     /// Whom to ask for a place.
     pub plan: Plan,
     /// The threads.
-    pub lanes: Lanes,
+    pub lanes: Arc<Lanes>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Connections at once.

@@ -2,3 +2,4 @@
 
 pub mod packer;
 pub mod relay;
+pub mod whep;

@@ -1,0 +1,404 @@
+//! WHIP in: a WebRTC session publishes a stream.
+//!
+//! The engine gives whole access units; here they become frames. Decoding order is sending order, and presentation follows it:
+//! WebRTC senders make no pictures that are shown later than those behind them.
+//!
+//! Invariant: no picture goes out that needs one which was lost. After a loss pictures wait for the next keyframe, which is
+//! asked for; sound goes on.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use bywash_media::codec::{self, nal, opus};
+use bywash_media::sync::Sync;
+use bywash_media::{Codec, Format, Frame, Kind, Time, Track, Tracks};
+use str0m::media::{MediaAdded, MediaData, MediaKind, Mid, Rid, SenderFeedback};
+use str0m::{Event, IceConnectionState, RtcError};
+use tracing::{debug, info, warn};
+
+use crate::lane::{Lane, SWEEP};
+use crate::plan::{Hold, Leave};
+use crate::webrtc::{Peer, Turn};
+
+/// How long a session may take from its answer to its first media connection.
+const ESTABLISH: Duration = Duration::from_secs(15);
+
+/// How long stream_create waits for the codec of the pictures.
+const UNKNOWN_CODEC: Duration = Duration::from_secs(2);
+
+/// The least time between two requests for a keyframe.
+const REQUEST: Duration = Duration::from_millis(500);
+
+/// Simulcast layers that are looked at.
+const LAYERS_MAX: usize = 6;
+
+const SWEEPS_A_SECOND: u32 = (1000 / SWEEP.as_millis()) as u32;
+
+/// Carries a session from its answer to its end.
+pub async fn run(mut peer: Peer, hold: Hold, lane: Lane, keyframe_interval: Duration) {
+    let mut ingest = Ingest::new(hold, keyframe_interval, peer.offer().video);
+    let how = match ingest.take_in(&mut peer, &lane).await {
+        Ok(how) => how,
+        Err(error) => {
+            info!(%error, "session ended");
+            Leave::Lost
+        }
+    };
+    peer.close();
+    info!(?how, "publisher leaves");
+    // Before the session's place is free: who waits for that finds the stream free as well.
+    ingest.hold.leave(how);
+}
+
+/// A publish under way.
+struct Ingest {
+    hold: Hold,
+    sync: Sync,
+    origin: Instant,
+    tracks: Tracks,
+    /// The sections that are taken: the first of each kind.
+    video: Option<Mid>,
+    audio: Option<Mid>,
+    layers: Vec<Layer>,
+    /// The layer that goes out.
+    best: usize,
+    connected: bool,
+    /// stream_create may go out, and does once a picture has told its codec.
+    began: bool,
+    pictures: bool,
+    keyframes: Keyframes,
+    /// A picture came since the last sweep.
+    seen: bool,
+    flowing: bool,
+    sweeps: u32,
+}
+
+/// Pictures of one simulcast layer; of the only one, where there is no simulcast.
+struct Layer {
+    rid: Option<Rid>,
+    codec: Codec,
+    sets: nal::Sets,
+    track: Option<Track>,
+    /// No picture is good before the next keyframe: none has come yet, or one was lost since.
+    broken: bool,
+    heard: Instant,
+}
+
+/// When the publisher is asked for a keyframe.
+struct Keyframes {
+    interval: Duration,
+    wanted: bool,
+    asked: Option<Instant>,
+    came: Option<Instant>,
+}
+
+impl Ingest {
+    fn new(hold: Hold, keyframe_interval: Duration, pictures: bool) -> Ingest {
+        Ingest {
+            hold,
+            sync: Sync::new(),
+            origin: Instant::now(),
+            tracks: Tracks::default(),
+            video: None,
+            audio: None,
+            layers: Vec::new(),
+            best: 0,
+            connected: false,
+            began: false,
+            pictures,
+            keyframes: Keyframes { interval: keyframe_interval, wanted: false, asked: None, came: None },
+            seen: false,
+            flowing: false,
+            sweeps: 0,
+        }
+    }
+
+    /// Feeds the publisher's frames to the hub until it ends.
+    async fn take_in(&mut self, peer: &mut Peer, lane: &Lane) -> Result<Leave, RtcError> {
+        let mut seat = lane.sit();
+        let cut = self.hold.cut.clone();
+        loop {
+            while let Some(event) = peer.poll()? {
+                if let Some(how) = self.event(event) {
+                    return Ok(how);
+                }
+            }
+            if !self.flowing && self.hold.publisher.holds() {
+                self.hold.publisher.flush();
+            }
+            if self.ask_for_keyframe(peer) {
+                continue;
+            }
+            tokio::select! {
+                turn = peer.turn() => match turn? {
+                    Turn::Went => {}
+                    Turn::End(true) => return Ok(Leave::Finished),
+                    Turn::End(false) => return Ok(Leave::Lost),
+                },
+                () = cut.cancelled() => return Ok(Leave::Lost),
+                () = self.hold.publisher.keyframe_wanted() => self.keyframes.wanted = true,
+                () = seat.sweep() => {
+                    self.sweep();
+                    if !self.connected && self.origin.elapsed() > ESTABLISH {
+                        info!("no media connection in time");
+                        return Ok(Leave::Lost);
+                    }
+                }
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event) -> Option<Leave> {
+        match event {
+            Event::Connected => {
+                info!("connected");
+                self.connected = true;
+            }
+            Event::IceConnectionStateChange(IceConnectionState::Disconnected) if self.connected => return Some(Leave::Lost),
+            Event::Closed => return Some(Leave::Finished),
+            Event::MediaAdded(added) => self.media_added(&added),
+            Event::MediaData(data) => self.media(data),
+            Event::SenderFeedback(feedback) => self.report(&feedback),
+            _ => {}
+        }
+        None
+    }
+
+    fn media_added(&mut self, added: &MediaAdded) {
+        let slot = match added.kind {
+            MediaKind::Video => &mut self.video,
+            MediaKind::Audio => &mut self.audio,
+        };
+        slot.get_or_insert(added.mid);
+    }
+
+    fn report(&mut self, feedback: &SenderFeedback) {
+        let info = &feedback.sender_info;
+        let (track, rate) = match feedback.mid {
+            mid if Some(mid) == self.video => (Kind::Video, VIDEO_RATE),
+            mid if Some(mid) == self.audio => (Kind::Audio, AUDIO_RATE),
+            _ => return,
+        };
+        // Layers of a simulcast have clocks that begin apart: that of the layer which goes out counts.
+        if track == Kind::Video && self.layers.get(self.best).is_some_and(|best| best.rid != feedback.rid) {
+            return;
+        }
+        let since = info.ntp_time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let ntp = Time::from_nanos(since.as_nanos() as i64);
+        self.sync.report(track, rate, info.rtp_time.numer() as u32, ntp, self.elapsed(feedback.received_at));
+    }
+
+    fn media(&mut self, data: MediaData) {
+        let codec = match data.params.spec().codec {
+            str0m::format::Codec::H264 => Codec::H264,
+            str0m::format::Codec::H265 => Codec::H265,
+            str0m::format::Codec::Av1 => Codec::Av1,
+            str0m::format::Codec::Opus => Codec::Opus,
+            _ => return,
+        };
+        match codec.kind() {
+            Kind::Video if Some(data.mid) == self.video => self.picture(codec, data),
+            Kind::Audio if Some(data.mid) == self.audio => self.sound(data),
+            _ => {}
+        }
+    }
+
+    fn sound(&mut self, data: MediaData) {
+        if data.data.is_empty() {
+            return;
+        }
+        if self.tracks.audio.is_none() {
+            let head = opus::Head { channels: 2, pre_skip: 0, source_rate: AUDIO_RATE, gain: 0 };
+            let format = Format::Audio { sample_rate: AUDIO_RATE, channels: 2 };
+            self.set_track(Track { codec: Codec::Opus, config: head.build(), format });
+        }
+        if !self.pictures {
+            self.begin();
+        }
+        self.push(Kind::Audio, AUDIO_RATE, true, &data, Bytes::copy_from_slice(&data.data));
+    }
+
+    fn picture(&mut self, codec: Codec, data: MediaData) {
+        let Some(at) = self.layer(codec, data.rid) else { return };
+        let layer = &mut self.layers[at];
+        layer.heard = data.network_time;
+        let picture = layer.read(&data);
+        match &picture {
+            // One that begins with its own first slice mends a gap before it.
+            Some(picture) if picture.key => layer.broken = !data.contiguous && !picture.from_start,
+            _ if !data.contiguous => layer.broken = true,
+            _ => {}
+        }
+        let Some(picture) = picture else { return };
+        if picture.key && at != self.best && self.is_better(at) {
+            debug!(rid = ?data.rid, "layer taken");
+            self.best = at;
+        }
+        if at != self.best {
+            return;
+        }
+        let layer = &self.layers[at];
+        if layer.broken {
+            self.keyframes.wanted = true;
+            return;
+        }
+        let fresh = layer.track.clone().filter(|_| picture.key);
+        if picture.key {
+            self.keyframes.came = Some(Instant::now());
+            self.keyframes.wanted = false;
+        }
+        if let Some(track) = fresh {
+            self.set_track(track);
+        }
+        if self.tracks.video.is_none() {
+            // It has begun without parameter sets: nothing could decode it.
+            self.keyframes.wanted = true;
+            return;
+        }
+        self.begin();
+        (self.seen, self.flowing) = (true, true);
+        self.push(Kind::Video, VIDEO_RATE, picture.key, &data, picture.payload);
+    }
+
+    /// The layer of a picture, which may be a new one.
+    fn layer(&mut self, codec: Codec, rid: Option<Rid>) -> Option<usize> {
+        match self.layers.iter().position(|layer| layer.rid == rid) {
+            Some(at) if self.layers[at].codec == codec => Some(at),
+            Some(at) => {
+                self.layers[at] = Layer::new(rid, codec);
+                Some(at)
+            }
+            None if self.layers.len() < LAYERS_MAX => {
+                self.layers.push(Layer::new(rid, codec));
+                Some(self.layers.len() - 1)
+            }
+            None => None,
+        }
+    }
+
+    /// Whether a layer has larger pictures than that which goes out, or that one has fallen silent.
+    fn is_better(&self, at: usize) -> bool {
+        let best = &self.layers[self.best];
+        best.heard.elapsed() > 3 * REQUEST || self.layers[at].pixels() > best.pixels()
+    }
+
+    fn set_track(&mut self, track: Track) {
+        let (codec, format) = (track.codec, track.format);
+        if self.tracks.set(track) {
+            info!(%codec, ?format, "track");
+            self.hold.publisher.set_tracks(self.tracks.clone());
+        }
+    }
+
+    fn push(&mut self, track: Kind, rate: u32, key: bool, data: &MediaData, payload: Bytes) {
+        let line = self.sync.stamp(track, rate, data.time.numer() as u32, self.elapsed(data.network_time));
+        let dts = self.hold.publisher.stamp(track, line.as_millis() as u32, data.network_time);
+        self.hold.publisher.push(Frame { track, dts, cts: Time::ZERO, key, payload });
+    }
+
+    /// Asks for a keyframe if one is due, and the last was asked for long enough ago; true if that gave the engine work.
+    fn ask_for_keyframe(&mut self, peer: &mut Peer) -> bool {
+        let (Some(mid), Some(layer)) = (self.video, self.layers.get(self.best)) else { return false };
+        if !self.keyframes.due(Instant::now()) {
+            return false;
+        }
+        self.keyframes.asked = Some(Instant::now());
+        peer.request_keyframe(mid, layer.rid)
+    }
+
+    /// Where no picture came between two sweeps, no sound is held back for one.
+    fn sweep(&mut self) {
+        self.flowing = std::mem::take(&mut self.seen);
+        if self.connected && self.origin.elapsed() > UNKNOWN_CODEC {
+            self.begin();
+        }
+        self.sweeps += 1;
+        if self.sweeps.is_multiple_of(SWEEPS_A_SECOND) {
+            self.hold.publisher.measure();
+        }
+    }
+
+    fn begin(&mut self) {
+        if std::mem::replace(&mut self.began, true) {
+            return;
+        }
+        // As for RTMP: 3 is H.265, and 0 stands for all else.
+        let h265 = self.tracks.video.as_ref().is_some_and(|track| track.codec == Codec::H265);
+        self.hold.began(if h265 { 3 } else { 0 });
+    }
+
+    fn elapsed(&self, at: Instant) -> Time {
+        Time::from_nanos(at.saturating_duration_since(self.origin).as_nanos() as i64)
+    }
+}
+
+/// RTP clocks of the pictures and of Opus, in Hz (RFC 6184 §8.2.1, RFC 7587 §4.1).
+const VIDEO_RATE: u32 = 90_000;
+const AUDIO_RATE: u32 = 48_000;
+
+/// A picture in the form of the hub.
+struct Picture {
+    payload: Bytes,
+    key: bool,
+    /// Its first slice is there.
+    from_start: bool,
+}
+
+impl Layer {
+    fn new(rid: Option<Rid>, codec: Codec) -> Layer {
+        Layer { rid, codec, sets: nal::Sets::new(codec), track: None, broken: true, heard: Instant::now() }
+    }
+
+    fn pixels(&self) -> u64 {
+        match self.track.as_ref().map(|track| track.format) {
+            Some(Format::Video { width, height }) => u64::from(width) * u64::from(height),
+            _ => 0,
+        }
+    }
+
+    /// The picture of an access unit; its parameter sets become the layer's track.
+    fn read(&mut self, data: &MediaData) -> Option<Picture> {
+        if self.codec == Codec::Av1 {
+            return self.read_av1(&data.data);
+        }
+        let payload = nal::from_annex_b(&data.data);
+        if !codec::is_picture(self.codec, &payload) {
+            // Parameter sets may come in an access unit of their own.
+            self.absorb(&payload);
+            return None;
+        }
+        let key = codec::is_key(self.codec, &payload);
+        if key {
+            self.absorb(&payload);
+        }
+        let from_start = nal::nals(&payload, 4).find_map(|unit| codec::is_first_slice(self.codec, unit)) == Some(true);
+        Some(Picture { payload, key, from_start })
+    }
+
+    fn read_av1(&mut self, unit: &[u8]) -> Option<Picture> {
+        let unit = Bytes::copy_from_slice(&unit[codec::av1::delimiter_len(unit)..]);
+        let key = codec::av1::is_key(&unit);
+        if key && let Some(record) = codec::av1::record(&unit) {
+            self.track = codec::track(Codec::Av1, record).ok();
+        }
+        (!unit.is_empty()).then_some(Picture { payload: unit, key, from_start: key })
+    }
+
+    fn absorb(&mut self, payload: &[u8]) {
+        let changed = nal::nals(payload, 4).fold(false, |changed, unit| self.sets.absorb(unit) | changed);
+        if let (true, Some(record)) = (changed || self.track.is_none(), self.sets.record()) {
+            match codec::track(self.codec, record) {
+                Ok(track) => self.track = Some(track),
+                Err(error) => warn!(%error, "parameter sets of no use"),
+            }
+        }
+    }
+}
+
+impl Keyframes {
+    fn due(&self, now: Instant) -> bool {
+        let passed = |at: Option<Instant>, span| at.is_none_or(|at| now.duration_since(at) >= span);
+        let old = self.came.is_some() && passed(self.came, self.interval);
+        (self.wanted || old) && passed(self.asked, REQUEST)
+    }
+}

@@ -1,0 +1,157 @@
+//! WHEP out: a WebRTC session plays a live stream, H.264 pictures and Opus sound.
+//!
+//! Any stream will do that carries them; one with other sound is given to [`run`] as its Opus twin.
+//!
+//! Invariant: a player that takes nothing slows nobody; what it cannot take in time is lost to it alone.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bywash_media::codec::nal;
+use bywash_media::{Codec, Frame, Kind, Time, Tracks};
+use str0m::format::Codec as RtpCodec;
+use str0m::media::{Frequency, MediaKind, MediaTime, Mid, Pt};
+use str0m::{Event, IceConnectionState, RtcError};
+use tracing::info;
+
+use crate::hub::{self, Reader, Stream};
+use crate::lane::Lane;
+use crate::webrtc::{Peer, Turn};
+
+/// How long a session may take from its answer to its media connection.
+const ESTABLISH: Duration = Duration::from_secs(15);
+
+/// How far a player may fall behind before it skips to a keyframe.
+const MAX_LAG: Time = Time::from_millis(2_000);
+
+/// Carries a session from its answer to its end.
+pub async fn run(mut peer: Peer, stream: Stream, lane: Lane) {
+    info!("player joins");
+    let mut output = Output::new(stream);
+    if let Err(error) = output.follow(&mut peer, &lane).await {
+        info!(%error, "session ended");
+    }
+    peer.close();
+    info!("player leaves");
+}
+
+struct Output {
+    stream: Stream,
+    /// Once the player is connected.
+    reader: Option<Reader>,
+    tracks: Arc<Tracks>,
+    /// The section of each kind.
+    video: Option<Mid>,
+    audio: Option<Mid>,
+    waiting: VecDeque<Frame>,
+    /// Where on this host's clock the line of the stream begins.
+    epoch: Option<Instant>,
+}
+
+impl Output {
+    fn new(stream: Stream) -> Output {
+        Output {
+            stream,
+            reader: None,
+            tracks: Arc::default(),
+            video: None,
+            audio: None,
+            waiting: VecDeque::new(),
+            epoch: None,
+        }
+    }
+
+    async fn follow(&mut self, peer: &mut Peer, lane: &Lane) -> Result<(), RtcError> {
+        let mut seat = lane.sit();
+        let since = Instant::now();
+        let mut batch = Vec::new();
+        loop {
+            while let Some(event) = peer.poll()? {
+                match event {
+                    Event::Connected => self.reader = Some(self.stream.read(MAX_LAG)),
+                    Event::IceConnectionStateChange(IceConnectionState::Disconnected) if self.reader.is_some() => return Ok(()),
+                    Event::Closed => return Ok(()),
+                    Event::MediaAdded(added) => match added.kind {
+                        MediaKind::Video => self.video = self.video.or(Some(added.mid)),
+                        MediaKind::Audio => self.audio = self.audio.or(Some(added.mid)),
+                    },
+                    Event::KeyframeRequest(_) => self.stream.want_keyframe(),
+                    _ => {}
+                }
+            }
+            if let Some(frame) = self.waiting.pop_front() {
+                self.send(peer, &frame)?;
+                continue;
+            }
+            tokio::select! {
+                turn = peer.turn() => if let Turn::End(_) = turn? { return Ok(()) },
+                more = ready(&mut self.reader, &mut batch) => {
+                    for event in batch.drain(..) {
+                        match event {
+                            hub::Event::Tracks(tracks) => self.tracks = tracks,
+                            // A change of tracks is told by the parameter sets of the keyframe that follows it.
+                            hub::Event::Frame(frame) => self.waiting.extend(self.packed(frame)),
+                            hub::Event::Lagged { .. } => {}
+                        }
+                    }
+                    if !more {
+                        return Ok(());
+                    }
+                }
+                () = seat.beat() => {
+                    if self.reader.is_none() && since.elapsed() > ESTABLISH {
+                        info!("no media connection in time");
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// A frame as RTP carries it: pictures as Annex B, with the parameter sets before each keyframe. `None` for other codecs.
+    fn packed(&self, frame: Frame) -> Option<Frame> {
+        let track = self.tracks.get(frame.track)?;
+        match track.codec {
+            Codec::Opus => Some(frame),
+            Codec::H264 => {
+                let sets = nal::Sets::parse(Codec::H264, &track.config).filter(|_| frame.key);
+                let sets = sets.iter().flat_map(|sets| sets.iter());
+                let mut payload = Vec::with_capacity(frame.payload.len() + 128);
+                for unit in sets.chain(nal::nals(&frame.payload, 4)) {
+                    payload.extend_from_slice(&[0, 0, 0, 1]);
+                    payload.extend_from_slice(unit);
+                }
+                Some(Frame { payload: payload.into(), ..frame })
+            }
+            _ => None,
+        }
+    }
+
+    fn send(&mut self, peer: &mut Peer, frame: &Frame) -> Result<(), RtcError> {
+        let (mid, codec, clock) = match frame.track {
+            Kind::Video => (self.video, RtpCodec::H264, Frequency::NINETY_KHZ),
+            Kind::Audio => (self.audio, RtpCodec::Opus, Frequency::FORTY_EIGHT_KHZ),
+        };
+        let Some(mid) = mid else { return Ok(()) };
+        let Some(pt) = payload_type(peer, mid, codec) else { return Ok(()) };
+        let shown = frame.dts + frame.cts;
+        let line = Duration::from_nanos(shown.as_nanos().max(0) as u64);
+        let epoch = *self.epoch.get_or_insert_with(|| Instant::now().checked_sub(line).unwrap_or_else(Instant::now));
+        let ticks = shown.as_ticks(clock.get()).max(0) as u64;
+        peer.write(mid, pt, epoch + line, MediaTime::new(ticks, clock), Arc::from(&frame.payload[..]))
+    }
+}
+
+/// What the client calls the codec.
+fn payload_type(peer: &mut Peer, mid: Mid, codec: RtpCodec) -> Option<Pt> {
+    let writer = peer.rtc().writer(mid)?;
+    writer.payload_params().find(|params| params.spec().codec == codec).map(|params| params.pt())
+}
+
+async fn ready(reader: &mut Option<Reader>, batch: &mut Vec<hub::Event>) -> bool {
+    match reader {
+        Some(reader) => reader.ready(batch).await,
+        None => std::future::pending().await,
+    }
+}

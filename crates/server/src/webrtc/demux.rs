@@ -1,0 +1,206 @@
+//! Which session a packet is for: by the STUN user name at first, by its source address from then on.
+//!
+//! Invariant: the table holds nothing that a stranger could add. A source is learned only from a STUN request that names a
+//! session's own ICE user, and of each session only the last [`SOURCES_MAX`] are kept.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Instant;
+
+use bytes::Bytes;
+use bywash_media::StreamKey;
+use str0m::ice::StunMessage;
+use tokio::sync::mpsc;
+
+use super::peer::Command;
+
+/// Source addresses that one session may have: a client tries several of its own at once.
+const SOURCES_MAX: usize = 8;
+
+/// Packets that wait for a session, in reads of the socket; what comes beyond is dropped, as a network would.
+pub const MAIL: usize = 512;
+
+/// A session, in addresses that only its client knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Id(u128);
+
+impl Id {
+    /// A new one that nobody can guess.
+    pub fn random() -> Id {
+        Id(rand::random())
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl FromStr for Id {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Id, ()> {
+        let digits = text.len() == 32 && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+        u128::from_str_radix(text, 16).ok().filter(|_| digits).map(Id).ok_or(())
+    }
+}
+
+/// Datagrams of one source that came in together: each `stride` bytes long but the last, which may be shorter.
+pub struct Packets {
+    /// Who sent them.
+    pub source: SocketAddr,
+    /// The address of ours that they were sent to.
+    pub destination: SocketAddr,
+    /// When they came.
+    pub at: Instant,
+    /// The datagrams.
+    pub data: Bytes,
+    /// How long each is.
+    pub stride: usize,
+    /// Where answers go, if they came over TCP.
+    pub tcp: Option<mpsc::Sender<Bytes>>,
+}
+
+/// What a session is reached by.
+pub struct Entry {
+    /// What it publishes or plays.
+    pub key: StreamKey,
+    /// Whether it publishes.
+    pub publishes: bool,
+    /// Takes its packets.
+    pub mail: mpsc::Sender<Packets>,
+    /// Takes its orders.
+    pub orders: mpsc::Sender<Command>,
+    /// When it was last heard.
+    pub heard: Instant,
+    users: Vec<String>,
+    sources: VecDeque<SocketAddr>,
+}
+
+impl Entry {
+    /// A session that nothing has been heard of.
+    pub fn new(
+        key: StreamKey,
+        publishes: bool,
+        mail: mpsc::Sender<Packets>,
+        orders: mpsc::Sender<Command>,
+        now: Instant,
+    ) -> Entry {
+        Entry { key, publishes, mail, orders, heard: now, users: Vec::new(), sources: VecDeque::new() }
+    }
+}
+
+/// All sessions.
+#[derive(Default)]
+pub struct Table {
+    sessions: HashMap<Id, Entry>,
+    users: HashMap<String, Id>,
+    sources: HashMap<SocketAddr, Id>,
+}
+
+impl Table {
+    /// Adds a session, reached by the ICE user `user`.
+    pub fn insert(&mut self, id: Id, entry: Entry, user: String) {
+        self.sessions.insert(id, entry);
+        self.add_user(id, user);
+    }
+
+    /// Lets a session be reached by one more ICE user; only the newest two count: that of a restart and the one before it.
+    pub fn add_user(&mut self, id: Id, user: String) {
+        let Some(entry) = self.sessions.get_mut(&id) else { return };
+        entry.users.push(user.clone());
+        self.users.insert(user, id);
+        if entry.users.len() > 2 {
+            self.users.remove(&entry.users.remove(0));
+        }
+    }
+
+    /// Forgets a session.
+    pub fn remove(&mut self, id: Id) {
+        let Some(entry) = self.sessions.remove(&id) else { return };
+        for user in &entry.users {
+            self.users.remove(user);
+        }
+        for source in &entry.sources {
+            // Another session may have taken it over.
+            if self.sources.get(source) == Some(&id) {
+                self.sources.remove(source);
+            }
+        }
+    }
+
+    /// One session.
+    pub fn get(&self, id: Id) -> Option<&Entry> {
+        self.sessions.get(&id)
+    }
+
+    /// All sessions.
+    pub fn iter(&self) -> impl Iterator<Item = (&Id, &Entry)> {
+        self.sessions.iter()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// The session that a datagram from `source` is for.
+    pub fn route(&mut self, source: SocketAddr, datagram: &[u8], now: Instant) -> Option<&Entry> {
+        let id = match user(datagram).map(|user| self.users.get(&user).copied()) {
+            Some(Some(id)) => {
+                self.learn(id, source);
+                id
+            }
+            Some(None) => return None,
+            None => *self.sources.get(&source)?,
+        };
+        self.heard(id, now)
+    }
+
+    /// Likewise over TCP, where the connection stands for the source: its first datagram decides.
+    pub fn open(&mut self, datagram: &[u8], now: Instant) -> Option<Id> {
+        let id = *self.users.get(&user(datagram)?)?;
+        self.heard(id, now).map(|_| id)
+    }
+
+    /// A session that has just been heard.
+    pub fn heard(&mut self, id: Id, now: Instant) -> Option<&Entry> {
+        let entry = self.sessions.get_mut(&id)?;
+        entry.heard = now;
+        Some(entry)
+    }
+
+    fn learn(&mut self, id: Id, source: SocketAddr) {
+        if self.sources.insert(source, id) == Some(id) {
+            return;
+        }
+        let entry = self.sessions.get_mut(&id).expect("a user's session is in the table");
+        entry.sources.push_back(source);
+        if entry.sources.len() > SOURCES_MAX
+            && let Some(oldest) = entry.sources.pop_front()
+            && self.sources.get(&oldest) == Some(&id)
+        {
+            self.sources.remove(&oldest);
+        }
+    }
+}
+
+/// The ICE user of ours that a STUN request is addressed to (RFC 8445 §7.2.2); `None` for whatever else.
+pub fn user(datagram: &[u8]) -> Option<String> {
+    const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
+    // RFC 7983 §7: STUN begins with 0 to 3, and nothing else on this port does.
+    if *datagram.first()? > 3 || *datagram.get(4..8)? != COOKIE {
+        return None;
+    }
+    let message = StunMessage::parse(datagram).ok()?;
+    let (ours, _) = message.is_binding_request().then(|| message.split_username()).flatten()?;
+    Some(ours.to_owned())
+}

@@ -1,0 +1,285 @@
+//! Offers and ICE fragments, read from whoever sends them, and the engine's settings that answer them.
+//!
+//! Invariant: what is refused is refused before the engine sees it, with a reason that a person can act on; the work is linear in
+//! a text of at most [`TEXT_MAX`] bytes.
+
+use std::collections::HashMap;
+
+use str0m::change::SdpOffer;
+use str0m::config::DtlsCert;
+use str0m::{Candidate, IceCreds, RtcConfig};
+
+use crate::token::Purpose;
+
+/// The longest offer or fragment, in bytes.
+pub const TEXT_MAX: usize = 64 << 10;
+
+const MEDIA_MAX: usize = 16;
+const CANDIDATES_MAX: usize = 64;
+
+/// Why an offer or a fragment is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// It is no such text.
+    #[error("{0}")]
+    Malformed(String),
+    /// It is good, and of no use here.
+    #[error("{0}")]
+    Unacceptable(String),
+}
+
+fn malformed<T>(why: impl Into<String>) -> Result<T, Unfit> {
+    Err(Unfit::Malformed(why.into()))
+}
+
+/// An offer that can be answered.
+pub struct Offer {
+    text: String,
+    /// The client's ICE user.
+    pub user: String,
+    /// Whether pictures are offered, or asked for.
+    pub video: bool,
+    /// Likewise sound.
+    pub audio: bool,
+}
+
+impl Offer {
+    /// Reads an offer to publish or to play.
+    pub fn parse(body: &[u8], purpose: Purpose) -> Result<Offer, Unfit> {
+        let text = text(body)?;
+        if !text.starts_with("v=0") {
+            return malformed("the body is not SDP: it begins with v=0");
+        }
+        let sections = sections(text)?;
+        let mut offer = Offer { text: text.to_owned(), user: String::new(), video: false, audio: false };
+        for section in &sections {
+            if !section.flows(purpose) {
+                continue;
+            }
+            match section.kind {
+                "video" => offer.video |= section.check(purpose, VIDEO)?,
+                "audio" => offer.audio |= section.check(purpose, AUDIO)?,
+                kind => return Err(Unfit::Unacceptable(format!("m={kind} is not taken: audio and video alone are"))),
+            }
+        }
+        if !offer.video && !offer.audio {
+            let want = if purpose == Purpose::Publish { "sendonly" } else { "recvonly" };
+            return Err(Unfit::Unacceptable(format!("the offer has no {want} audio or video")));
+        }
+        match value(text, "a=ice-ufrag:") {
+            Some(user) => offer.user = user.to_owned(),
+            None => return malformed("the offer has no a=ice-ufrag"),
+        }
+        offer.sdp()?;
+        Ok(offer)
+    }
+
+    /// For the engine.
+    pub fn sdp(&self) -> Result<SdpOffer, Unfit> {
+        SdpOffer::from_sdp_string(&self.text).map_err(|error| Unfit::Malformed(format!("the offer does not parse: {error}")))
+    }
+
+    /// The same offer after an ICE restart: with other credentials, and the old ones' candidates gone.
+    pub fn restarted(&self, creds: &IceCreds) -> Offer {
+        let lines = self.text.lines().filter(|line| !line.starts_with("a=candidate:"));
+        let text = lines.fold(String::new(), |mut text, line| {
+            match line {
+                line if line.starts_with("a=ice-ufrag:") => text.extend(["a=ice-ufrag:", &creds.ufrag]),
+                line if line.starts_with("a=ice-pwd:") => text.extend(["a=ice-pwd:", &creds.pass]),
+                line => text.push_str(line),
+            }
+            text.push_str("\r\n");
+            text
+        });
+        Offer { text, user: creds.ufrag.clone(), ..*self }
+    }
+}
+
+/// An SDP fragment of a PATCH (RFC 8840): candidates as they are found, or new credentials.
+pub struct Fragment {
+    /// The client's ICE credentials.
+    pub creds: IceCreds,
+    /// Its candidates; those that no address can be read from are left out, as `.local` names are.
+    pub candidates: Vec<Candidate>,
+}
+
+impl Fragment {
+    /// Reads a fragment.
+    pub fn parse(body: &[u8]) -> Result<Fragment, Unfit> {
+        let text = text(body)?;
+        sections(text)?;
+        let (Some(user), Some(password)) = (value(text, "a=ice-ufrag:"), value(text, "a=ice-pwd:")) else {
+            return malformed("the fragment has no a=ice-ufrag and a=ice-pwd");
+        };
+        // RFC 8839 §5.4.
+        let token = |it: &str, least| {
+            (least..=256).contains(&it.len()) && it.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'+' | b'/'))
+        };
+        // Firefox and libdatachannel keep to it, but some write - and _ as well.
+        if !token(&user.replace(['-', '_'], "+"), 4) || !token(&password.replace(['-', '_'], "+"), 22) {
+            return malformed("the fragment's ICE credentials are malformed");
+        }
+        let candidates = text.lines().filter_map(|line| line.trim_end().strip_prefix("a="));
+        let candidates = candidates.filter(|line| line.starts_with("candidate:"));
+        let candidates = candidates.filter_map(|line| Candidate::from_sdp_string(line).ok()).collect();
+        Ok(Fragment { creds: IceCreds { ufrag: user.to_owned(), pass: password.to_owned() }, candidates })
+    }
+}
+
+/// What an answer tells of ICE, as the answer to a PATCH that restarts it (RFC 9725 §4.3.2).
+pub fn fragment(answer: &str) -> String {
+    let of_ice = ["a=ice-", "a=group:", "m=", "a=mid:", "a=candidate:", "a=end-of-candidates"];
+    let mut media = false;
+    let lines = answer.lines().filter(|line| {
+        // The first section speaks for the bundle.
+        let first = !(line.starts_with("m=") && std::mem::replace(&mut media, true)) || line.starts_with("a=ice-lite");
+        first && of_ice.iter().any(|it| line.starts_with(it))
+    });
+    lines.fold(String::new(), |text, line| text + line + "\r\n")
+}
+
+/// An answer with what the engine leaves out: sound in stereo, which without this line a sender takes as mono (RFC 7587 §7.1), and
+/// silence cut where the client offered to.
+pub fn finished(answer: &str, offer: &Offer) -> String {
+    let opus = answer.lines().find_map(|line| {
+        let (pt, codec) = line.strip_prefix("a=rtpmap:")?.split_once(' ')?;
+        codec.to_ascii_lowercase().starts_with("opus/").then_some(pt)
+    });
+    let Some(opus) = opus else { return answer.to_owned() };
+    let format = format!("a=fmtp:{opus} ");
+    let dtx = if offer.text.contains("usedtx=1") { ";usedtx=1" } else { "" };
+    answer.lines().fold(String::new(), |mut text, line| {
+        text.push_str(line);
+        if line.starts_with(&format) {
+            text.extend([";stereo=1;sprop-stereo=1", dtx]);
+        }
+        text.push_str("\r\n");
+        text
+    })
+}
+
+/// The engine's settings for a session.
+pub fn config(purpose: Purpose, certificate: DtlsCert) -> RtcConfig {
+    let mut config = RtcConfig::new().set_ice_lite(true).set_dtls_cert(certificate).clear_codecs().enable_opus(true, false);
+    // The profile counts, the level does not: but senders keep to the level of the answer, and 5.2 leaves them free.
+    let h264: [(u8, u8, u32); 7] = [
+        (127, 121, 0x42_00_34),
+        (108, 109, 0x42_e0_34),
+        (123, 119, 0x4d_00_34),
+        (114, 115, 0x64_00_34),
+        (39, 40, 0x64_0c_34),
+        (41, 42, 0x6e_00_34),
+        (43, 44, 0xf4_00_34),
+    ];
+    for (pt, resend, profile) in h264 {
+        config.codec_config().add_h264(pt.into(), Some(resend.into()), true, profile);
+    }
+    match purpose {
+        Purpose::Publish => config.enable_h265(true).enable_av1(true),
+        Purpose::Play => config,
+    }
+}
+
+/// What a section may carry, for the check and for the reason of a refusal.
+struct Carried {
+    publish: &'static [&'static str],
+    play: &'static [&'static str],
+    names: &'static str,
+}
+
+const VIDEO: Carried = Carried {
+    publish: &["H264", "H265", "AV1"],
+    play: &["H264"],
+    names: "video codec is carried: H264 with packetization-mode=1, to publish also H265 and AV1",
+};
+const AUDIO: Carried = Carried { publish: &["OPUS"], play: &["OPUS"], names: "audio codec is carried: opus is" };
+
+/// A media section of an offer.
+struct Section<'a> {
+    kind: &'a str,
+    /// Whether the client sends, and whether it receives.
+    direction: (bool, bool),
+    rejected: bool,
+    codecs: HashMap<&'a str, &'a str>,
+    formats: HashMap<&'a str, &'a str>,
+}
+
+impl Section<'_> {
+    fn flows(&self, purpose: Purpose) -> bool {
+        let (sends, receives) = self.direction;
+        !self.rejected && if purpose == Purpose::Publish { sends } else { receives }
+    }
+
+    /// True, unless none of the codecs is carried.
+    fn check(&self, purpose: Purpose, carried: Carried) -> Result<bool, Unfit> {
+        let names = if purpose == Purpose::Publish { carried.publish } else { carried.play };
+        let fits = |(pt, name): (&&str, &&str)| {
+            let whole = self.formats.get(pt).is_some_and(|it| it.contains("packetization-mode=1"));
+            names.iter().any(|it| it.eq_ignore_ascii_case(name)) && (!name.eq_ignore_ascii_case("H264") || whole)
+        };
+        if self.codecs.iter().any(fits) {
+            return Ok(true);
+        }
+        let mut offered: Vec<_> = self.codecs.values().copied().map(|it| it.chars().take(16).collect::<String>()).collect();
+        offered.sort();
+        offered.dedup();
+        offered.truncate(12);
+        let offered = offered.join(", ");
+        Err(Unfit::Unacceptable(format!("none of the offer's codecs ({offered}) will do; this {}", carried.names)))
+    }
+}
+
+fn text(body: &[u8]) -> Result<&str, Unfit> {
+    if body.len() > TEXT_MAX {
+        return malformed(format!("the body is longer than {TEXT_MAX} bytes"));
+    }
+    std::str::from_utf8(body).or_else(|_| malformed("the body is not UTF-8"))
+}
+
+fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
+fn sections(text: &str) -> Result<Vec<Section<'_>>, Unfit> {
+    let mut sections: Vec<Section> = Vec::new();
+    let (mut session, mut candidates) = ((true, true), 0);
+    for line in text.lines() {
+        let line = line.trim_end();
+        let direction = match line {
+            "a=sendonly" => Some((true, false)),
+            "a=recvonly" => Some((false, true)),
+            "a=sendrecv" => Some((true, true)),
+            "a=inactive" => Some((false, false)),
+            _ => None,
+        };
+        if let Some(media) = line.strip_prefix("m=") {
+            if sections.len() == MEDIA_MAX {
+                return malformed(format!("there are more than {MEDIA_MAX} media sections"));
+            }
+            let mut words = media.split(' ');
+            let kind = words.next().unwrap_or_default();
+            // RFC 8843: a section of a bundle may have the port 0 and say bundle-only.
+            let rejected = words.next() == Some("0");
+            let (codecs, formats) = (HashMap::new(), HashMap::new());
+            sections.push(Section { kind, direction: session, rejected, codecs, formats });
+        } else if line.starts_with("a=candidate:") {
+            candidates += 1;
+            if candidates > CANDIDATES_MAX {
+                return malformed(format!("there are more than {CANDIDATES_MAX} candidates"));
+            }
+        } else if let Some(section) = sections.last_mut() {
+            if let Some(direction) = direction {
+                section.direction = direction;
+            } else if line == "a=bundle-only" {
+                section.rejected = false;
+            } else if let Some((pt, codec)) = line.strip_prefix("a=rtpmap:").and_then(|it| it.split_once(' ')) {
+                section.codecs.insert(pt, codec.split('/').next().unwrap_or_default());
+            } else if let Some((pt, format)) = line.strip_prefix("a=fmtp:").and_then(|it| it.split_once(' ')) {
+                section.formats.insert(pt, format);
+            }
+        } else if let Some(direction) = direction {
+            session = direction;
+        }
+    }
+    Ok(sections)
+}

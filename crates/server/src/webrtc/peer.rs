@@ -1,0 +1,313 @@
+//! One session's engine and the loop's two halves: [`Peer::poll`] drains what it says, [`Peer::turn`] feeds it one thing.
+//!
+//! Invariant: the engine is given one thing at a time, and drained before the next (str0m's rule).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use bywash_media::StreamKey;
+use str0m::media::{KeyframeRequestKind, MediaTime, Mid, Pt, Rid};
+use str0m::net::{Protocol, Receive, Transmit};
+use str0m::{Candidate, Event, Input, Output, Rtc, RtcError};
+use tokio::sync::{mpsc, oneshot};
+use tracing::debug;
+
+use super::demux::{Id, MAIL, Packets};
+use super::offer::{self, Fragment, Offer, Unfit};
+use super::port::{Full, Port};
+use crate::token::Purpose;
+
+/// What a session may be told from outside.
+pub enum Command {
+    /// A PATCH: the fragment, its `If-Match`, and where the answer goes.
+    Patch(Fragment, Option<String>, oneshot::Sender<Patched>),
+    /// End: as the client wishes if true, else for its successor.
+    End(bool),
+}
+
+/// What came of a PATCH.
+#[derive(Debug)]
+pub enum Patched {
+    /// The candidates are known.
+    Trickled,
+    /// ICE begins anew: the fragment for the client, and the session's new tag.
+    Restarted(String, String),
+    /// It was meant for an earlier ICE session.
+    Stale,
+    /// It cannot be done.
+    Unfit(Unfit),
+}
+
+/// What a turn brought.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Whatever it was, [`Peer::poll`] tells.
+    Went,
+    /// The session is to end; true if the client said so.
+    End(bool),
+}
+
+/// Why a session does not come to be.
+#[derive(Debug, thiserror::Error)]
+pub enum NotOpened {
+    /// There are too many.
+    #[error(transparent)]
+    Full(#[from] Full),
+    /// The engine cannot answer.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+}
+
+/// A session's engine with its place in the port. Dropping it closes the place.
+pub struct Peer {
+    rtc: Rtc,
+    port: Arc<Port>,
+    id: Id,
+    offer: Offer,
+    mail: mpsc::Receiver<Packets>,
+    orders: mpsc::Receiver<Command>,
+    /// What is left of a read of the socket.
+    rest: Option<Packets>,
+    burst: Burst,
+    /// TCP connections of the client, by its address; the newest last.
+    tcp: Vec<(SocketAddr, mpsc::Sender<Bytes>)>,
+    due: Instant,
+}
+
+/// Connections that one session may have at once.
+const TCP_MAX: usize = 4;
+
+impl Peer {
+    /// Answers an offer. The session can be reached from now on; gives its answer and its tag with it.
+    pub fn open(port: &Arc<Port>, key: StreamKey, offer: Offer, purpose: Purpose) -> Result<(Peer, String), NotOpened> {
+        let now = Instant::now();
+        let mut rtc = offer::config(purpose, port.certificate()).build(now);
+        for candidate in port.candidates() {
+            rtc.add_local_candidate(candidate);
+        }
+        let answer = rtc.sdp_api().accept_offer(offer.sdp()?).map_err(|error| Unfit::Malformed(error.to_string()))?;
+        let answer = offer::finished(&answer.to_sdp_string(), &offer);
+        let user = rtc.direct_api().local_ice_credentials().ufrag;
+        let ((mail_in, mail), (orders_in, orders)) = (mpsc::channel(MAIL), mpsc::channel(8));
+        let id = port.open(key, purpose == Purpose::Publish, mail_in, orders_in, user)?;
+        let peer = Peer {
+            rtc,
+            port: port.clone(),
+            id,
+            offer,
+            mail,
+            orders,
+            rest: None,
+            burst: Burst::default(),
+            tcp: Vec::new(),
+            due: now,
+        };
+        Ok((peer, answer))
+    }
+
+    /// The session's name in addresses.
+    pub fn id(&self) -> Id {
+        self.id
+    }
+
+    /// What the client offered.
+    pub fn offer(&self) -> &Offer {
+        &self.offer
+    }
+
+    /// The tag of its ICE session, for `ETag` and `If-Match`.
+    pub fn tag(&mut self) -> String {
+        format!("\"{}\"", self.rtc.direct_api().local_ice_credentials().ufrag)
+    }
+
+    /// What the engine tells next; `None` once it waits for something. Sends what there is to send.
+    pub fn poll(&mut self) -> Result<Option<Event>, RtcError> {
+        loop {
+            match self.rtc.poll_output()? {
+                Output::Transmit(transmit) => self.send(&transmit),
+                Output::Event(event) => return Ok(Some(event)),
+                Output::Timeout(at) => {
+                    self.burst.flush(&self.port);
+                    self.due = at;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// Waits for the first of a packet, an order and the engine's own time, and feeds it.
+    pub async fn turn(&mut self) -> Result<Turn, RtcError> {
+        if let Some(packets) = self.rest.take() {
+            self.receive(packets)?;
+            return Ok(Turn::Went);
+        }
+        tokio::select! { biased;
+            Some(packets) = self.mail.recv() => self.receive(packets)?,
+            Some(command) = self.orders.recv() => return Ok(self.obey(command)),
+            () = tokio::time::sleep_until(self.due.into()) => self.rtc.handle_input(Input::Timeout(Instant::now()))?,
+        }
+        Ok(Turn::Went)
+    }
+
+    /// Asks the sender of `mid` for a keyframe; false if it cannot be asked yet.
+    pub fn request_keyframe(&mut self, mid: Mid, rid: Option<Rid>) -> bool {
+        let writer = self.rtc.writer(mid);
+        writer.is_some_and(|mut writer| writer.request_keyframe(rid, KeyframeRequestKind::Pli).is_ok())
+    }
+
+    /// Sends a frame of `mid` as `pt`.
+    pub fn write(&mut self, mid: Mid, pt: Pt, at: Instant, time: MediaTime, data: Arc<[u8]>) -> Result<(), RtcError> {
+        match self.rtc.writer(mid) {
+            Some(writer) => writer.write(pt, at, time, data),
+            None => Ok(()),
+        }
+    }
+
+    /// The engine.
+    pub fn rtc(&mut self) -> &mut Rtc {
+        &mut self.rtc
+    }
+
+    /// Says goodbye to the client.
+    pub fn close(&mut self) {
+        let said = self.rtc.close().and_then(|()| {
+            while self.poll()?.is_some() {}
+            Ok(())
+        });
+        if let Err(error) = said {
+            debug!(%error, "no goodbye");
+        }
+    }
+
+    fn receive(&mut self, mut packets: Packets) -> Result<(), RtcError> {
+        let datagram = packets.data.split_to(packets.stride.min(packets.data.len()));
+        let (proto, source, destination) = match &packets.tcp {
+            Some(tcp) => {
+                self.know_tcp(packets.source, tcp);
+                (Protocol::Tcp, packets.source, packets.destination)
+            }
+            None => (Protocol::Udp, packets.source, packets.destination),
+        };
+        let at = packets.at;
+        if !packets.data.is_empty() {
+            self.rest = Some(packets);
+        }
+        match Receive::new(proto, source, destination, &datagram) {
+            Ok(receive) => self.rtc.handle_input(Input::Receive(at, receive)),
+            // Anybody can send anything from a spoofed address.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn know_tcp(&mut self, source: SocketAddr, tcp: &mpsc::Sender<Bytes>) {
+        if self.tcp.iter().any(|(known, sender)| *known == source && sender.same_channel(tcp)) {
+            return;
+        }
+        self.tcp.retain(|(known, sender)| *known != source && !sender.is_closed());
+        if self.tcp.len() == TCP_MAX {
+            self.tcp.remove(0);
+        }
+        self.tcp.push((source, tcp.clone()));
+    }
+
+    fn send(&mut self, transmit: &Transmit) {
+        match transmit.proto {
+            Protocol::Udp => {
+                if !self.burst.take(transmit) {
+                    self.burst.flush(&self.port);
+                    self.burst.take(transmit);
+                }
+            }
+            _ => {
+                // A client that does not read loses packets, as it would on a slow line.
+                if let Some((_, tcp)) = self.tcp.iter().rev().find(|(source, _)| *source == transmit.destination) {
+                    let _ = tcp.try_send(Bytes::copy_from_slice(&transmit.contents));
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Turn {
+        match command {
+            Command::End(wished) => return Turn::End(wished),
+            Command::Patch(fragment, tag, reply) => {
+                let _ = reply.send(self.patch(fragment, tag.as_deref()));
+            }
+        }
+        Turn::Went
+    }
+
+    fn patch(&mut self, fragment: Fragment, tag: Option<&str>) -> Patched {
+        // A restart is asked for with `*`: a client may do so without knowing where ICE stands.
+        if tag.is_some_and(|tag| tag != "*" && tag != self.tag()) {
+            return Patched::Stale;
+        }
+        if fragment.creds.ufrag == self.offer.user {
+            self.add(fragment.candidates);
+            return Patched::Trickled;
+        }
+        match self.restart(fragment) {
+            Ok(answer) => Patched::Restarted(answer, self.tag()),
+            Err(unfit) => Patched::Unfit(unfit),
+        }
+    }
+
+    fn restart(&mut self, fragment: Fragment) -> Result<String, Unfit> {
+        let offer = self.offer.restarted(&fragment.creds);
+        let answer = self.rtc.sdp_api().accept_offer(offer.sdp()?).map_err(|error| Unfit::Malformed(error.to_string()))?;
+        self.offer = offer;
+        self.port.add_user(self.id, self.rtc.direct_api().local_ice_credentials().ufrag);
+        self.add(fragment.candidates);
+        Ok(offer::fragment(&answer.to_sdp_string()))
+    }
+
+    fn add(&mut self, candidates: Vec<Candidate>) {
+        for candidate in candidates {
+            self.rtc.add_remote_candidate(candidate);
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.port.close(self.id);
+    }
+}
+
+/// Datagrams to one peer that leave in one system call: all of one length but the last (UDP_SEGMENT, udp(7)).
+#[derive(Default)]
+struct Burst {
+    to: Option<(SocketAddr, SocketAddr)>,
+    stride: usize,
+    data: Vec<u8>,
+}
+
+impl Burst {
+    /// Takes a datagram in; false if it must wait for a [`flush`](Burst::flush).
+    fn take(&mut self, transmit: &Transmit) -> bool {
+        let (to, length) = ((transmit.source, transmit.destination), transmit.contents.len());
+        if self.data.is_empty() {
+            (self.to, self.stride) = (Some(to), length);
+        }
+        let whole = self.data.len().is_multiple_of(self.stride.max(1));
+        let fits = self.to == Some(to) && whole && length <= self.stride && self.data.len() < BURST_MAX * self.stride;
+        if fits {
+            self.data.extend_from_slice(&transmit.contents);
+        }
+        fits
+    }
+
+    fn flush(&mut self, port: &Port) {
+        if let Some((from, to)) = self.to.take()
+            && !self.data.is_empty()
+        {
+            port.send(from, to, &self.data, self.stride);
+        }
+        self.data.clear();
+    }
+}
+
+/// Datagrams in one system call; the kernel takes 64, and less than 64 KiB.
+const BURST_MAX: usize = 32;

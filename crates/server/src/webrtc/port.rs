@@ -1,0 +1,336 @@
+//! The sockets that all sessions share, and what a session needs of them.
+//!
+//! One task reads the UDP socket and hands what it reads to the sessions, which live on their lanes; each session sends for itself.
+//! A TCP connection (RFC 6544, the passive side) has a task of its own.
+//!
+//! Invariant: whoever sends, a full mailbox or socket drops the packet and waits for nobody.
+
+use std::collections::HashSet;
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bytes::{Bytes, BytesMut};
+use bywash_media::StreamKey;
+use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
+use str0m::Candidate;
+use str0m::config::DtlsCert;
+use str0m::net::TcpType;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::demux::{Entry, Id, Packets, Table};
+use super::peer::Command;
+use super::{certificate, framing};
+use crate::config;
+use crate::lane::Lane;
+use crate::sys;
+
+/// Reads of the socket in one system call, each of up to 64 KiB of datagrams of one source (UDP_GRO).
+const BATCH: usize = 8;
+const READ: usize = 64 << 10;
+
+/// What the kernel may keep for us, if its own limit allows: a quarter of a second of 100 Mbit/s.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// Interface addresses that are told to clients, at the most.
+const ADDRESSES_MAX: usize = 16;
+
+/// How long a TCP connection may take to name its session, and a write to it.
+const TCP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Datagrams that wait for a TCP connection to take them.
+const TCP_QUEUE: usize = 64;
+
+/// The sockets and the table of sessions.
+pub struct Port {
+    udp: UdpSocket,
+    state: UdpSocketState,
+    tcp: TcpListener,
+    local: SocketAddr,
+    /// What candidates are made of.
+    addresses: Vec<SocketAddr>,
+    /// This host's, to send from where the peer sent to.
+    own: HashSet<IpAddr>,
+    certificate: DtlsCert,
+    max_sessions: usize,
+    table: Mutex<Table>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// `webrtc.max_sessions` is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} WebRTC sessions are open: no more are taken")]
+pub struct Full(pub usize);
+
+impl Port {
+    /// Binds both sockets to one port number, and finds or makes the certificate in `data_dir`.
+    pub async fn bind(config: &config::Webrtc, data_dir: &Path) -> anyhow::Result<Arc<Port>> {
+        let listen = config.listen;
+        let hint = || format!("cannot listen on {listen} (set webrtc.listen to another address, or stop who has it)");
+        let udp = UdpSocket::bind(listen).await.with_context(hint)?;
+        let local = udp.local_addr()?;
+        let tcp = TcpListener::bind(local).await.with_context(hint)?;
+        let state = UdpSocketState::new(UdpSockRef::from(&udp))?;
+        let _ = state.set_recv_buffer_size(UdpSockRef::from(&udp), SOCKET_BUFFER);
+        let _ = state.set_send_buffer_size(UdpSockRef::from(&udp), SOCKET_BUFFER);
+
+        let mut own = Vec::new();
+        if local.ip().is_unspecified() {
+            own = sys::interface_addresses().context("list this host's addresses")?;
+            own.retain(|ip| local.is_ipv6() || ip.is_ipv4());
+            own.truncate(ADDRESSES_MAX);
+        }
+        let bound = Some(local.ip()).filter(|ip| !ip.is_unspecified());
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        for ip in config.public_addresses.iter().chain(&bound).chain(&own) {
+            let address = SocketAddr::new(*ip, local.port());
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        Ok(Arc::new(Port {
+            udp,
+            state,
+            tcp,
+            local,
+            addresses,
+            own: own.into_iter().collect(),
+            certificate: certificate::load(data_dir)?,
+            max_sessions: config.max_sessions,
+            table: Mutex::default(),
+            tasks: Mutex::default(),
+        }))
+    }
+
+    /// Where both sockets really listen.
+    pub fn address(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Hands packets to the sessions until `stop`; then ends the sessions that are left.
+    pub async fn serve(self: Arc<Port>, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.read_udp() => {}
+            () = self.accept_tcp() => {}
+        }
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().expect("no holder panics"));
+        tasks.shutdown().await;
+    }
+
+    /// Runs a session on `lane`, for as long as the port is served.
+    pub fn spawn(&self, lane: &Lane, session: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().expect("no holder panics");
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn_on(session, lane.handle());
+    }
+
+    /// Asks the session that publishes `key`, if nothing has come from it for `silence`, to make room; true once it has.
+    pub async fn replace_silent(&self, key: &StreamKey, silence: Duration) -> bool {
+        let silent = {
+            let table = self.table();
+            let silent = |entry: &Entry| entry.key == *key && entry.publishes && entry.heard.elapsed() >= silence;
+            table.iter().find(|(_, entry)| silent(entry)).map(|(_, entry)| entry.orders.clone())
+        };
+        let Some(orders) = silent else { return false };
+        let gone = async {
+            let _ = orders.send(Command::End(false)).await;
+            orders.closed().await;
+        };
+        tokio::time::timeout(Duration::from_secs(2), gone).await.is_ok()
+    }
+
+    /// Gives a session an order; false if there is no such session. `key` is what its address says.
+    pub async fn order(&self, id: Id, key: &StreamKey, command: Command) -> bool {
+        let orders = self.table().get(id).filter(|entry| entry.key == *key).map(|entry| entry.orders.clone());
+        match orders {
+            Some(orders) => orders.send(command).await.is_ok(),
+            None => false,
+        }
+    }
+
+    pub(super) fn open(
+        &self,
+        key: StreamKey,
+        publishes: bool,
+        mail: mpsc::Sender<Packets>,
+        orders: mpsc::Sender<Command>,
+        user: String,
+    ) -> Result<Id, Full> {
+        let mut table = self.table();
+        if table.len() >= self.max_sessions {
+            return Err(Full(self.max_sessions));
+        }
+        let id = Id::random();
+        table.insert(id, Entry::new(key, publishes, mail, orders, Instant::now()), user);
+        Ok(id)
+    }
+
+    pub(super) fn add_user(&self, id: Id, user: String) {
+        self.table().add_user(id, user);
+    }
+
+    pub(super) fn close(&self, id: Id) {
+        self.table().remove(id);
+    }
+
+    pub(super) fn certificate(&self) -> DtlsCert {
+        let DtlsCert { certificate, private_key } = &self.certificate;
+        DtlsCert { certificate: certificate.clone(), private_key: private_key.clone() }
+    }
+
+    pub(super) fn candidates(&self) -> impl Iterator<Item = Candidate> {
+        let tcp = |address| Candidate::builder().tcp().host(address).tcptype(TcpType::Passive).build();
+        self.addresses.iter().flat_map(move |&it| [Candidate::host(it, "udp").ok(), tcp(it).ok()]).flatten()
+    }
+
+    /// Sends datagrams of `stride` bytes each, the last maybe shorter.
+    pub(super) fn send(&self, from: SocketAddr, to: SocketAddr, contents: &[u8], stride: usize) {
+        let transmit = quinn_udp::Transmit {
+            destination: self.reachable(to),
+            ecn: None,
+            contents,
+            segment_size: Some(stride),
+            src_ip: Some(from.ip()).filter(|ip| self.own.contains(ip)),
+        };
+        if let Err(error) = self.state.try_send(UdpSockRef::from(&self.udp), &transmit)
+            && error.kind() != io::ErrorKind::WouldBlock
+        {
+            debug!(%to, %error, "not sent");
+        }
+    }
+
+    /// As the socket writes addresses: IPv4 on a socket of both kinds is mapped.
+    fn reachable(&self, to: SocketAddr) -> SocketAddr {
+        match to {
+            SocketAddr::V4(to) if self.local.is_ipv6() => {
+                SocketAddrV6::new(to.ip().to_ipv6_mapped(), to.port(), 0, 0).into()
+            }
+            to => to,
+        }
+    }
+
+    /// The candidate that a packet sent to `ip` was meant for: a translator in front of us changes public addresses to ours.
+    fn candidate(&self, ip: Option<IpAddr>, source: &SocketAddr) -> SocketAddr {
+        let ip = ip.unwrap_or(self.local.ip()).to_canonical();
+        let known = self.addresses.iter().find(|it| it.ip() == ip);
+        let alike = || self.addresses.iter().find(|it| it.is_ipv4() == source.is_ipv4());
+        known.or_else(alike).copied().unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.local.port()))
+    }
+
+    async fn read_udp(&self) {
+        let mut memory = vec![0u8; BATCH * READ];
+        let mut metas = [RecvMeta::default(); BATCH];
+        loop {
+            if self.udp.readable().await.is_err() {
+                return;
+            }
+            let mut buffers = memory.chunks_mut(READ).map(IoSliceMut::new).collect::<Vec<_>>();
+            let read = || self.state.recv(UdpSockRef::from(&self.udp), &mut buffers, &mut metas);
+            let count = match self.udp.try_io(Interest::READABLE, read) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => {
+                    debug!(%error, "cannot read udp");
+                    continue;
+                }
+            };
+            let at = Instant::now();
+            let mut table = self.table();
+            for (meta, data) in metas.iter().zip(memory.chunks(READ)).take(count) {
+                let data = &data[..meta.len];
+                let source = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
+                let stride = meta.stride.clamp(1, READ);
+                let Some(entry) = data.get(..stride.min(data.len())).and_then(|first| table.route(source, first, at))
+                else {
+                    continue;
+                };
+                let destination = self.candidate(meta.dst_ip, &source);
+                let data = Bytes::copy_from_slice(data);
+                let _ = entry.mail.try_send(Packets { source, destination, at, data, stride, tcp: None });
+            }
+        }
+    }
+
+    async fn accept_tcp(self: &Arc<Port>) {
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.tcp.accept() => accepted,
+                Some(_) = connections.join_next() => continue,
+            };
+            match accepted {
+                Ok(_) if connections.len() >= 2 * self.max_sessions => {}
+                Ok((tcp, peer)) => {
+                    let local = tcp.local_addr().ok().map(|it| it.ip());
+                    let source = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                    let destination = self.candidate(local, &source);
+                    let port = self.clone();
+                    connections.spawn(async move {
+                        if let Err(error) = port.carry(tcp, source, destination).await {
+                            debug!(%source, %error, "ice-tcp connection ended");
+                        }
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "cannot accept an ice-tcp connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// Carries one TCP connection: its first datagram names the session that it is for.
+    async fn carry(&self, mut tcp: TcpStream, source: SocketAddr, destination: SocketAddr) -> anyhow::Result<()> {
+        tcp.set_nodelay(true)?;
+        let mut input = BytesMut::new();
+        let first = tokio::time::timeout(TCP_PATIENCE, async {
+            loop {
+                if let Some(first) = framing::take(&mut input)? {
+                    return anyhow::Ok(first);
+                }
+                anyhow::ensure!(tcp.read_buf(&mut input).await? > 0, "closed before it said what it wants");
+            }
+        });
+        let first = first.await.context("no datagram in time")??;
+        let opened = {
+            let mut table = self.table();
+            let id = table.open(&first, Instant::now());
+            id.and_then(|id| Some((id, table.get(id)?.mail.clone())))
+        };
+        let (id, mail) = opened.context("it names no session")?;
+        let (out, mut outgoing) = mpsc::channel::<Bytes>(TCP_QUEUE);
+        let deliver = |data: Bytes| {
+            let at = Instant::now();
+            self.table().heard(id, at);
+            let stride = data.len();
+            let _ = mail.try_send(Packets { source, destination, at, data, stride, tcp: Some(out.clone()) });
+        };
+        deliver(first);
+        loop {
+            while let Some(datagram) = framing::take(&mut input)? {
+                deliver(datagram);
+            }
+            tokio::select! {
+                read = tcp.read_buf(&mut input) => anyhow::ensure!(read? > 0, "closed by the client"),
+                Some(datagram) = outgoing.recv() => {
+                    let framed = [&framing::head(datagram.len()), &datagram[..]].concat();
+                    tokio::time::timeout(TCP_PATIENCE, tcp.write_all(&framed)).await.context("it takes nothing")??;
+                }
+                () = mail.closed() => return Ok(()),
+            }
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("no holder panics")
+    }
+}
