@@ -7,6 +7,7 @@
 //! ends that one process by its id.
 
 pub mod browser;
+pub mod flash;
 pub mod flv;
 pub mod media;
 pub mod nginx;

@@ -45,8 +45,9 @@ class Session {
       });
       const text = await answer.text();
       if (answer.status !== 201) {
-        // A stream that is not live may become so.
-        const again = answer.status >= 500 || (door === "whep" && answer.status === 404);
+        // A stream that is not live may become so, and one that is held by another session, or by one of ours that was
+        // lost, may become free.
+        const again = answer.status >= 500 || answer.status === 409 || (door === "whep" && answer.status === 404);
         throw new Trouble(text.trim() || `The server answered ${answer.status}`, again);
       }
       session.address = new URL(answer.headers.get("Location"), answer.url);

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
 use self::source::Clip;
@@ -31,8 +31,8 @@ const LAST_FRAMES: Duration = Duration::from_secs(5);
 /// Runs the demonstration for `duration`, or until Ctrl-C. With `whip` a browser publishes, else the built-in clip is.
 pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> anyhow::Result<()> {
     // A port that is in use is no reason not to be shown how it works.
-    for listen in [&mut config.http.listen, &mut config.rtmp.listen] {
-        if TcpListener::bind(*listen).await.is_err() {
+    for listen in [&mut config.http.listen, &mut config.rtmp.listen, &mut config.webrtc.listen] {
+        if TcpListener::bind(*listen).await.is_err() || UdpSocket::bind(*listen).await.is_err() {
             listen.set_port(0);
         }
     }

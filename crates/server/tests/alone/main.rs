@@ -3,9 +3,12 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bywash_testkit::media::assert_clean;
 use bywash_testkit::publisher::{Flow, Pace};
 use bywash_testkit::sink::{latencies, quantile};
-use bywash_testkit::{Manner, Publisher, Server, Setup, Sink, Unanswered, alone, eventually, secs};
+use bywash_testkit::{
+    Browser, Forwarder, Manner, Nginx, Publisher, Server, Setup, Sink, Unanswered, Way, alone, eventually, secs,
+};
 
 /// The latencies of `count` calls at 30 a second, in milliseconds, sorted.
 fn call_latencies(server: &Server, count: u32) -> Vec<f64> {
@@ -116,4 +119,47 @@ fn scale_300_publishers_200_hanging_targets() {
     let streams = data["Streams"].as_array().expect("a list");
     let slow: Vec<_> = streams.iter().filter(|it| it["Bitrate"].as_u64() < Some(60_000)).collect();
     assert!(slow.is_empty(), "{} streams are not taken in real time: {:?}", slow.len(), slow.first());
+}
+
+#[test]
+fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
+    let _alone = alone();
+    let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
+    let way = Way { loss: 0.05, delay: Duration::from_millis(50), jitter: Duration::from_millis(20) };
+    let forwarder = Forwarder::start(server.webrtc_port(), way, 1);
+    // The page is told the forwarder's port instead of the server's, and of no TCP.
+    let detour = format!(
+        "const set = RTCPeerConnection.prototype.setRemoteDescription;
+        RTCPeerConnection.prototype.setRemoteDescription = function ({{ type, sdp }}) {{
+          sdp = sdp.replaceAll(' {} typ ', ' {} typ ').replace(/^a=candidate:.* tcp .*\\r\\n/gim, '');
+          return set.call(this, {{ type, sdp }});
+        }};",
+        server.webrtc_port(),
+        forwarder.port(),
+    );
+    server.relay("cam", &nginx.url("cam"));
+    let page = browser.open(&format!("{}&auto=camera", server.page("publish", "cam")), &detour);
+    page.wait("at('state').textContent === 'Live.'", secs(20));
+    nginx.wait_for("cam", 20);
+    thread::sleep(secs(30));
+    let (lost, passed) = forwarder.counts();
+    page.eval("at('stop').click()");
+    let recordings = nginx.recordings("cam");
+    assert_eq!(recordings.len(), 1, "one session");
+    let tags = assert_clean(&recordings[0]);
+    let gaps = |kind: u8| {
+        let times: Vec<i64> =
+            tags.iter().filter(|it| it.kind == kind && it.is_frame()).map(|it| it.timestamp).collect();
+        (times[times.len() - 1] - times[0], times.windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>())
+    };
+    let ((length, pictures), (_, sounds)) = (gaps(9), gaps(8));
+    // A picture that stays for more than 150 ms longer than one of 20 a second should.
+    let frozen: i64 = pictures.iter().filter(|gap| **gap > 200).sum();
+    println!(
+        "{lost} datagrams lost and {passed} passed; of {length} ms {frozen} frozen; gaps {pictures:?}, {sounds:?}"
+    );
+    assert!(lost > 50 && length > 25_000, "{lost} datagrams lost in {length} ms");
+    assert!(frozen * 20 < length, "of {length} ms {frozen} frozen");
+    let hole = sounds.iter().max().copied().unwrap_or(i64::MAX);
+    assert!(hole < 50, "a hole of {hole} ms in the sound");
 }
