@@ -6,9 +6,11 @@ pub mod codec;
 pub mod frame;
 pub mod mux;
 pub mod timeline;
+pub mod transcode;
 
 pub use frame::{Codec, Environment, Format, Frame, Kind, StreamKey, Time, Track, Tracks};
 pub use timeline::Timeline;
+pub use transcode::Transcoder;
 
 /// Why bytes from a publisher or a file could not be taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

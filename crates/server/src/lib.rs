@@ -18,6 +18,7 @@ pub mod log;
 pub mod metrics;
 pub mod output;
 pub mod plan;
+pub mod rendition;
 pub mod secret;
 pub mod store;
 pub mod sys;
