@@ -32,6 +32,8 @@ const CONCEAL: Time = Time::from_millis(100);
 const COMFORT: Time = Time::from_millis(1_000);
 /// What is made up ends softly.
 const FADE: Time = Time::from_millis(20);
+/// What comes after silence begins so.
+const RISE: Time = Time::from_millis(5);
 /// A longer hole is left as it is, and the clock begins anew behind it.
 const HOLE_MAX: Time = Time::from_millis(5_000);
 /// Sound that comes for a time that has been filled by more than this already is dropped.
@@ -250,7 +252,8 @@ impl Transcoder {
         if source.decoder.decode(&frame.payload, &mut pcm).is_ok() {
             self.clock.as_mut().expect("it was set above").follow(frame.dts, length);
             if self.hole.filled >= self.hole.limit() {
-                ramp(&mut pcm, |at| at);
+                let rise = (RISE.as_ticks(RATE) as usize * CHANNELS).min(pcm.len());
+                ramp(&mut pcm[..rise], |at| at);
             }
             self.hole = Hole { filled: Time::ZERO, comfort: frame.payload.len() <= 2 };
             self.feed(&pcm, out);

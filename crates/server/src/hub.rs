@@ -168,8 +168,13 @@ impl Stream {
     /// Ends the stream: readers get what is left, then the end.
     pub fn end(&self) {
         self.shared.ring().ended = true;
-        self.shared.wake.send_replace(());
         self.shared.ended.cancel();
+        self.shared.wake.send_replace(());
+    }
+
+    /// Whether the stream has ended.
+    pub fn has_ended(&self) -> bool {
+        self.shared.ended.is_cancelled()
     }
 
     /// Whether the two are one.

@@ -29,11 +29,13 @@ const PATIENCE_ALONE: Duration = Duration::from_secs(1);
 /// The sound that an output needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sound {
-    /// As every CDN takes it: AAC and MP3 pass, other sound becomes AAC.
+    /// As CDNs take it: AAC and MP3 pass, other sound becomes AAC.
     Aac {
         /// Bits a second where it is encoded.
         bit_rate: u32,
-        /// A stream without sound is given silence.
+        /// Opus passes too.
+        takes_opus: bool,
+        /// A stream of pictures alone is given silence.
         silence: bool,
     },
     /// As WebRTC takes it: Opus passes, AAC becomes Opus.
@@ -53,11 +55,17 @@ impl Sound {
         }
     }
 
-    fn takes(self, codec: Codec) -> bool {
+    /// Whether sound of this codec is right as it is.
+    pub fn takes(self, codec: Codec) -> bool {
         match self {
-            Sound::Aac { .. } => matches!(codec, Codec::Aac | Codec::Mp3),
+            Sound::Aac { takes_opus, .. } => takes_opus || codec != Codec::Opus,
             Sound::Opus { .. } => codec == Codec::Opus,
         }
+    }
+
+    /// Whether this build can make it.
+    pub fn check(self) -> Result<(), transcode::Error> {
+        self.encoder().map(drop)
     }
 
     fn encoder(self) -> Result<Box<dyn transcode::AudioEncoder>, transcode::Error> {
@@ -115,6 +123,7 @@ impl Renditions {
 /// Follows `source` to its end.
 async fn run(source: hub::Stream, stream: hub::Stream, mut twin: Twin, lane: Lane) {
     info!("rendition begins");
+    let _end = End(stream);
     let mut reader = source.read(MAX_LAG);
     let mut seat = lane.sit();
     let mut batch = Vec::new();
@@ -132,8 +141,16 @@ async fn run(source: hub::Stream, stream: hub::Stream, mut twin: Twin, lane: Lan
         }
     }
     twin.finish();
-    stream.end();
-    info!("rendition ended with its source");
+    info!("rendition ends with its source");
+}
+
+/// Ends the stream however its task ends.
+struct End(hub::Stream);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 /// The work, without waiting.

@@ -69,8 +69,7 @@ pub struct Encoder {
 impl Encoder {
     pub fn new(bit_rate: u32) -> Result<Encoder, Error> {
         let made = || -> Result<Encoder, ::opus::Error> {
-            let mut codec =
-                ::opus::Encoder::new(RATE, ::opus::Channels::Stereo, ::opus::Application::Audio)?;
+            let mut codec = ::opus::Encoder::new(RATE, ::opus::Channels::Stereo, ::opus::Application::Audio)?;
             codec.set_bitrate(::opus::Bitrate::Bits(bit_rate as i32))?;
             codec.set_complexity(COMPLEXITY)?;
             let delay = codec.get_lookahead()? as u32;

@@ -37,7 +37,11 @@ impl Resampler {
             .map(|phase| {
                 let taps = (0..2 * reach).map(|tap| {
                     let at = tap as f64 - (reach - 1) as f64 - phase as f64 / count as f64;
-                    let sinc = if at == 0.0 { 1.0 } else { (std::f64::consts::PI * at * cut).sin() / (std::f64::consts::PI * at * cut) };
+                    let sinc = if at == 0.0 {
+                        1.0
+                    } else {
+                        (std::f64::consts::PI * at * cut).sin() / (std::f64::consts::PI * at * cut)
+                    };
                     let window = (std::f64::consts::FRAC_PI_2 * (at / reach as f64).clamp(-1.0, 1.0)).cos().powi(2);
                     sinc * window
                 });

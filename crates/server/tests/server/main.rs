@@ -11,4 +11,5 @@ mod publish;
 mod relay;
 mod rule;
 mod secret;
+mod sound;
 mod target;
