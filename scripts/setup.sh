@@ -12,6 +12,7 @@ need() { # PACKAGE TEST…: the package is missing where the test fails
 
 need build-essential cc --version
 need make make --version
+need cmake cmake --version                                         # builds libopus
 need curl curl --version
 need ffmpeg ffmpeg -version                                        # makes, publishes and judges media
 need nginx test -x /usr/sbin/nginx                                 # a CDN that records what arrives

@@ -7,10 +7,12 @@ pub mod frame;
 pub mod mux;
 pub mod sync;
 pub mod timeline;
+pub mod transcode;
 
 pub use frame::{Codec, Environment, Format, Frame, Kind, StreamKey, Time, Track, Tracks};
 pub use sync::Sync;
 pub use timeline::Timeline;
+pub use transcode::Transcoder;
 
 /// Why bytes from a publisher or a file could not be taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -13,6 +13,7 @@ use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use bywash_media::transcode;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -41,6 +42,8 @@ pub async fn run(config: Config, reread: impl Fn() -> Result<Config, Problems>) 
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
 
+    let encoders: Vec<_> = transcode::encoders().iter().map(|it| it.name()).collect();
+    info!(encoders = encoders.join(", "), "sound");
     let mut server = Server::start(config).await?;
     let scheme = if server.config.http.tls.is_some() { "https" } else { "http" };
     println!("{scheme} on {}", server.http);
@@ -117,6 +120,7 @@ impl Server {
             hub: hub.clone(),
             live: live.clone(),
             apps: apps.clone(),
+            renditions: Arc::default(),
             relay: relay.clone(),
             grace: grace.clone(),
             public_url: config.http.public_url.clone(),

@@ -133,6 +133,8 @@ pub struct Relay {
     pub ca_file: Option<PathBuf>,
     /// How long a target may acknowledge nothing while bytes wait before the session is dropped. Default 10 s.
     pub stall_timeout: Duration,
+    /// Bits a second of sound that is encoded for targets. Default 128 000.
+    pub audio_bitrate: u32,
 }
 
 /// The waits between attempts, each twice the one before.
@@ -254,6 +256,10 @@ pub struct Cdn {
     pub relay_everything: bool,
     /// Automatic push authentication, by host.
     pub push: Vec<Push>,
+    /// Hosts of targets that take Opus; exact, or `*.example.com`.
+    pub enhanced_targets: Vec<String>,
+    /// Hosts of targets that want sound where there is none.
+    pub silent_audio: Vec<String>,
 }
 
 /// Automatic push authentication for the targets of one host.
@@ -416,6 +422,7 @@ impl Default for Config {
                 allow_private_targets: false,
                 ca_file: None,
                 stall_timeout: Duration::from_secs(10),
+                audio_bitrate: 128_000,
             },
             publish: Publish { grace: Duration::from_secs(10), buffer: 16 << 20 },
             callback: CallbackLimits { timeout: Duration::from_secs(5) },
@@ -521,6 +528,7 @@ mod tests {
             retry = { first = "500ms", max = "1m" }
             allow_private_targets = true
             stall_timeout = "11s"
+            audio_bitrate = "96k"
             [publish]
             grace = "0s"
             buffer = "64MiB"
@@ -545,6 +553,8 @@ mod tests {
             [app.cdn]
             default_target = "rtmp://push.example.com/live/"
             relay_everything = true
+            enhanced_targets = ["a.example", "*.b.example"]
+            silent_audio = ["c.example"]
             [[app.cdn.push]]
             host = "*.Example.com"
             vendor = "Ws"
@@ -585,6 +595,7 @@ mod tests {
                 allow_private_targets: true,
                 ca_file: None,
                 stall_timeout: seconds(11),
+                audio_bitrate: 96_000,
             },
             publish: Publish { grace: seconds(0), buffer: 64 << 20 },
             callback: CallbackLimits { timeout: seconds(4) },
@@ -613,6 +624,8 @@ mod tests {
                         backup_key: Some(Secret::new("b")),
                         ttl: seconds(86_400),
                     }],
+                    enhanced_targets: vec!["a.example".into(), "*.b.example".into()],
+                    silent_audio: vec!["c.example".into()],
                 },
                 record: BTreeMap::from([(
                     "Tencent".into(),

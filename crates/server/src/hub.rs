@@ -129,9 +129,7 @@ impl Hub {
     pub fn end(&self, key: &StreamKey) {
         let Some(stream) = self.streams().remove(key) else { return };
         self.live.stream_ended(key);
-        stream.shared.ring().ended = true;
-        stream.shared.wake.send_replace(());
-        stream.shared.ended.cancel();
+        stream.end();
     }
 
     /// A stream that is live or waits for its publisher.
@@ -160,6 +158,33 @@ fn stream(live: Arc<live::Stream>, limit: usize, now: Instant) -> Stream {
 }
 
 impl Stream {
+    /// A stream beside this one that no key leads to, for who makes its frames of this one's. They are on this one's line:
+    /// its publisher stamps none.
+    pub fn beside(&self) -> (Publisher, Stream) {
+        let live = live::Stream::new(self.shared.live.protocol, String::new(), self.shared.live.since_ms);
+        let limit = self.shared.ring().limit;
+        let stream = stream(Arc::new(live), limit, self.shared.origin);
+        let publisher = stream.publish(self.shared.origin).expect("nobody else knows it");
+        (publisher, stream)
+    }
+
+    /// Ends the stream: readers get what is left, then the end.
+    pub fn end(&self) {
+        self.shared.ring().ended = true;
+        self.shared.ended.cancel();
+        self.shared.wake.send_replace(());
+    }
+
+    /// Whether the stream has ended.
+    pub fn has_ended(&self) -> bool {
+        self.shared.ended.is_cancelled()
+    }
+
+    /// Whether the two are one.
+    pub fn is(&self, other: &Stream) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     fn publish(&self, now: Instant) -> Option<Publisher> {
         if self.shared.published.swap(true, Ordering::AcqRel) {
             return None;

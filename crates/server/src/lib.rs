@@ -19,6 +19,7 @@ pub mod log;
 pub mod metrics;
 pub mod output;
 pub mod plan;
+pub mod rendition;
 pub mod secret;
 pub mod signalling;
 pub mod store;

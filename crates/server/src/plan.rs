@@ -26,8 +26,9 @@ use crate::hub::{self, Hub};
 use crate::lane::Lane;
 use crate::live;
 use crate::output::relay::{self, Relay, Wish};
+use crate::rendition::Renditions;
 use crate::store::{self, Origin, Reason, Session, State, Status, Store, Tx};
-use crate::vendor::Target;
+use crate::vendor::{self, Target};
 
 /// How long a failing store is left alone before it is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(1);
@@ -51,6 +52,8 @@ pub struct Parts {
     pub live: Arc<live::Live>,
     /// The apps.
     pub apps: Arc<Apps>,
+    /// What relays read where a target needs other sound.
+    pub renditions: Arc<Renditions>,
     /// How relays connect.
     pub relay: Arc<ArcSwap<relay::Settings>>,
     /// How long a stream waits for a publisher that dropped.
@@ -618,8 +621,14 @@ impl Keeper {
                     continue;
                 }
             };
-            let push = app.as_ref().map(|app| app.cdn.push.clone()).unwrap_or_default();
-            let wish = Wish { target, push, retry_asked: rule.retry_asked };
+            let cdn = app.as_ref().map(|app| app.cdn.clone()).unwrap_or_default();
+            let wish = Wish {
+                takes_opus: vendor::names(&cdn.enhanced_targets, &target),
+                wants_sound: vendor::names(&cdn.silent_audio, &target),
+                target,
+                push: cdn.push,
+                retry_asked: rule.retry_asked,
+            };
             match extra.remove(&rule.address) {
                 Some(number) => {
                     let relay = &self.relays[&number];
@@ -628,6 +637,7 @@ impl Keeper {
                         old.retry_asked == wish.retry_asked
                             && old.target.url() == wish.target.url()
                             && old.push == wish.push
+                            && (old.takes_opus, old.wants_sound) == (wish.takes_opus, wish.wants_sound)
                     };
                     if !same {
                         relay.wish.send_replace(wish);
@@ -674,6 +684,7 @@ impl Keeper {
             stream: live.stream.clone(),
             wish: wished,
             lane: live.lane.clone(),
+            renditions: self.parts.renditions.clone(),
             settings: self.parts.relay.clone(),
             live: counters,
             trace: live.trace.clone(),

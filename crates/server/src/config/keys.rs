@@ -293,6 +293,12 @@ impl Scope for Config {
                     |c| &mut c.relay.stall_timeout,
                     "How long a target may acknowledge nothing while bytes wait before the session is dropped.",
                 ),
+                Config::ranged::<BitRate>(
+                    "relay.audio_bitrate",
+                    "32k"..="320k",
+                    |c| &mut c.relay.audio_bitrate,
+                    "Bits a second of the AAC that Opus sound becomes for targets; in quotes or as a plain number.",
+                ),
                 Config::ranged::<Span>(
                     "publish.grace",
                     "0s"..="10m",
@@ -379,6 +385,16 @@ impl Scope for App {
                     "cdn.relay_everything",
                     |a| &mut a.cdn.relay_everything,
                     "Every stream is relayed to `cdn.default_target`.",
+                ),
+                App::key::<List<Host>>(
+                    "cdn.enhanced_targets",
+                    |a| &mut a.cdn.enhanced_targets,
+                    "Hosts of targets that speak enhanced RTMP and are given Opus sound as it is; all others get AAC.",
+                ),
+                App::key::<List<Host>>(
+                    "cdn.silent_audio",
+                    |a| &mut a.cdn.silent_audio,
+                    "Hosts of targets that are given a silent AAC track where a stream has pictures only.",
                 ),
             ]
         });

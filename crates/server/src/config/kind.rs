@@ -174,6 +174,33 @@ const SIZES: [(&str, u64); 7] = [
     ("B", 1),
 ];
 
+/// Bits a second.
+pub struct BitRate;
+
+impl Kind for BitRate {
+    type T = u32;
+    const FORM: Form = Form::Either;
+
+    fn name() -> String {
+        "a bit rate such as \"128k\"".into()
+    }
+
+    fn parse(text: &str) -> Result<u32, String> {
+        let bits = match text.strip_suffix('k') {
+            Some(thousands) => thousands.parse::<u32>().ok().and_then(|it| it.checked_mul(1000)),
+            None => text.parse().ok(),
+        };
+        bits.ok_or_else(|| unfit::<Self>(text))
+    }
+
+    fn show(value: &u32) -> Option<String> {
+        Some(match value % 1000 {
+            0 => format!("\"{}k\"", value / 1000),
+            _ => value.to_string(),
+        })
+    }
+}
+
 /// The sum of `text`'s parts, each digits and one of `table`'s units.
 fn units(text: &str, table: &[(&str, u64)]) -> Option<u64> {
     let mut rest = text.trim();

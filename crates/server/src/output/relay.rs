@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use bywash_media::{Codec, Time};
+use bywash_media::{Codec, Kind, Time};
 use bywash_rtmp::client::{self, Class, Client, Phase};
 use rand::Rng;
 use tokio::sync::watch;
@@ -25,6 +25,7 @@ use crate::hub;
 use crate::lane::Lane;
 use crate::live;
 use crate::output::packer::Packer;
+use crate::rendition::{Rendition, Renditions, Sound};
 use crate::store::{Reason, State, Status};
 use crate::vendor::{self, Key, Target};
 use crate::wire::{Turn, Wire};
@@ -59,6 +60,10 @@ pub struct Wish {
     pub push: Vec<config::Push>,
     /// Grows with each RetryCDNTransferRule.
     pub retry_asked: i64,
+    /// The target takes Opus sound.
+    pub takes_opus: bool,
+    /// The target wants sound even where there is none.
+    pub wants_sound: bool,
 }
 
 /// One relay, ready to run.
@@ -69,6 +74,8 @@ pub struct Relay {
     pub wish: watch::Receiver<Wish>,
     /// Where it runs.
     pub lane: Lane,
+    /// What to read where the target needs other sound.
+    pub renditions: Arc<Renditions>,
     /// How.
     pub settings: Arc<ArcSwap<Settings>>,
     /// Counters.
@@ -124,10 +131,14 @@ impl Relay {
     }
 
     /// What we say of ourselves. Enhanced RTMP is mentioned only where the stream needs it: older servers may stumble over it.
-    fn client(&self) -> client::Config {
+    fn client(&self, sound: Sound) -> client::Config {
         let tracks = self.stream.tracks();
         let codecs = [&tracks.video, &tracks.audio].map(|track| track.as_ref().map(|track| track.codec));
-        let enhanced = codecs.iter().flatten().any(|codec| matches!(codec, Codec::H265 | Codec::Av1 | Codec::Opus));
+        let enhanced = codecs.iter().flatten().any(|codec| match codec {
+            Codec::H265 | Codec::Av1 => true,
+            Codec::Opus => sound.takes(Codec::Opus),
+            Codec::H264 | Codec::Aac | Codec::Mp3 => false,
+        });
         client::Config {
             agent: format!("FMLE/3.0 (compatible; bywash/{}; via={})", env!("CARGO_PKG_VERSION"), self.trace),
             fourcc: if enhanced { &["hvc1", "av01", "Opus"] } else { &[] },
@@ -156,17 +167,24 @@ impl Relay {
         let settings = self.settings.load_full();
         let wish = self.wish.borrow_and_update().clone();
         let deadline = tokio::time::Instant::now() + settings.config.connect_timeout;
+        let bit_rate = settings.config.audio_bitrate;
+        let sound = Sound::Aac { bit_rate, takes_opus: wish.takes_opus, silence: wish.wants_sound };
+        if !sound.fits(&self.stream.tracks())
+            && let Err(error) = sound.check()
+        {
+            return End::Retry(Reason::ServerError, error.to_string());
+        }
 
         let mut link = tokio::select! { biased;
             () = stop.cancelled() => return End::Done,
             () = self.stream.ended() => return End::Done,
-            link = Link::open(&wish, attempts, &settings, self.client(), deadline) => match link {
+            link = Link::open(&wish, attempts, &settings, self.client(sound), deadline) => match link {
                 Ok(link) => link,
                 Err(end) => return end,
             },
         };
         info!("target accepts");
-        let end = self.follow(&mut link, &settings, attempts, status, stop).await;
+        let end = self.follow(&mut link, sound, &settings, attempts, status, stop).await;
         if matches!(end, End::Done) {
             link.goodbye().await;
         }
@@ -177,12 +195,16 @@ impl Relay {
     async fn follow(
         &mut self,
         link: &mut Link,
+        sound: Sound,
         settings: &Settings,
         attempts: &mut Attempts,
         status: &mut Status,
         stop: &CancellationToken,
     ) -> End {
-        let mut reader = self.stream.read(MAX_LAG);
+        let mut source = match Source::begin(&self.stream, sound, &self.renditions, &self.lane) {
+            Ok(source) => source,
+            Err(end) => return end,
+        };
         let mut packer = Packer::to_server();
         let mut seat = self.lane.sit();
         let mut batch = Vec::new();
@@ -202,11 +224,22 @@ impl Relay {
                     Err(Trouble::Io(error)) => return End::Retry(Reason::CdnServerDisconnected, error.to_string()),
                     Err(Trouble::Protocol(error)) => return End::Retry(Reason::ServerError, error.to_string()),
                 },
-                more = reader.ready(&mut batch), if link.wire.is_idle() => {
+                more = source.reader.ready(&mut batch), if link.wire.is_idle() => {
                     if !more {
-                        return End::Done;
+                        return match self.stream.has_ended() {
+                            true => End::Done,
+                            false => End::Retry(Reason::ServerError, "the transcoder ended".into()),
+                        };
                     }
                     for event in batch.drain(..) {
+                        match source.take(&event) {
+                            Step::Send => {}
+                            Step::Skip => continue,
+                            Step::Switch => match source.switch(&self.renditions, &self.lane) {
+                                Ok(()) => break,
+                                Err(end) => return end,
+                            },
+                        }
                         if let hub::Event::Lagged { frames } = event {
                             self.live.frames_dropped.fetch_add(frames, Ordering::Relaxed);
                             warn!(frames, "target too slow: skipped to a keyframe");
@@ -259,6 +292,66 @@ impl Relay {
             info!("relaying");
             self.note(status);
         }
+    }
+}
+
+/// What a session reads: the stream itself, or a rendition of it where the target needs other sound.
+struct Source {
+    stream: hub::Stream,
+    sound: Sound,
+    rendition: Option<Rendition>,
+    reader: hub::Reader,
+    /// The newest frame that was sent.
+    sent: Time,
+    /// The reader is new and may stand before what was sent: nothing is sent before a later keyframe.
+    joins: bool,
+    pictures: bool,
+}
+
+enum Step {
+    Send,
+    Skip,
+    Switch,
+}
+
+impl Source {
+    fn begin(stream: &hub::Stream, sound: Sound, renditions: &Renditions, lane: &Lane) -> Result<Source, End> {
+        let reader = stream.read(MAX_LAG);
+        let stream = stream.clone();
+        let mut source =
+            Source { stream, sound, rendition: None, reader, sent: Time::ZERO, joins: false, pictures: false };
+        if !sound.fits(&source.stream.tracks()) {
+            source.switch(renditions, lane)?;
+            source.joins = false;
+        }
+        Ok(source)
+    }
+
+    /// What to do with an event. Sound that the target does not take may come up after the session has begun.
+    fn take(&mut self, event: &hub::Event) -> Step {
+        match event {
+            hub::Event::Tracks(tracks) if self.rendition.is_none() && !self.sound.fits(tracks) => return Step::Switch,
+            hub::Event::Tracks(tracks) => self.pictures = tracks.video.is_some(),
+            hub::Event::Frame(frame) if self.joins => {
+                let start = frame.key && (frame.track == Kind::Video || !self.pictures);
+                if !start || frame.dts <= self.sent {
+                    return Step::Skip;
+                }
+                (self.joins, self.sent) = (false, frame.dts);
+            }
+            hub::Event::Frame(frame) => self.sent = self.sent.max(frame.dts),
+            hub::Event::Lagged { .. } => {}
+        }
+        Step::Send
+    }
+
+    fn switch(&mut self, renditions: &Renditions, lane: &Lane) -> Result<(), End> {
+        let rendition = renditions.of(&self.stream, self.sound, lane);
+        let rendition = rendition.map_err(|error| End::Retry(Reason::ServerError, error.to_string()))?;
+        self.reader = rendition.read(MAX_LAG);
+        self.rendition = Some(rendition);
+        self.joins = true;
+        Ok(())
     }
 }
 

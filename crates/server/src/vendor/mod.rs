@@ -102,6 +102,11 @@ pub fn sign(target: &Target, push: &[Push], which: Key, now: i64) -> PushUrl {
     }
 }
 
+/// Whether one of `patterns` covers the target's host.
+pub fn names(patterns: &[String], target: &Target) -> bool {
+    patterns.iter().any(|pattern| host_matches(pattern, target.host()))
+}
+
 /// What a vendor adds to the query, in its order.
 type Parameters = Vec<(&'static str, String)>;
 

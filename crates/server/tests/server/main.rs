@@ -12,4 +12,5 @@ mod publish;
 mod relay;
 mod rule;
 mod secret;
+mod sound;
 mod target;
