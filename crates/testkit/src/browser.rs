@@ -66,6 +66,8 @@ impl Browser {
         let mut chromium = Command::new("sh");
         chromium.args(["-c", "exec chromium \"$@\" 3<&0 4>&1 </dev/null >/dev/null 2>&1", "chromium"]).args(FLAGS);
         chromium.args(flags).arg(format!("--user-data-dir={}", profile.join("").display()));
+        // What is not in the profile is in the home folder.
+        chromium.env("HOME", profile.join(""));
         let mut process = Process::start(chromium.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let child = process.child();
         let (commands, answers) = (child.stdin.take(), child.stdout.take());
