@@ -78,7 +78,9 @@ pub fn interface_addresses() -> io::Result<Vec<IpAddr>> {
                 }
                 Some(libc::AF_INET6) => {
                     let address = &*interface.ifa_addr.cast::<libc::sockaddr_in6>();
-                    Some(Ipv6Addr::from(address.sin6_addr.s6_addr)).filter(|it| !it.is_unicast_link_local()).map(Into::into)
+                    Some(Ipv6Addr::from(address.sin6_addr.s6_addr))
+                        .filter(|it| !it.is_unicast_link_local())
+                        .map(Into::into)
                 }
                 _ => None,
             }

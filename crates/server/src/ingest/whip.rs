@@ -154,7 +154,9 @@ impl Ingest {
                 info!("connected");
                 self.connected = true;
             }
-            Event::IceConnectionStateChange(IceConnectionState::Disconnected) if self.connected => return Some(Leave::Lost),
+            Event::IceConnectionStateChange(IceConnectionState::Disconnected) if self.connected => {
+                return Some(Leave::Lost);
+            }
             Event::Closed => return Some(Leave::Finished),
             Event::MediaAdded(added) => self.media_added(&added),
             Event::MediaData(data) => self.media(data),

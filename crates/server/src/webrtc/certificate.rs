@@ -14,8 +14,9 @@ const FILE: &str = "webrtc.key";
 pub fn load(data_dir: &Path) -> anyhow::Result<DtlsCert> {
     let file = data_dir.join(FILE);
     match fs::read_to_string(&file) {
-        Ok(text) => parse(&text)
-            .with_context(|| format!("{} does not hold a certificate and its key: delete it and a new one is made", file.display())),
+        Ok(text) => parse(&text).with_context(|| {
+            format!("{} does not hold a certificate and its key: delete it and a new one is made", file.display())
+        }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let made = str0m::crypto::from_feature_flags().dtls_provider.generate_certificate();
             let made = made.context("make a DTLS certificate")?;

@@ -76,7 +76,8 @@ impl Offer {
 
     /// For the engine.
     pub fn sdp(&self) -> Result<SdpOffer, Unfit> {
-        SdpOffer::from_sdp_string(&self.text).map_err(|error| Unfit::Malformed(format!("the offer does not parse: {error}")))
+        SdpOffer::from_sdp_string(&self.text)
+            .map_err(|error| Unfit::Malformed(format!("the offer does not parse: {error}")))
     }
 
     /// The same offer after an ICE restart: with other credentials, and the old ones' candidates gone.
@@ -113,7 +114,8 @@ impl Fragment {
         };
         // RFC 8839 §5.4.
         let token = |it: &str, least| {
-            (least..=256).contains(&it.len()) && it.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'+' | b'/'))
+            (least..=256).contains(&it.len())
+                && it.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'+' | b'/'))
         };
         // Firefox and libdatachannel keep to it, but some write - and _ as well.
         if !token(&user.replace(['-', '_'], "+"), 4) || !token(&password.replace(['-', '_'], "+"), 22) {
@@ -160,7 +162,8 @@ pub fn finished(answer: &str, offer: &Offer) -> String {
 
 /// The engine's settings for a session.
 pub fn config(purpose: Purpose, certificate: DtlsCert) -> RtcConfig {
-    let mut config = RtcConfig::new().set_ice_lite(true).set_dtls_cert(certificate).clear_codecs().enable_opus(true, false);
+    let mut config =
+        RtcConfig::new().set_ice_lite(true).set_dtls_cert(certificate).clear_codecs().enable_opus(true, false);
     // The profile counts, the level does not: but senders keep to the level of the answer, and 5.2 leaves them free.
     let h264: [(u8, u8, u32); 7] = [
         (127, 121, 0x42_00_34),
@@ -220,7 +223,8 @@ impl Section<'_> {
         if self.codecs.iter().any(fits) {
             return Ok(true);
         }
-        let mut offered: Vec<_> = self.codecs.values().copied().map(|it| it.chars().take(16).collect::<String>()).collect();
+        let mut offered: Vec<_> =
+            self.codecs.values().copied().map(|it| it.chars().take(16).collect::<String>()).collect();
         offered.sort();
         offered.dedup();
         offered.truncate(12);

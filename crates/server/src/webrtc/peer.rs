@@ -256,7 +256,8 @@ impl Peer {
 
     fn restart(&mut self, fragment: Fragment) -> Result<String, Unfit> {
         let offer = self.offer.restarted(&fragment.creds);
-        let answer = self.rtc.sdp_api().accept_offer(offer.sdp()?).map_err(|error| Unfit::Malformed(error.to_string()))?;
+        let answer =
+            self.rtc.sdp_api().accept_offer(offer.sdp()?).map_err(|error| Unfit::Malformed(error.to_string()))?;
         self.offer = offer;
         self.port.add_user(self.id, self.rtc.direct_api().local_ice_credentials().ufrag);
         self.add(fragment.candidates);
