@@ -17,6 +17,7 @@ need ffmpeg ffmpeg -version                                        # makes, publ
 need nginx test -x /usr/sbin/nginx                                 # a CDN that records what arrives
 need libnginx-mod-rtmp test -f /usr/lib/nginx/modules/ngx_rtmp_module.so
 need rtmpdump rtmpdump --help                                      # a player
+need python3-venv python3 -c "import venv, ensurepip"            # for a WebRTC publisher, below
 need librtmp-dev test -f /usr/include/librtmp/rtmp.h               # a publisher
 
 if [ -n "$missing" ]; then
@@ -29,6 +30,12 @@ if [ -n "$missing" ]; then
     $sudo apt-get update -qq
     # shellcheck disable=SC2086
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+fi
+
+venv=$(dirname "$0")/../target/venv
+if ! "$venv/bin/python" -c "import aiortc" 2>/dev/null; then        # a WebRTC publisher
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check "aiortc>=1.9,<2"
 fi
 
 if ! command -v cargo >/dev/null && [ ! -x "$HOME/.cargo/bin/cargo" ]; then

@@ -12,3 +12,4 @@ mod relay;
 mod rule;
 mod secret;
 mod target;
+mod whip;
