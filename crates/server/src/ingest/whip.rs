@@ -354,7 +354,7 @@ impl Layer {
             }
         };
         let key = codec::is_key(self.codec, &payload);
-        let picture = codec::is_picture(self.codec, &payload);
+        let picture = !payload.is_empty() && codec::is_picture(self.codec, &payload);
         // Parameter sets may come in an access unit of their own.
         if key || !picture {
             self.absorb(&payload);
