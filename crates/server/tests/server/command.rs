@@ -78,8 +78,11 @@ fn a_first_start_just_works() {
 fn check_names_every_problem_with_its_line() {
     let dir = Scratch::new();
     let file = dir.join("bywash.toml");
-    std::fs::write(&file, "[rtmp]\nlisten = \"nowhere\"\n[relay]\nconnect_timeot = 1\n[publish]\ngrace = \"3 fortnights\"\n")
-        .expect("a file");
+    std::fs::write(
+        &file,
+        "[rtmp]\nlisten = \"nowhere\"\n[relay]\nconnect_timeot = 1\n[publish]\ngrace = \"3 fortnights\"\n",
+    )
+    .expect("a file");
     let (code, out, errors) = run(bywash(&["check", "--config"]).arg(&file));
     let said = out + &errors;
     assert_eq!(code, Some(1), "{said}");
