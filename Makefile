@@ -22,7 +22,7 @@ check: ## formatting and lints
 	cargo clippy --workspace --all-targets -- -D warnings
 
 test: setup ## everything that proves it, in minutes
-	cargo test --workspace
+	cargo test --workspace --no-fail-fast
 
 soak: setup ## the tests of crashes, many times over
 	BYWASH_SOAK=1 cargo test --package bywash --test server -- crash
