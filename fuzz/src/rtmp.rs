@@ -21,13 +21,7 @@ pub fn server(data: &[u8]) {
                 server.accept();
             }
         }
-        server.send(
-            Kind::Video,
-            0,
-            b"head",
-            &Bytes::from_static(b"payload"),
-            &mut out,
-        );
+        server.send(Kind::Video, 0, b"head", &Bytes::from_static(b"payload"), &mut out);
         while server.poll_output().is_some() {}
         if result.is_err() {
             return;
@@ -47,13 +41,7 @@ pub fn client(data: &[u8]) {
     for piece in pieces(data) {
         let result = client.handle_input(now, &piece);
         while client.poll_event().is_some() {}
-        client.send(
-            Kind::Video,
-            0,
-            b"head",
-            &Bytes::from_static(b"payload"),
-            &mut out,
-        );
+        client.send(Kind::Video, 0, b"head", &Bytes::from_static(b"payload"), &mut out);
         while client.poll_output().is_some() {}
         if result.is_err() {
             return;
@@ -100,11 +88,7 @@ fn pieces(data: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 }
 
 fn read(data: &[u8], step: usize) -> (Vec<Raw>, Result<(), Error>) {
-    let mut reader = Reader::new(Limits {
-        message: 100_000,
-        unfinished: 150_000,
-        streams: 8,
-    });
+    let mut reader = Reader::new(Limits { message: 100_000, unfinished: 150_000, streams: 8 });
     let mut got = Vec::new();
     for mut piece in data.chunks(step) {
         loop {

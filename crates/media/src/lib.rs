@@ -14,9 +14,7 @@ pub use timeline::Timeline;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A codec that bywash does not carry. It will not change: refuse the publisher and say why.
-    #[error(
-        "codec {0} is not supported; send H.264, H.265 or AV1 pictures and AAC, MP3 or Opus sound"
-    )]
+    #[error("codec {0} is not supported; send H.264, H.265 or AV1 pictures and AAC, MP3 or Opus sound")]
     Codec(String),
     /// These bytes are lost; the next may be good.
     #[error("malformed {0}")]

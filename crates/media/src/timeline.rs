@@ -105,9 +105,7 @@ impl Timeline {
     pub fn resume(&mut self, arrival: Time) {
         let arrival = arrival.as_millis();
         let lanes = [self.video, self.audio];
-        let Some(newest) =
-            lanes.iter().filter_map(|lane| lane.last).max_by_key(|last| last.arrival)
-        else {
+        let Some(newest) = lanes.iter().filter_map(|lane| lane.last).max_by_key(|last| last.arrival) else {
             return;
         };
         let past = lanes.iter().filter_map(|lane| lane.dts).max().map_or(0, |dts| dts + 1);
@@ -118,14 +116,7 @@ impl Timeline {
 }
 
 /// Where on the line a frame of `lane` stands.
-fn place(
-    lane: &Lane,
-    other: &Lane,
-    reach: &Reach,
-    start: (i64, i64),
-    raw: u32,
-    arrival: i64,
-) -> i64 {
+fn place(lane: &Lane, other: &Lane, reach: &Reach, start: (i64, i64), raw: u32, arrival: i64) -> i64 {
     let floor = lane.dts.map_or(-APART_MS, |dts| dts - APART_MS);
     let allowed = floor..=reach.ceiling(arrival);
     let due = match lane.last.or(other.last) {
@@ -135,9 +126,7 @@ fn place(
     let own = lane.last.map(|last| (last.at(raw), last.line));
     // If both tracks are on one clock, the other's says nothing new.
     let others = other.last.map(|last| last.at(raw)).filter(|&line| {
-        own.is_none_or(|(own, _)| line != own)
-            && allowed.contains(&line)
-            && (line - due).abs() <= APART_MS
+        own.is_none_or(|(own, _)| line != own) && allowed.contains(&line) && (line - due).abs() <= APART_MS
     });
     let own = own.filter(|&(line, last)| {
         let stalled = arrival + reach.lead;
@@ -212,18 +201,12 @@ mod tests {
     fn a_pause_and_a_stall_are_kept() {
         check("v0 a0 v40 v20040@20040 a20040@20040", &[0, 0, 40, 20040, 20040]);
         // The network held everything back for 8 s, and the publisher dropped pictures meanwhile.
-        check(
-            "v0 a0 v40 v80@8080 a20@8080 a40@8080 v8000@8080 a60@8080",
-            &[0, 0, 40, 80, 20, 40, 8000, 60],
-        );
+        check("v0 a0 v40 v80@8080 a20@8080 a40@8080 v8000@8080 a60@8080", &[0, 0, 40, 80, 20, 40, 8000, 60]);
     }
 
     #[test]
     fn a_clock_set_back_is_joined_with_both_tracks_in_step() {
-        check(
-            "v90000@0 a90010@10 v90040@40 v0@80 a90030@50 a10@90 v40@120",
-            &[0, 10, 40, 80, 30, 90, 120],
-        );
+        check("v90000@0 a90010@10 v90040@40 v0@80 a90030@50 a10@90 v40@120", &[0, 10, 40, 80, 30, 90, 120]);
     }
 
     #[test]
@@ -235,10 +218,7 @@ mod tests {
 
     #[test]
     fn a_track_that_jumps_alone_does_not_take_the_other_along() {
-        check(
-            "v0 a10 v40 a900030@30 v80 a900050@50 v120 a900070@70",
-            &[0, 10, 40, 30, 80, 50, 120, 70],
-        );
+        check("v0 a10 v40 a900030@30 v80 a900050@50 v120 a900070@70", &[0, 10, 40, 30, 80, 50, 120, 70]);
     }
 
     #[test]
@@ -266,13 +246,11 @@ mod tests {
     fn a_publisher_that_comes_back_goes_on_where_time_has_got_to() {
         for gap in [300, 8000] {
             let mut line = Timeline::new();
-            let mut stamp =
-                |kind, raw, arrival| line.stamp(kind, raw, Time::from_millis(arrival)).as_millis();
+            let mut stamp = |kind, raw, arrival| line.stamp(kind, raw, Time::from_millis(arrival)).as_millis();
             assert_eq!(stamp(Kind::Video, 500, 0), 0);
             assert_eq!(stamp(Kind::Audio, 510, 10), 10);
             line.resume(Time::from_millis(gap));
-            let mut stamp =
-                |kind, raw, arrival| line.stamp(kind, raw, Time::from_millis(arrival)).as_millis();
+            let mut stamp = |kind, raw, arrival| line.stamp(kind, raw, Time::from_millis(arrival)).as_millis();
             assert_eq!(stamp(Kind::Audio, 20, gap), gap);
             assert_eq!(stamp(Kind::Video, 0, gap), gap - 20);
             assert_eq!(stamp(Kind::Video, 40, gap + 20), gap + 20);

@@ -7,8 +7,7 @@ use bywash_media::{Codec, Kind, Time, Timeline, timeline};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-const CODECS: [Codec; 6] =
-    [Codec::H264, Codec::H265, Codec::Av1, Codec::Aac, Codec::Mp3, Codec::Opus];
+const CODECS: [Codec; 6] = [Codec::H264, Codec::H265, Codec::Av1, Codec::Aac, Codec::Mp3, Codec::Opus];
 
 /// Bodies to begin from: each of them is taken as it is.
 const SEEDS: &[&[u8]] = &[
@@ -34,18 +33,16 @@ const SEEDS: &[&[u8]] = &[
 /// Random bytes, or a seed with some bytes changed and its end cut off.
 fn body() -> impl Strategy<Value = Vec<u8>> {
     let edits = vec((any::<prop::sample::Index>(), any::<u8>()), 0..6);
-    let edited = (prop::sample::select(SEEDS), edits, any::<prop::sample::Index>()).prop_map(
-        |(seed, edits, end)| {
-            let mut body = seed.to_vec();
-            for (at, byte) in edits {
-                let at = at.index(body.len());
-                body[at] = byte;
-            }
-            // Every second body stays whole.
-            body.truncate(end.index(body.len() * 2) + 1);
-            body
-        },
-    );
+    let edited = (prop::sample::select(SEEDS), edits, any::<prop::sample::Index>()).prop_map(|(seed, edits, end)| {
+        let mut body = seed.to_vec();
+        for (at, byte) in edits {
+            let at = at.index(body.len());
+            body[at] = byte;
+        }
+        // Every second body stays whole.
+        body.truncate(end.index(body.len() * 2) + 1);
+        body
+    });
     prop_oneof![1 => vec(any::<u8>(), 0..80), 4 => edited]
 }
 

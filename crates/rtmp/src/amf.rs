@@ -73,10 +73,7 @@ impl Value {
 
     /// The first property of that name.
     pub fn get(&self, name: &str) -> Option<&Value> {
-        self.properties()
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value)
+        self.properties().iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
     /// Appends the AMF0 form.
@@ -147,10 +144,7 @@ pub fn encode(values: &[Value]) -> Bytes {
 
 /// The values of a message body, one by one. Ends after the first error.
 pub fn decode(body: &[u8]) -> Decoder<'_> {
-    Decoder {
-        rest: body,
-        values: 0,
-    }
+    Decoder { rest: body, values: 0 }
 }
 
 /// The iterator of [`decode`].
@@ -303,37 +297,19 @@ mod tests {
     #[test]
     fn every_type_is_read() {
         check(b"", "[]");
-        check(
-            b"\x00\x40\x08\0\0\0\0\0\0\x01\x07\x05\x06",
-            "[Number(3.0), Bool(true), Null, Undefined]",
-        );
-        check(
-            b"\x02\0\x02hi\x0c\0\0\0\x02ho",
-            r#"[String("hi"), LongString("ho")]"#,
-        );
+        check(b"\x00\x40\x08\0\0\0\0\0\0\x01\x07\x05\x06", "[Number(3.0), Bool(true), Null, Undefined]");
+        check(b"\x02\0\x02hi\x0c\0\0\0\x02ho", r#"[String("hi"), LongString("ho")]"#);
         check(b"\x03\0\x01a\x05\0\0\x09", r#"[Object([("a", Null)])]"#);
-        check(
-            b"\x10\0\x01C\0\x01a\x05\0\0\x09",
-            r#"[Object([("a", Null)])]"#,
-        );
-        check(
-            b"\x08\0\0\0\x63\0\x01a\x01\0\0\0\x09",
-            r#"[EcmaArray([("a", Bool(false))])]"#,
-        );
-        check(
-            b"\x0a\0\0\0\x02\x05\x06",
-            "[StrictArray([Null, Undefined])]",
-        );
+        check(b"\x10\0\x01C\0\x01a\x05\0\0\x09", r#"[Object([("a", Null)])]"#);
+        check(b"\x08\0\0\0\x63\0\x01a\x01\0\0\0\x09", r#"[EcmaArray([("a", Bool(false))])]"#);
+        check(b"\x0a\0\0\0\x02\x05\x06", "[StrictArray([Null, Undefined])]");
         check(b"\x0b\0\0\0\0\0\0\0\0\0\0", "[Date(0.0)]");
         check(b"\x02\0\x01\xff", r#"[String("�")]"#);
     }
 
     #[test]
     fn an_array_cut_at_the_end_of_the_body_is_complete() {
-        check(
-            b"\x08\0\0\0\x01\0\x01a\x05",
-            r#"[EcmaArray([("a", Null)])]"#,
-        );
+        check(b"\x08\0\0\0\x01\0\x01a\x05", r#"[EcmaArray([("a", Null)])]"#);
     }
 
     #[test]
@@ -343,19 +319,10 @@ mod tests {
         check(b"\x0c\xff\xff\xff\xffx", "truncated amf value");
         check(b"\x11\x0a", "unsupported amf type 0x11");
         check(b"\x07\0\0", "unsupported amf type 0x07");
-        check(
-            &b"\x0a\0\0\0\x01".repeat(10_000),
-            "amf nested deeper than 16 levels",
-        );
-        check(
-            &b"\x03\0\x01a".repeat(10_000),
-            "amf nested deeper than 16 levels",
-        );
+        check(&b"\x0a\0\0\0\x01".repeat(10_000), "amf nested deeper than 16 levels");
+        check(&b"\x03\0\x01a".repeat(10_000), "amf nested deeper than 16 levels");
         check(&[5; 10_000], "more than 512 amf values");
-        check(
-            &[&b"\x0a\xff\xff\xff\xff"[..], &[5; 10_000]].concat(),
-            "more than 512 amf values",
-        );
+        check(&[&b"\x0a\xff\xff\xff\xff"[..], &[5; 10_000]].concat(), "more than 512 amf values");
     }
 
     #[test]
@@ -365,21 +332,13 @@ mod tests {
             Value::Number(-1.5),
             Value::Bool(true),
             Value::from("text"),
-            object([
-                ("a", Value::Null),
-                (
-                    "b",
-                    Value::StrictArray(vec![Value::Undefined, Value::Date(1e12)]),
-                ),
-            ]),
+            object([("a", Value::Null), ("b", Value::StrictArray(vec![Value::Undefined, Value::Date(1e12)]))]),
             Value::EcmaArray(vec![("k".into(), Value::from(2.0))]),
             Value::LongString(long.clone()),
         ];
         let back: Vec<Value> = decode(&encode(&values)).collect::<Result<_, _>>().unwrap();
         assert_eq!(back, values);
-        let back: Vec<Value> = decode(&encode(&[Value::String(long.clone())]))
-            .collect::<Result<_, _>>()
-            .unwrap();
+        let back: Vec<Value> = decode(&encode(&[Value::String(long.clone())])).collect::<Result<_, _>>().unwrap();
         assert_eq!(back, [Value::LongString(long)]);
     }
 }

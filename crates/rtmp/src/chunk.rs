@@ -97,11 +97,7 @@ impl Reader {
             } else {
                 // What was held back for an extended timestamp can turn out to be payload and the
                 // next header; short of a message, so much is unread only where input is short.
-                let keep = if raw.is_some() {
-                    old - used
-                } else {
-                    rest.len()
-                };
+                let keep = if raw.is_some() { old - used } else { rest.len() };
                 self.held.extend_from_slice(&rest[..keep]);
                 if raw.is_some() { *input } else { &[] }
             };
@@ -202,10 +198,7 @@ impl Reader {
         *input = &rest[extra..];
 
         if index == self.streams.len() {
-            self.streams.push(Stream {
-                id,
-                ..Stream::default()
-            });
+            self.streams.push(Stream { id, ..Stream::default() });
         }
         let stream = &mut self.streams[index];
         stream.extended = extended;
@@ -232,10 +225,7 @@ impl Reader {
 
     fn begin(&mut self, index: usize, length: usize) -> Result<(), Error> {
         if length > self.limits.message {
-            return Err(Error::MessageTooLarge {
-                size: length,
-                limit: self.limits.message,
-            });
+            return Err(Error::MessageTooLarge { size: length, limit: self.limits.message });
         }
         self.discard(index);
         let stream = &mut self.streams[index];
@@ -332,12 +322,7 @@ impl Stream {
     fn finish(&mut self) -> Raw {
         self.begun = false;
         let body = std::mem::take(&mut self.body).into();
-        Raw {
-            kind: self.kind,
-            stream: self.stream,
-            timestamp: self.timestamp,
-            body,
-        }
+        Raw { kind: self.kind, stream: self.stream, timestamp: self.timestamp, body }
     }
 }
 
@@ -347,10 +332,7 @@ fn u24(bytes: &[u8; 3]) -> u32 {
 
 /// The number that a control message begins with.
 pub(crate) fn number(raw: &Raw) -> Result<u32, Error> {
-    raw.body
-        .first_chunk()
-        .map(|it| u32::from_be_bytes(*it))
-        .ok_or(Error::Control(raw.kind))
+    raw.body.first_chunk().map(|it| u32::from_be_bytes(*it)).ok_or(Error::Control(raw.kind))
 }
 
 /// Messages in, chunks out.
@@ -365,39 +347,22 @@ const MAX_ID: usize = 8;
 
 impl Writer {
     /// A writer at the start of the chunk layer, with the default chunk size.
-    #[expect(
-        clippy::new_without_default,
-        reason = "a default would not say that the chunk layer starts anew"
-    )]
+    #[expect(clippy::new_without_default, reason = "a default would not say that the chunk layer starts anew")]
     pub fn new() -> Writer {
-        Writer {
-            chunk_size: DEFAULT_CHUNK_SIZE,
-            last: [None; MAX_ID],
-        }
+        Writer { chunk_size: DEFAULT_CHUNK_SIZE, last: [None; MAX_ID] }
     }
 
     /// Announces this chunk size and cuts the following messages by it.
     pub fn set_chunk_size(&mut self, size: u32, out: &mut VecDeque<Bytes>) {
         let size = size.clamp(1, 0x7fff_ffff);
-        self.write(
-            2,
-            SET_CHUNK_SIZE,
-            0,
-            0,
-            &size.to_be_bytes(),
-            &Bytes::new(),
-            out,
-        );
+        self.write(2, SET_CHUNK_SIZE, 0, 0, &size.to_be_bytes(), &Bytes::new(), out);
         self.chunk_size = size as usize;
     }
 
     /// One message, its body being `head` and then `payload`, on chunk stream `id` (2 to 7). `head`
     /// is copied next to the header, `payload` is shared. A body over 16 MiB has no RTMP form and
     /// is left out.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the fields of a header, in its order"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "the fields of a header, in its order")]
     pub fn write(
         &mut self,
         id: u8,
@@ -414,9 +379,7 @@ impl Writer {
             return;
         }
         let delta = match self.last[id as usize] {
-            Some((before, time)) if before == stream => {
-                Some(timestamp.wrapping_sub(time)).filter(|it| *it < EXTENDED)
-            }
+            Some((before, time)) if before == stream => Some(timestamp.wrapping_sub(time)).filter(|it| *it < EXTENDED),
             _ => None,
         };
         self.last[id as usize] = Some((stream, timestamp));
@@ -496,11 +459,7 @@ static TYPE_3: [u8; MAX_ID] = [0xc0, 0xc1, 0xc2, 0xc3, 0xc4, 0xc5, 0xc6, 0xc7];
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
-        message: 200_000,
-        unfinished: 300_000,
-        streams: 4,
-    };
+    const LIMITS: Limits = Limits { message: 200_000, unfinished: 300_000, streams: 4 };
 
     /// Reads `input` in pieces of `step` bytes; each message as `type@timestamp/stream:body`.
     fn read(input: &[u8], step: usize) -> String {
@@ -564,14 +523,8 @@ mod tests {
 
     #[test]
     fn a_type_3_message_after_type_0_repeats_a_small_timestamp_as_delta_and_not_a_large_one() {
-        check(
-            &[b"\x04\0\0\x17\0\0\x01\x08\0\0\0\0a\xc4b"],
-            "8@23/0:a 8@46/0:b",
-        );
-        check(
-            &[b"\x04\0\xff\xff\0\0\x01\x08\0\0\0\0a\xc4b"],
-            "8@65535/0:a 8@65535/0:b",
-        );
+        check(&[b"\x04\0\0\x17\0\0\x01\x08\0\0\0\0a\xc4b"], "8@23/0:a 8@46/0:b");
+        check(&[b"\x04\0\xff\xff\0\0\x01\x08\0\0\0\0a\xc4b"], "8@65535/0:a 8@65535/0:b");
     }
 
     #[test]
@@ -592,30 +545,14 @@ mod tests {
     fn abort_and_a_new_header_drop_the_unfinished_message() {
         let size: &[u8] = b"\x02\0\0\0\0\0\x04\x01\0\0\0\0\0\0\0\x02";
         let part: &[u8] = b"\x04\0\0\0\0\0\x03\x08\0\0\0\0ab";
-        check(
-            &[
-                size,
-                part,
-                b"\x42\0\0\0\0\0\x04\x02\0\0",
-                b"\xc2\0\x04",
-                part,
-                b"\xc4c",
-            ],
-            "8@0/0:abc",
-        );
-        check(
-            &[size, part, b"\x04\0\0\x01\0\0\x02\x09\0\0\0\0xy"],
-            "9@1/0:xy",
-        );
+        check(&[size, part, b"\x42\0\0\0\0\0\x04\x02\0\0", b"\xc2\0\x04", part, b"\xc4c"], "8@0/0:abc");
+        check(&[size, part, b"\x04\0\0\x01\0\0\x02\x09\0\0\0\0xy"], "9@1/0:xy");
         check(&[size, part, b"\x44\0\0\x01\0\0\x03\x08c"], "8@0/0:abc");
     }
 
     #[test]
     fn empty_messages_are_messages() {
-        check(
-            &[b"\x04\0\0\x01\0\0\0\x08\0\0\0\0\xc4\xc4"],
-            "8@1/0: 8@2/0: 8@3/0:",
-        );
+        check(&[b"\x04\0\0\x01\0\0\0\x08\0\0\0\0\xc4\xc4"], "8@1/0: 8@2/0: 8@3/0:");
     }
 
     #[test]
@@ -623,44 +560,26 @@ mod tests {
         let size: &[u8] = b"\x02\0\0\0\0\0\x04\x01\0\0\0\0\0\0\0\x02";
         let first: &[u8] = b"\x04\xff\xff\xff\0\0\x05\x08\0\0\0\0\x01\x02\x03\x04ab";
         let want = "8@16909060/0:abcde";
-        check(
-            &[size, first, b"\xc4\x01\x02\x03\x04cd\xc4\x01\x02\x03\x04e"],
-            want,
-        );
+        check(&[size, first, b"\xc4\x01\x02\x03\x04cd\xc4\x01\x02\x03\x04e"], want);
         check(&[size, first, b"\xc4cd\xc4e"], want);
         // Payload that begins like the timestamp, then the next header.
-        check(
-            &[size, first, b"\xc4\x01\x02\xc4\x01\xc4xy"],
-            r"8@16909060/0:ab\x01\x02\x01",
-        );
+        check(&[size, first, b"\xc4\x01\x02\xc4\x01\xc4xy"], r"8@16909060/0:ab\x01\x02\x01");
     }
 
     #[test]
     fn hostile_input_is_an_error() {
         check(&[b"\xc4"], "chunk stream 4 begins with a compressed header");
-        check(
-            &[b"\x04\0\0\0\x03\x0d\x41\x08\0\0\0\0"],
-            "message of 200001 bytes, 200000 allowed",
-        );
-        check(
-            &[b"\x02\0\0\0\0\0\x01\x01\0\0\0\0\0"],
-            "malformed control message of type 1",
-        );
+        check(&[b"\x04\0\0\0\x03\x0d\x41\x08\0\0\0\0"], "message of 200001 bytes, 200000 allowed");
+        check(&[b"\x02\0\0\0\0\0\x01\x01\0\0\0\0\0"], "malformed control message of type 1");
         let open = |id: u8| [&[id], &b"\0\0\0\x02\0\0\x08\0\0\0\0"[..], &[0; 128]].concat();
         check(&[&open(3), &open(4), &open(5), &open(6)], "");
-        check(
-            &[&open(3), &open(4), &open(5), &open(6), &open(7)],
-            "more than 4 chunk streams",
-        );
+        check(&[&open(3), &open(4), &open(5), &open(6), &open(7)], "more than 4 chunk streams");
         let open = |id: u8| [&[id], &b"\0\0\0\x03\0\0\x08\0\0\0\0"[..], &[0; 128]].concat();
         let mut input = vec![b"\x02\0\0\0\0\0\x04\x01\0\0\0\0\x7f\xff\xff\xff".to_vec()];
         input.extend((3..5).map(|id| [&open(id)[..12], &[0; 0x30000]].concat()));
         let input: Vec<&[u8]> = input.iter().map(|it| &it[..]).collect();
         check(&input, "8@0/0:196608 bytes 8@0/0:196608 bytes");
-        let limits = Limits {
-            unfinished: 100_000,
-            ..LIMITS
-        };
+        let limits = Limits { unfinished: 100_000, ..LIMITS };
         let mut reader = Reader::new(limits);
         let got = reader.read(&mut &input.concat()[..]);
         assert_eq!(got, Err(Error::TooMuchUnfinished(100_000)));
@@ -676,12 +595,7 @@ mod tests {
             let body: Vec<u8> = (0..head + payload).map(|n| n as u8).collect();
             let payload = Bytes::copy_from_slice(&body[head..]);
             writer.write(6, 9, 1, timestamp, &body[..head], &payload, &mut out);
-            want.push(Raw {
-                kind: 9,
-                stream: 1,
-                timestamp,
-                body: body.into(),
-            });
+            want.push(Raw { kind: 9, stream: 1, timestamp, body: body.into() });
         }
         let (mut reader, mut got) = (Reader::new(LIMITS), Vec::new());
         for piece in out {
@@ -696,31 +610,10 @@ mod tests {
     #[test]
     fn what_is_written_reads_back_the_same() {
         for chunk_size in [1, 2, 5, 128, 4096, 60_000] {
-            for (head, payload) in [
-                (0, 0),
-                (5, 0),
-                (0, 5),
-                (5, 5),
-                (5, 300),
-                (10, 1),
-                (2, 150_000),
-            ] {
-                round_trip(
-                    chunk_size,
-                    &[(0, head, payload), (40, head, payload), (40, head, payload)],
-                );
-                round_trip(
-                    chunk_size,
-                    &[(0xff_fffe, head, payload), (0xff_ffff, head, payload)],
-                );
-                round_trip(
-                    chunk_size,
-                    &[
-                        (u32::MAX, head, payload),
-                        (10, head, payload),
-                        (5, head, payload),
-                    ],
-                );
+            for (head, payload) in [(0, 0), (5, 0), (0, 5), (5, 5), (5, 300), (10, 1), (2, 150_000)] {
+                round_trip(chunk_size, &[(0, head, payload), (40, head, payload), (40, head, payload)]);
+                round_trip(chunk_size, &[(0xff_fffe, head, payload), (0xff_ffff, head, payload)]);
+                round_trip(chunk_size, &[(u32::MAX, head, payload), (10, head, payload), (5, head, payload)]);
             }
         }
     }

@@ -119,11 +119,7 @@ const FC_UNPUBLISH: f64 = 6.0;
 const DELETE_STREAM: f64 = 7.0;
 
 /// A server has nothing large to say to a publisher.
-const LIMITS: Limits = Limits {
-    message: 64 * 1024,
-    unfinished: 128 * 1024,
-    streams: 64,
-};
+const LIMITS: Limits = Limits { message: 64 * 1024, unfinished: 128 * 1024, streams: 64 };
 
 /// What we acknowledge by until the server says its own window.
 const WINDOW: u32 = 2_500_000;
@@ -197,17 +193,9 @@ impl Client {
     /// A media message, its body being `head` and then `payload`. The bytes to send are put to
     /// `out`; `head`, which is small, is copied, `payload` is shared. Metadata is [`Kind::Data`]
     /// that begins with `@setDataFrame`. Nothing is sent unless publishing.
-    pub fn send(
-        &mut self,
-        kind: Kind,
-        timestamp: u32,
-        head: &[u8],
-        payload: &Bytes,
-        out: &mut VecDeque<Bytes>,
-    ) {
+    pub fn send(&mut self, kind: Kind, timestamp: u32, head: &[u8], payload: &Bytes, out: &mut VecDeque<Bytes>) {
         if self.phase == Phase::Publishing && !self.over {
-            self.link
-                .media(self.stream, kind, timestamp, head, payload, out);
+            self.link.media(self.stream, kind, timestamp, head, payload, out);
         }
     }
 
@@ -215,14 +203,8 @@ impl Client {
     pub fn finish(&mut self) {
         if self.phase >= Phase::Publish && !self.over {
             let name = Value::from(&self.config.stream[..]);
-            self.link
-                .command(0, "FCUnpublish", FC_UNPUBLISH, &[Value::Null, name]);
-            self.link.command(
-                0,
-                "deleteStream",
-                DELETE_STREAM,
-                &[Value::Null, (self.stream as f64).into()],
-            );
+            self.link.command(0, "FCUnpublish", FC_UNPUBLISH, &[Value::Null, name]);
+            self.link.command(0, "deleteStream", DELETE_STREAM, &[Value::Null, (self.stream as f64).into()]);
         }
         self.over = true;
         self.deadline = None;
@@ -241,14 +223,10 @@ impl Client {
             let list = self.config.fourcc.iter().map(|it| (*it).into()).collect();
             object.push(("fourCcList", Value::StrictArray(list)));
         }
-        let object = object
-            .into_iter()
-            .map(|(key, value): (&str, Value)| (key.to_owned(), value))
-            .collect();
+        let object = object.into_iter().map(|(key, value): (&str, Value)| (key.to_owned(), value)).collect();
         // Before the first command, as OBS does.
         self.link.set_chunk_size(self.config.chunk_size);
-        self.link
-            .command(0, "connect", CONNECT, &[Value::Object(object)]);
+        self.link.command(0, "connect", CONNECT, &[Value::Object(object)]);
     }
 
     fn message(&mut self, raw: Raw) -> Result<(), Error> {
@@ -260,36 +238,20 @@ impl Client {
             return Ok(());
         }
         let info = command.args.first();
-        let text = |name| {
-            info.and_then(|it| it.get(name))
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-        };
+        let text = |name| info.and_then(|it| it.get(name)).and_then(Value::as_str).unwrap_or_default();
         match (&command.name[..], self.phase) {
             ("_result", Phase::Connect) if command.transaction == CONNECT => {
                 self.phase = Phase::CreateStream;
                 let name = Value::from(&self.config.stream[..]);
-                self.link.command(
-                    0,
-                    "releaseStream",
-                    RELEASE_STREAM,
-                    &[Value::Null, name.clone()],
-                );
-                self.link
-                    .command(0, "FCPublish", FC_PUBLISH, &[Value::Null, name]);
-                self.link
-                    .command(0, "createStream", CREATE_STREAM, &[Value::Null]);
+                self.link.command(0, "releaseStream", RELEASE_STREAM, &[Value::Null, name.clone()]);
+                self.link.command(0, "FCPublish", FC_PUBLISH, &[Value::Null, name]);
+                self.link.command(0, "createStream", CREATE_STREAM, &[Value::Null]);
             }
             ("_result", Phase::CreateStream) if command.transaction == CREATE_STREAM => {
                 self.phase = Phase::Publish;
                 self.stream = command.id(0);
                 let name = Value::from(&self.config.stream[..]);
-                self.link.command(
-                    self.stream,
-                    "publish",
-                    PUBLISH,
-                    &[Value::Null, name, "live".into()],
-                );
+                self.link.command(self.stream, "publish", PUBLISH, &[Value::Null, name, "live".into()]);
             }
             // Servers that do not know releaseStream and FCPublish say so, and it does not matter.
             ("_error", _) if [RELEASE_STREAM, FC_PUBLISH].contains(&command.transaction) => {}
@@ -310,11 +272,7 @@ impl Client {
 
     fn reject(&mut self, code: String, description: String) {
         let class = classify(self.phase, &code, &description);
-        self.events.push_back(Event::Rejected {
-            code,
-            description,
-            class,
-        });
+        self.events.push_back(Event::Rejected { code, description, class });
         self.over = true;
         self.deadline = None;
     }
@@ -322,17 +280,9 @@ impl Client {
 
 /// Codes that end a publish whatever their level says: servers are careless with levels.
 fn is_end(code: &str) -> bool {
-    [
-        "Failed",
-        "Rejected",
-        "Denied",
-        "BadName",
-        "InvalidApp",
-        "Closed",
-        "Unpublish.Success",
-    ]
-    .iter()
-    .any(|it| code.ends_with(it))
+    ["Failed", "Rejected", "Denied", "BadName", "InvalidApp", "Closed", "Unpublish.Success"]
+        .iter()
+        .any(|it| code.ends_with(it))
 }
 
 fn classify(phase: Phase, code: &str, description: &str) -> Class {
@@ -382,18 +332,12 @@ mod tests {
     /// Plays the server's lines, `NAME TRANSACTION (ID | CODE DESCRIPTION…)`, after the handshake;
     /// says what the client sends and tells, and how far it got.
     fn check(script: &str, want: &str) {
-        let config = Config {
-            app: "live".into(),
-            stream: "s?k=v".into(),
-            tc_url: "rtmp://h/live".into(),
-            ..Config::default()
-        };
+        let config =
+            Config { app: "live".into(), stream: "s?k=v".into(), tc_url: "rtmp://h/live".into(), ..Config::default() };
         let now = Instant::now();
         let (mut client, mut server) = (Client::new(config, now, 1), Link::new(LIMITS, WINDOW));
         while client.poll_output().is_some() {}
-        client
-            .handle_input(now, &[&[3][..], &[0; 3072]].concat())
-            .unwrap();
+        client.handle_input(now, &[&[3][..], &[0; 3072]].concat()).unwrap();
         assert_eq!(client.poll_output().unwrap().len(), 1536);
 
         let (mut reader, mut got) = (Reader::new(LIMITS), Vec::new());
@@ -406,11 +350,7 @@ mod tests {
                     server.command(0, name, transaction.parse().unwrap(), &[Value::Null, id]);
                 }
                 [name, transaction, code, ref description @ ..] => {
-                    let level = if code.ends_with("Start") {
-                        "status"
-                    } else {
-                        "error"
-                    };
+                    let level = if code.ends_with("Start") { "status" } else { "error" };
                     let description = description.first().copied().unwrap_or_default();
                     let info = amf::object([
                         ("level", level.into()),
@@ -459,14 +399,8 @@ mod tests {
     #[test]
     fn a_refusal_is_told_once_and_named() {
         for (line, want) in [
-            (
-                "_error 1 NetConnection.Connect.Rejected no such app",
-                "App(NetConnection.Connect.Rejected)",
-            ),
-            (
-                "_error 1 NetConnection.Connect.InvalidApp",
-                "App(NetConnection.Connect.InvalidApp)",
-            ),
+            ("_error 1 NetConnection.Connect.Rejected no such app", "App(NetConnection.Connect.Rejected)"),
+            ("_error 1 NetConnection.Connect.InvalidApp", "App(NetConnection.Connect.InvalidApp)"),
             ("_error 1 strange", "App(strange)"),
             (
                 "_error 1 NetConnection.Connect.Rejected [ AccessManager.Reject ] : [ code=403 need auth; authmod=adobe ] : ",
@@ -474,43 +408,20 @@ mod tests {
             ),
             ("close 0 x", "App(x)"),
         ] {
-            check(
-                &format!("{line}\n{line}"),
-                &format!("0:connect {want} [Connect]"),
-            );
+            check(&format!("{line}\n{line}"), &format!("0:connect {want} [Connect]"));
         }
         for (line, want) in [
-            (
-                "onStatus 0 NetStream.Publish.BadName Already publishing",
-                "BadName(NetStream.Publish.BadName)",
-            ),
-            (
-                "onStatus 0 NetStream.Publish.BadName",
-                "BadName(NetStream.Publish.BadName)",
-            ),
-            (
-                "onStatus 0 NetStream.Publish.BadName auth_key is wrong",
-                "Auth(NetStream.Publish.BadName)",
-            ),
-            (
-                "onStatus 0 NetStream.Publish.Denied",
-                "Auth(NetStream.Publish.Denied)",
-            ),
-            (
-                "onStatus 0 NetStream.Publish.Failed txSecret expired",
-                "Auth(NetStream.Publish.Failed)",
-            ),
-            (
-                "onStatus 0 NetStream.Publish.Failed disk full",
-                "Other(NetStream.Publish.Failed)",
-            ),
+            ("onStatus 0 NetStream.Publish.BadName Already publishing", "BadName(NetStream.Publish.BadName)"),
+            ("onStatus 0 NetStream.Publish.BadName", "BadName(NetStream.Publish.BadName)"),
+            ("onStatus 0 NetStream.Publish.BadName auth_key is wrong", "Auth(NetStream.Publish.BadName)"),
+            ("onStatus 0 NetStream.Publish.Denied", "Auth(NetStream.Publish.Denied)"),
+            ("onStatus 0 NetStream.Publish.Failed txSecret expired", "Auth(NetStream.Publish.Failed)"),
+            ("onStatus 0 NetStream.Publish.Failed disk full", "Other(NetStream.Publish.Failed)"),
             ("_error 5 NetStream.Failed", "Other(NetStream.Failed)"),
         ] {
             check(
                 &format!("_result 1 x\n_result 4 1\n{line}\n{line}"),
-                &format!(
-                    "0:connect 0:releaseStream 0:FCPublish 0:createStream 1:publish {want} [Publish]"
-                ),
+                &format!("0:connect 0:releaseStream 0:FCPublish 0:createStream 1:publish {want} [Publish]"),
             );
         }
     }
@@ -531,9 +442,7 @@ mod tests {
         let at = client.poll_timeout().unwrap();
         assert_eq!(client.handle_timeout(now), Ok(()));
         assert_eq!(client.handle_timeout(at), Err(Error::HandshakeTimeout));
-        client
-            .handle_input(now, &[&[3][..], &[0; 3072]].concat())
-            .unwrap();
+        client.handle_input(now, &[&[3][..], &[0; 3072]].concat()).unwrap();
         let at = client.poll_timeout().unwrap();
         assert_eq!(client.handle_timeout(at), Err(Error::CommandTimeout));
     }

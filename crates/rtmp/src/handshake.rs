@@ -24,10 +24,7 @@ pub struct Server {
 impl Server {
     /// `seed` makes the random bytes of S1 and S2.
     pub fn new(seed: u64) -> Server {
-        Server {
-            input: Input::default(),
-            random: Random(seed),
-        }
+        Server { input: Input::default(), random: Random(seed) }
     }
 
     /// Takes what it needs from `input` and puts the answer to `output`; true once finished.
@@ -69,9 +66,7 @@ impl Client {
         hello[1..9].fill(0);
         Random(seed).fill(&mut hello[9..]);
         output.push_back(hello.into());
-        Client {
-            input: Input::default(),
-        }
+        Client { input: Input::default() }
     }
 
     /// Takes what it needs from `input` and puts the answer to `output`; true once finished.
@@ -123,8 +118,7 @@ impl Input {
             self.second += take(input, SIZE - self.second).len();
             return Ok(None);
         }
-        self.first
-            .extend_from_slice(take(input, SIZE - self.first.len()));
+        self.first.extend_from_slice(take(input, SIZE - self.first.len()));
         Ok((self.first.len() == SIZE).then_some(&self.first))
     }
 
@@ -232,10 +226,7 @@ mod tests {
         assert!(done && left == 1, "exactly the handshake is taken");
 
         let answer = output.pop_front().unwrap();
-        assert_eq!(
-            (answer.len(), answer[0], output.len()),
-            (1 + 2 * SIZE, VERSION, 0)
-        );
+        assert_eq!((answer.len(), answer[0], output.len()), (1 + 2 * SIZE, VERSION, 0));
         let (s1, s2) = answer[1..].split_at(SIZE);
         let got = match find_digest(s1, &SERVER_KEY[..36]) {
             Some((schema, _)) => {
@@ -264,23 +255,12 @@ mod tests {
     #[test]
     fn another_protocol_is_named() {
         for (byte, want) in [
-            (
-                0x16,
-                "not rtmp: first byte is 0x16, the peer speaks tls to the plain port",
-            ),
-            (
-                b'G',
-                "not rtmp: first byte is 0x47, the peer seems to speak http",
-            ),
-            (
-                6,
-                "not rtmp: first byte is 0x06, encrypted rtmpe is not supported",
-            ),
+            (0x16, "not rtmp: first byte is 0x16, the peer speaks tls to the plain port"),
+            (b'G', "not rtmp: first byte is 0x47, the peer seems to speak http"),
+            (6, "not rtmp: first byte is 0x06, encrypted rtmpe is not supported"),
             (0, "not rtmp: first byte is 0x00"),
         ] {
-            let got = Server::new(0)
-                .read(&mut &[byte][..], &mut VecDeque::new())
-                .unwrap_err();
+            let got = Server::new(0).read(&mut &[byte][..], &mut VecDeque::new()).unwrap_err();
             assert_eq!(got.to_string(), want);
         }
     }

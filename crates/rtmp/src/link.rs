@@ -91,8 +91,7 @@ impl Link {
     }
 
     pub fn control(&mut self, kind: u8, body: &[u8]) {
-        self.writer
-            .write(2, kind, 0, 0, body, &Bytes::new(), &mut self.output);
+        self.writer.write(2, kind, 0, 0, body, &Bytes::new(), &mut self.output);
     }
 
     pub fn user_control(&mut self, event: u16, data: &[u8]) {
@@ -105,31 +104,18 @@ impl Link {
         Value::from(name).encode(&mut body);
         Value::from(transaction).encode(&mut body);
         values.iter().for_each(|it| it.encode(&mut body));
-        self.writer.write(
-            3,
-            COMMAND,
-            stream,
-            0,
-            &body,
-            &Bytes::new(),
-            &mut self.output,
-        );
+        self.writer.write(3, COMMAND, stream, 0, &body, &Bytes::new(), &mut self.output);
     }
 
     /// A data message on message stream `stream`.
     pub fn data(&mut self, stream: u32, values: &[Value]) {
         let body = amf::encode(values);
-        self.writer
-            .write(5, DATA, stream, 0, &[], &body, &mut self.output);
+        self.writer.write(5, DATA, stream, 0, &[], &body, &mut self.output);
     }
 
     /// `onStatus`, which tells the state of a message stream (spec 7.2.2).
     pub fn status(&mut self, stream: u32, level: &str, code: &str, description: &str) {
-        let info = [
-            ("level", level),
-            ("code", code),
-            ("description", description),
-        ];
+        let info = [("level", level), ("code", code), ("description", description)];
         let info = amf::object(info.map(|(key, value)| (key, value.into())));
         self.command(stream, "onStatus", 0.0, &[Value::Null, info]);
     }
@@ -144,15 +130,13 @@ impl Link {
         out: &mut VecDeque<Bytes>,
     ) {
         let (kind, id) = kind.ids();
-        self.writer
-            .write(id, kind, stream, timestamp, head, payload, out);
+        self.writer.write(id, kind, stream, timestamp, head, payload, out);
     }
 
     /// Any message at all.
     #[cfg(test)]
     pub fn raw(&mut self, id: u8, kind: u8, stream: u32, timestamp: u32, body: &Bytes) {
-        self.writer
-            .write(id, kind, stream, timestamp, &[], body, &mut self.output);
+        self.writer.write(id, kind, stream, timestamp, &[], body, &mut self.output);
     }
 
     /// Sets the counters as they are after that many bytes.
@@ -170,21 +154,13 @@ const MIN_WINDOW: u32 = 4096;
 mod tests {
     use super::*;
 
-    const LIMITS: chunk::Limits = chunk::Limits {
-        message: 1000,
-        unfinished: 1000,
-        streams: 4,
-    };
+    const LIMITS: chunk::Limits = chunk::Limits { message: 1000, unfinished: 1000, streams: 4 };
 
     /// Feeds `input` as one message of type `kind` on chunk stream 2; what we answer, as
     /// `type:body` in hex.
     fn check(kind: u8, body: &[u8], want: &str) {
         let mut link = Link::new(LIMITS, 100_000);
-        let input = [
-            &[2, 0, 0, 0, 0, 0, body.len() as u8, kind, 0, 0, 0, 0],
-            body,
-        ]
-        .concat();
+        let input = [&[2, 0, 0, 0, 0, 0, body.len() as u8, kind, 0, 0, 0, 0], body].concat();
         let got = match link.read(&mut &input[..]) {
             Ok(None) => answers(&mut link),
             other => format!("{other:?}"),

@@ -80,11 +80,7 @@ impl Command {
         let name = values.next().ok_or(Error::Command)??;
         let name = name.as_str().ok_or(Error::Command)?.to_owned();
         // Some clients leave the transaction id of a notification out.
-        let transaction = values
-            .next()
-            .transpose()?
-            .and_then(|it| it.as_number())
-            .unwrap_or(0.0);
+        let transaction = values.next().transpose()?.and_then(|it| it.as_number()).unwrap_or(0.0);
         let object = values.next().transpose()?.unwrap_or(Value::Null);
         let mut args = Vec::new();
         for value in values {
@@ -95,29 +91,17 @@ impl Command {
                 Err(e) => return Err(e),
             }
         }
-        Ok(Command {
-            stream: raw.stream,
-            name,
-            transaction,
-            object,
-            args,
-        })
+        Ok(Command { stream: raw.stream, name, transaction, object, args })
     }
 
     /// The text of an argument, or nothing.
     pub fn text(&self, arg: usize) -> &str {
-        self.args
-            .get(arg)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
+        self.args.get(arg).and_then(Value::as_str).unwrap_or_default()
     }
 
     /// The number of an argument as an id; 0 where it is none.
     pub fn id(&self, arg: usize) -> u32 {
-        self.args
-            .get(arg)
-            .and_then(Value::as_number)
-            .unwrap_or_default() as u32
+        self.args.get(arg).and_then(Value::as_number).unwrap_or_default() as u32
     }
 }
 
@@ -127,27 +111,15 @@ pub(crate) fn media(raw: Raw, mut each: impl FnMut(Message)) {
         return;
     }
     match raw.kind {
-        AUDIO => each(Message {
-            kind: Kind::Audio,
-            timestamp: raw.timestamp,
-            body: raw.body,
-        }),
-        VIDEO => each(Message {
-            kind: Kind::Video,
-            timestamp: raw.timestamp,
-            body: raw.body,
-        }),
+        AUDIO => each(Message { kind: Kind::Audio, timestamp: raw.timestamp, body: raw.body }),
+        VIDEO => each(Message { kind: Kind::Video, timestamp: raw.timestamp, body: raw.body }),
         DATA | DATA_AMF3 => {
             let body = raw.body.slice_ref(amf0(&raw));
             let body = match body.strip_prefix(SET_DATA_FRAME) {
                 Some(inner) => body.slice_ref(inner),
                 None => body,
             };
-            each(Message {
-                kind: Kind::Data,
-                timestamp: raw.timestamp,
-                body,
-            });
+            each(Message { kind: Kind::Data, timestamp: raw.timestamp, body });
         }
         AGGREGATE => {
             // The times within count from any origin; the first one stands for the message's own
@@ -165,15 +137,7 @@ pub(crate) fn media(raw: Raw, mut each: impl FnMut(Message)) {
                 let offset = time.wrapping_sub(*origin.get_or_insert(time));
                 let timestamp = raw.timestamp.wrapping_add(offset);
                 if kind != AGGREGATE {
-                    media(
-                        Raw {
-                            kind,
-                            stream: raw.stream,
-                            timestamp,
-                            body,
-                        },
-                        &mut each as &mut dyn FnMut(_),
-                    );
+                    media(Raw { kind, stream: raw.stream, timestamp, body }, &mut each as &mut dyn FnMut(_));
                 }
                 // The back pointer; it may be missing after the last part.
                 rest.advance(rest.len().min(4));
@@ -202,40 +166,17 @@ mod tests {
     /// The media messages of a raw one, as `kind@timestamp:body`.
     fn check(kind: u8, timestamp: u32, body: &'static [u8], want: &str) {
         let mut got = Vec::new();
-        media(
-            Raw {
-                kind,
-                stream: 1,
-                timestamp,
-                body: Bytes::from_static(body),
-            },
-            |it| {
-                got.push(format!(
-                    "{:?}@{}:{}",
-                    it.kind,
-                    it.timestamp,
-                    it.body.escape_ascii()
-                ));
-            },
-        );
+        media(Raw { kind, stream: 1, timestamp, body: Bytes::from_static(body) }, |it| {
+            got.push(format!("{:?}@{}:{}", it.kind, it.timestamp, it.body.escape_ascii()));
+        });
         assert_eq!(got.join(" "), want);
     }
 
     #[test]
     fn the_metadata_wrapper_is_stripped() {
-        check(
-            DATA,
-            5,
-            b"\x02\0\x0d@setDataFrame\x02\0\x02hi",
-            r"Data@5:\x02\x00\x02hi",
-        );
+        check(DATA, 5, b"\x02\0\x0d@setDataFrame\x02\0\x02hi", r"Data@5:\x02\x00\x02hi");
         check(DATA, 5, b"\x02\0\x02hi", r"Data@5:\x02\x00\x02hi");
-        check(
-            DATA_AMF3,
-            5,
-            b"\0\x02\0\x0d@setDataFrame\x02\0\x02hi",
-            r"Data@5:\x02\x00\x02hi",
-        );
+        check(DATA_AMF3, 5, b"\0\x02\0\x0d@setDataFrame\x02\0\x02hi", r"Data@5:\x02\x00\x02hi");
         check(DATA_AMF3, 5, b"\x02\0\x02hi", r"Data@5:\x02\x00\x02hi");
         check(DATA, 5, b"", "");
     }
@@ -253,12 +194,7 @@ mod tests {
     #[test]
     fn a_damaged_aggregate_ends_at_the_damage() {
         check(AGGREGATE, 0, b"\x08\0\0\x01\0\0\0\0\0\0\0a", "Audio@0:a");
-        check(
-            AGGREGATE,
-            0,
-            b"\x08\0\0\x01\0\0\0\0\0\0\0a\0\0\0\0\x09\xff\xff\xff\0\0\0\0\0\0\0b",
-            "Audio@0:a",
-        );
+        check(AGGREGATE, 0, b"\x08\0\0\x01\0\0\0\0\0\0\0a\0\0\0\0\x09\xff\xff\xff\0\0\0\0\0\0\0b", "Audio@0:a");
         check(AGGREGATE, 0, b"\x16\0\0\x01\0\0\0\0\0\0\0a\0\0\0\0", "");
         check(AGGREGATE, 0, b"\x08\0", "");
     }
@@ -266,25 +202,11 @@ mod tests {
     #[test]
     fn a_command_needs_a_name_and_bears_the_rest_missing() {
         let parse = |kind, body: &'static [u8]| {
-            let got = Command::parse(&Raw {
-                kind,
-                stream: 0,
-                timestamp: 0,
-                body: Bytes::from_static(body),
-            });
-            got.map_or_else(
-                |e| e.to_string(),
-                |it| format!("{} {} {:?}", it.name, it.transaction, it.args),
-            )
+            let got = Command::parse(&Raw { kind, stream: 0, timestamp: 0, body: Bytes::from_static(body) });
+            got.map_or_else(|e| e.to_string(), |it| format!("{} {} {:?}", it.name, it.transaction, it.args))
         };
         assert_eq!(parse(COMMAND, b"\x02\0\x01x"), "x 0 []");
-        assert_eq!(
-            parse(
-                COMMAND_AMF3,
-                b"\0\x02\0\x01x\0\x40\x08\0\0\0\0\0\0\x05\x11\x0a"
-            ),
-            "x 3 [Undefined]"
-        );
+        assert_eq!(parse(COMMAND_AMF3, b"\0\x02\0\x01x\0\x40\x08\0\0\0\0\0\0\x05\x11\x0a"), "x 3 [Undefined]");
         assert_eq!(parse(COMMAND, b""), "malformed command");
         assert_eq!(parse(COMMAND, b"\x05"), "malformed command");
         assert_eq!(parse(COMMAND, b"\x02\0\x09x"), "truncated amf value");

@@ -201,10 +201,7 @@ impl Server {
     /// When to call [`Server::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
         let ping = self.handshake.is_none().then_some(self.ping);
-        [self.deadline, self.silence(), ping]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.deadline, self.silence(), ping].into_iter().flatten().min()
     }
 
     /// What the peer wants or did; to be called until there is nothing.
@@ -220,31 +217,18 @@ impl Server {
     /// Says yes to the waiting request, if it still waits.
     pub fn accept(&mut self) {
         match std::mem::replace(&mut self.state, State::Idle) {
-            State::Asked {
-                goal,
-                stream,
-                early,
-                ..
-            } => {
+            State::Asked { goal, stream, early, .. } => {
                 self.deadline = None;
                 self.link.user_control(STREAM_BEGIN, &stream.to_be_bytes());
                 match goal {
                     Goal::Publish => {
-                        self.link
-                            .set_limits(limits(&self.config, self.config.max_message));
-                        self.link
-                            .status(stream, "status", "NetStream.Publish.Start", "publishing");
+                        self.link.set_limits(limits(&self.config, self.config.max_message));
+                        self.link.status(stream, "status", "NetStream.Publish.Start", "publishing");
                         self.events.extend(early.into_iter().map(Event::Message));
                     }
                     Goal::Play => {
-                        self.link.status(
-                            stream,
-                            "status",
-                            "NetStream.Play.Reset",
-                            "playing and resetting",
-                        );
-                        self.link
-                            .status(stream, "status", "NetStream.Play.Start", "playing");
+                        self.link.status(stream, "status", "NetStream.Play.Reset", "playing and resetting");
+                        self.link.status(stream, "status", "NetStream.Play.Start", "playing");
                         // Flash players show nothing of a stream before this.
                         let access = Value::from("|RtmpSampleAccess");
                         let values = [access, Value::Bool(true), Value::Bool(true)];
@@ -269,11 +253,7 @@ impl Server {
 
     /// Tells a publisher that its accepted publish is over, and why.
     pub fn end_publish(&mut self, code: &str, description: &str) {
-        if let State::Active {
-            goal: Goal::Publish,
-            stream,
-        } = self.state
-        {
+        if let State::Active { goal: Goal::Publish, stream } = self.state {
             self.link.status(stream, "error", code, description);
             self.rest();
         }
@@ -281,51 +261,24 @@ impl Server {
 
     /// Tells a player that the stream is over.
     pub fn end_play(&mut self) {
-        if let State::Active {
-            goal: Goal::Play,
-            stream,
-        } = self.state
-        {
-            self.link.status(
-                stream,
-                "status",
-                "NetStream.Play.UnpublishNotify",
-                "unpublished",
-            );
+        if let State::Active { goal: Goal::Play, stream } = self.state {
+            self.link.status(stream, "status", "NetStream.Play.UnpublishNotify", "unpublished");
             self.link.user_control(STREAM_EOF, &stream.to_be_bytes());
-            self.link
-                .status(stream, "status", "NetStream.Play.Stop", "stopped");
+            self.link.status(stream, "status", "NetStream.Play.Stop", "stopped");
             self.rest();
         }
     }
 
     /// A media message to a player, its body being `head` and then `payload`. The bytes to send
     /// are put to `out`; `head`, which is small, is copied, `payload` is shared.
-    pub fn send(
-        &mut self,
-        kind: Kind,
-        timestamp: u32,
-        head: &[u8],
-        payload: &Bytes,
-        out: &mut VecDeque<Bytes>,
-    ) {
-        if let State::Active {
-            goal: Goal::Play,
-            stream,
-        } = self.state
-        {
+    pub fn send(&mut self, kind: Kind, timestamp: u32, head: &[u8], payload: &Bytes, out: &mut VecDeque<Bytes>) {
+        if let State::Active { goal: Goal::Play, stream } = self.state {
             self.link.media(stream, kind, timestamp, head, payload, out);
         }
     }
 
     fn silence(&self) -> Option<Instant> {
-        let publishing = matches!(
-            self.state,
-            State::Active {
-                goal: Goal::Publish,
-                ..
-            }
-        );
+        let publishing = matches!(self.state, State::Active { goal: Goal::Publish, .. });
         publishing.then_some(self.heard + self.config.idle)
     }
 
@@ -342,19 +295,11 @@ impl Server {
             }
             // The message stream is not compared: some encoders send metadata on stream 0.
             _ => match &mut self.state {
-                State::Active {
-                    goal: Goal::Publish,
-                    ..
-                } => {
+                State::Active { goal: Goal::Publish, .. } => {
                     let events = &mut self.events;
                     message::media(raw, |it| events.push_back(Event::Message(it)));
                 }
-                State::Asked {
-                    goal: Goal::Publish,
-                    early,
-                    size,
-                    ..
-                } => {
+                State::Asked { goal: Goal::Publish, early, size, .. } => {
                     message::media(raw, |it| {
                         *size += it.body.len() + size_of::<Message>();
                         early.push(it);
@@ -375,12 +320,9 @@ impl Server {
         match &command.name[..] {
             "connect" if self.peer.is_none() => self.connect(&command),
             "createStream" if self.streams.len() < MAX_STREAMS => {
-                let free = (1..)
-                    .find(|it| !self.streams.contains(it))
-                    .expect("the list is short");
+                let free = (1..).find(|it| !self.streams.contains(it)).expect("the list is short");
                 self.streams.push(free);
-                self.link
-                    .command(0, "_result", id, &[Value::Null, (free as f64).into()]);
+                self.link.command(0, "_result", id, &[Value::Null, (free as f64).into()]);
             }
             "publish" => self.ask(Goal::Publish, &command),
             "play" => self.ask(Goal::Play, &command),
@@ -395,9 +337,7 @@ impl Server {
                 self.stop(None);
             }
             // FMLE, OBS and ffmpeg send these before createStream and only want some answer.
-            "releaseStream" | "FCPublish" | "_checkbw" | "FCSubscribe" => {
-                self.answer(id, Value::Undefined)
-            }
+            "releaseStream" | "FCPublish" | "_checkbw" | "FCSubscribe" => self.answer(id, Value::Undefined),
             // A live stream has no length.
             "getStreamLength" => self.answer(id, Value::Number(0.0)),
             // Answers are not answered.
@@ -408,8 +348,7 @@ impl Server {
                     ("code", "NetConnection.Call.Failed".into()),
                     ("description", "unknown command".into()),
                 ]);
-                self.link
-                    .command(command.stream, "_error", id, &[Value::Null, info]);
+                self.link.command(command.stream, "_error", id, &[Value::Null, info]);
             }
             _ => {}
         }
@@ -417,8 +356,7 @@ impl Server {
 
     fn answer(&mut self, transaction: f64, value: Value) {
         if transaction != 0.0 {
-            self.link
-                .command(0, "_result", transaction, &[Value::Null, value]);
+            self.link.command(0, "_result", transaction, &[Value::Null, value]);
         }
     }
 
@@ -431,10 +369,7 @@ impl Server {
         self.link.control(PEER_BANDWIDTH, &bandwidth);
         self.link.set_chunk_size(self.config.chunk_size);
 
-        let server = amf::object([
-            ("fmsVer", "FMS/3,0,1,123".into()),
-            ("capabilities", 31.0.into()),
-        ]);
+        let server = amf::object([("fmsVer", "FMS/3,0,1,123".into()), ("capabilities", 31.0.into())]);
         let mut info = vec![
             ("level".to_owned(), "status".into()),
             ("code".to_owned(), "NetConnection.Connect.Success".into()),
@@ -459,8 +394,7 @@ impl Server {
             }
         }
         let values = [server, Value::Object(info)];
-        self.link
-            .command(0, "_result", command.transaction, &values);
+        self.link.command(0, "_result", command.transaction, &values);
     }
 
     fn ask(&mut self, goal: Goal, command: &Command) {
@@ -471,27 +405,16 @@ impl Server {
         };
         let why = match (&self.peer, &self.state) {
             (None, _) => "connect comes first",
-            (_, State::Asked { .. } | State::Active { .. }) => {
-                "this connection already publishes or plays"
-            }
+            (_, State::Asked { .. } | State::Active { .. }) => "this connection already publishes or plays",
             _ if name.is_empty() => "empty stream name",
             (Some(peer), State::Idle) => {
                 let query = if query.is_empty() { &peer.query } else { query };
-                let request = Request {
-                    name: name.to_owned(),
-                    query: query.to_owned(),
-                    ..peer.clone()
-                };
+                let request = Request { name: name.to_owned(), query: query.to_owned(), ..peer.clone() };
                 self.events.push_back(match goal {
                     Goal::Publish => Event::Publish(request),
                     Goal::Play => Event::Play(request),
                 });
-                self.state = State::Asked {
-                    goal,
-                    stream: command.stream,
-                    early: Vec::new(),
-                    size: 0,
-                };
+                self.state = State::Asked { goal, stream: command.stream, early: Vec::new(), size: 0 };
                 self.deadline = None;
                 return;
             }
@@ -501,16 +424,7 @@ impl Server {
 
     /// Ends what goes on, if it goes on on `stream`; each request ends at most once.
     fn stop(&mut self, stream: Option<u32>) {
-        let (State::Asked {
-            goal,
-            stream: current,
-            ..
-        }
-        | State::Active {
-            goal,
-            stream: current,
-        }) = self.state
-        else {
+        let (State::Asked { goal, stream: current, .. } | State::Active { goal, stream: current }) = self.state else {
             return;
         };
         match goal {
@@ -518,12 +432,7 @@ impl Server {
             Goal::Play if stream.is_none() => return,
             Goal::Play => self.events.push_back(Event::StopPlay),
             Goal::Publish => {
-                self.link.status(
-                    current,
-                    "status",
-                    "NetStream.Unpublish.Success",
-                    "unpublished",
-                );
+                self.link.status(current, "status", "NetStream.Unpublish.Success", "unpublished");
                 self.events.push_back(Event::Unpublish);
             }
         }
@@ -538,11 +447,7 @@ impl Server {
 }
 
 fn limits(config: &Config, message: usize) -> Limits {
-    Limits {
-        message,
-        unfinished: 2 * message,
-        streams: config.max_chunk_streams,
-    }
+    Limits { message, unfinished: 2 * message, streams: config.max_chunk_streams }
 }
 
 /// What the object of `connect` says of the peer: a request whose name is still to come.
@@ -557,11 +462,7 @@ fn introduction(object: &Value) -> Request {
         query: if query.is_empty() { url_query } else { query }.to_owned(),
         tc_url: text("tcUrl").to_owned(),
         agent: text("flashVer").to_owned(),
-        fourcc: fourcc
-            .iter()
-            .filter_map(Value::as_str)
-            .map(str::to_owned)
-            .collect(),
+        fourcc: fourcc.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
     }
 }
 
@@ -591,11 +492,7 @@ mod tests {
         step: usize,
     }
 
-    const LIMITS: Limits = Limits {
-        message: 1 << 24,
-        unfinished: 1 << 25,
-        streams: 64,
-    };
+    const LIMITS: Limits = Limits { message: 1 << 24, unfinished: 1 << 25, streams: 64 };
 
     impl Peer {
         /// A peer after the handshake.
@@ -603,25 +500,15 @@ mod tests {
             let now = Instant::now();
             let server = Server::new(Config::default(), now, 1);
             let (link, reader) = (Link::new(LIMITS, 1 << 30), chunk::Reader::new(LIMITS));
-            let mut peer = Peer {
-                server,
-                link,
-                reader,
-                now,
-                step,
-            };
+            let mut peer = Peer { server, link, reader, now, step };
             peer.feed(&[&[3][..], &[0; 3072]].concat()).unwrap();
-            let answer: usize = std::iter::from_fn(|| peer.server.poll_output())
-                .map(|it| it.len())
-                .sum();
+            let answer: usize = std::iter::from_fn(|| peer.server.poll_output()).map(|it| it.len()).sum();
             assert_eq!(answer, 3073);
             peer
         }
 
         fn feed(&mut self, bytes: &[u8]) -> Result<(), Error> {
-            bytes
-                .chunks(self.step)
-                .try_for_each(|it| self.server.handle_input(self.now, it))
+            bytes.chunks(self.step).try_for_each(|it| self.server.handle_input(self.now, it))
         }
 
         /// Does one line: `accept`, `end`, `reject CODE`, `wait SECONDS`, `media TYPE TIMESTAMP
@@ -641,18 +528,11 @@ mod tests {
                     let body = Bytes::copy_from_slice(text.as_bytes());
                     self.link.raw(4, kind, 1, timestamp, &body);
                 }
-                ["control", kind, text] => {
-                    self.link.control(kind.parse().unwrap(), text.as_bytes())
-                }
+                ["control", kind, text] => self.link.control(kind.parse().unwrap(), text.as_bytes()),
                 [name, transaction, ref values @ ..] => {
                     let (stream, name) = name.split_once(':').unwrap_or(("0", name));
                     let values: Vec<Value> = values.iter().map(|it| value(it)).collect();
-                    self.link.command(
-                        stream.parse().unwrap(),
-                        name,
-                        transaction.parse().unwrap(),
-                        &values,
-                    );
+                    self.link.command(stream.parse().unwrap(), name, transaction.parse().unwrap(), &values);
                 }
                 _ => unreachable!("{line}"),
             }
@@ -680,23 +560,10 @@ mod tests {
                         COMMAND => {
                             let it = Command::parse(&raw).unwrap();
                             let code = it.args.first().and_then(|it| it.get("code"));
-                            let code = code
-                                .or(it.args.first())
-                                .and_then(Value::as_str)
-                                .unwrap_or_default();
-                            let id = it
-                                .args
-                                .first()
-                                .and_then(Value::as_number)
-                                .unwrap_or_default();
-                            let tail = if id > 0.0 {
-                                id.to_string()
-                            } else {
-                                code.to_owned()
-                            };
-                            format!("{}:{} {} {tail}", it.stream, it.name, it.transaction)
-                                .trim_end()
-                                .to_owned()
+                            let code = code.or(it.args.first()).and_then(Value::as_str).unwrap_or_default();
+                            let id = it.args.first().and_then(Value::as_number).unwrap_or_default();
+                            let tail = if id > 0.0 { id.to_string() } else { code.to_owned() };
+                            format!("{}:{} {} {tail}", it.stream, it.name, it.transaction).trim_end().to_owned()
                         }
                         USER_CONTROL => format!("user{}", raw.body[1]),
                         kind => format!("[{kind}]"),
@@ -816,36 +683,18 @@ mod tests {
             ("123?x=y", "s1?a=b", "Publish(123 s1 a=b)"),
             ("123", "mp4:s1?", "Publish(123 mp4:s1 )"),
         ] {
-            check(
-                &format!("connect 1 {{app={app}}}\n|\n1:publish 2 - {name} live"),
-                want,
-            );
+            check(&format!("connect 1 {{app={app}}}\n|\n1:publish 2 - {name} live"), want);
         }
-        check(
-            "connect 1 {app=1,tcUrl=rtmp://h/1?x=y}\n|\n1:publish 2 - s live",
-            "Publish(1 s x=y)",
-        );
+        check("connect 1 {app=1,tcUrl=rtmp://h/1?x=y}\n|\n1:publish 2 - s live", "Publish(1 s x=y)");
     }
 
     #[test]
     fn what_cannot_be_is_refused() {
-        check(
-            "1:publish 5 - s1 live",
-            "1:onStatus 0 NetStream.Publish.BadName",
-        );
-        connected(
-            "1:publish 5 - ?a=b live",
-            "1:onStatus 0 NetStream.Publish.BadName",
-        );
+        check("1:publish 5 - s1 live", "1:onStatus 0 NetStream.Publish.BadName");
+        connected("1:publish 5 - ?a=b live", "1:onStatus 0 NetStream.Publish.BadName");
         connected("1:play 5 -", "1:onStatus 0 NetStream.Play.StreamNotFound");
-        connected(
-            "1:publish 5 - a\n1:publish 6 - b",
-            "Publish(123 a ) 1:onStatus 0 NetStream.Publish.BadName",
-        );
-        connected(
-            "whatever 5 -\nwhatever 0 -\n_error 5 -",
-            "0:_error 5 NetConnection.Call.Failed",
-        );
+        connected("1:publish 5 - a\n1:publish 6 - b", "Publish(123 a ) 1:onStatus 0 NetStream.Publish.BadName");
+        connected("whatever 5 -\nwhatever 0 -\n_error 5 -", "0:_error 5 NetConnection.Call.Failed");
         connected("connect 5 {}", "0:_error 5 NetConnection.Call.Failed");
     }
 
@@ -866,10 +715,7 @@ mod tests {
             "media 8 0 ignored\n1:publish 5 - s\nmedia 8 7 early\n|\naccept\nmedia 8 8 on-time",
             "Audio@7:early user0 1:onStatus 0 NetStream.Publish.Start Audio@8:on-time",
         );
-        connected(
-            "1:publish 5 - s\nmedia 8 7 early\nFCUnpublish 0 - s\n|\naccept",
-            "",
-        );
+        connected("1:publish 5 - s\nmedia 8 7 early\nFCUnpublish 0 - s\n|\naccept", "");
     }
 
     #[test]
@@ -880,10 +726,7 @@ mod tests {
             "1:publish 5 - s\naccept\n|\nwait 10\nwait 10\nmedia 8 0 x\nwait 29\nwait 1",
             "user6 user6 Audio@0:x user6 peer is silent",
         );
-        connected(
-            "1:play 5 - s\naccept\n|\nwait 100\nwait 9\nwait 1",
-            "user6 user6",
-        );
+        connected("1:play 5 - s\naccept\n|\nwait 100\nwait 9\nwait 1", "user6 user6");
         let mut server = Server::new(Config::default(), Instant::now(), 1);
         let at = server.poll_timeout().unwrap();
         assert_eq!(server.handle_timeout(at), Err(Error::HandshakeTimeout));
@@ -892,10 +735,7 @@ mod tests {
     #[test]
     fn strangers_are_limited() {
         let flood = "FCPublish 0 -\n".repeat(MAX_COMMANDS + 1);
-        connected(
-            &flood,
-            &["more than 1000 commands before publish or play"; 3].join(" "),
-        );
+        connected(&flood, &["more than 1000 commands before publish or play"; 3].join(" "));
         let large = format!("media 9 0 {}", "x".repeat(65_537));
         connected(&large, "message of 65537 bytes, 65536 allowed");
         let flood = format!("media 9 0 {}\n", "x".repeat(60_000)).repeat(3);
@@ -917,8 +757,7 @@ mod tests {
             peer.act(line).unwrap();
         }
         peer.news();
-        peer.act(&format!("media 9 0 {}", "x".repeat(1_000_000)))
-            .unwrap();
+        peer.act(&format!("media 9 0 {}", "x".repeat(1_000_000))).unwrap();
         assert_eq!(peer.news()[0].len(), "Video@0:".len() + 1_000_000);
     }
 
@@ -926,30 +765,15 @@ mod tests {
     fn a_player_gets_what_is_sent_and_a_publisher_nothing() {
         for (goal, want) in [("play", "9@40/1:head-payload"), ("publish", "")] {
             let mut peer = Peer::new(1000);
-            for line in CONNECT
-                .lines()
-                .chain([&format!("1:{goal} 5 - s")[..], "accept"])
-            {
+            for line in CONNECT.lines().chain([&format!("1:{goal} 5 - s")[..], "accept"]) {
                 peer.act(line).unwrap();
             }
             peer.news();
             let (mut out, mut got) = (VecDeque::new(), String::new());
-            peer.server.send(
-                Kind::Video,
-                40,
-                b"head-",
-                &Bytes::from_static(b"payload"),
-                &mut out,
-            );
+            peer.server.send(Kind::Video, 40, b"head-", &Bytes::from_static(b"payload"), &mut out);
             for bytes in out {
                 if let Some(it) = peer.reader.read(&mut &bytes[..]).unwrap() {
-                    got = format!(
-                        "{}@{}/{}:{}",
-                        it.kind,
-                        it.timestamp,
-                        it.stream,
-                        it.body.escape_ascii()
-                    );
+                    got = format!("{}@{}/{}:{}", it.kind, it.timestamp, it.stream, it.body.escape_ascii());
                 }
             }
             assert_eq!(got, want);
@@ -960,16 +784,10 @@ mod tests {
     fn enhanced_rtmp_is_answered_where_it_is_asked_for() {
         let mut peer = Peer::new(1000);
         let list = Value::StrictArray(vec!["hvc1".into(), "av01".into()]);
-        let object = amf::object([
-            ("app", "1".into()),
-            ("fourCcList", list),
-            ("videoFourCcInfoMap", amf::object([])),
-        ]);
+        let object = amf::object([("app", "1".into()), ("fourCcList", list), ("videoFourCcInfoMap", amf::object([]))]);
         peer.link.command(0, "connect", 1.0, &[object]);
         peer.act("1:publish 2 - s").unwrap();
-        let Some(Event::Publish(request)) = peer.server.poll_event() else {
-            panic!("no request")
-        };
+        let Some(Event::Publish(request)) = peer.server.poll_event() else { panic!("no request") };
         assert_eq!(request.fourcc, ["hvc1", "av01"]);
         let mut output = Vec::new();
         while let Some(bytes) = peer.server.poll_output() {
@@ -985,9 +803,6 @@ mod tests {
         assert_eq!(info.get("fourCcList").unwrap().items().len(), 6);
         let map = info.get("videoFourCcInfoMap").unwrap();
         assert_eq!(map.get("hvc1"), Some(&Value::Number(4.0)));
-        assert_eq!(
-            (map.get("Opus"), info.get("audioFourCcInfoMap")),
-            (None, None)
-        );
+        assert_eq!((map.get("Opus"), info.get("audioFourCcInfoMap")), (None, None));
     }
 }

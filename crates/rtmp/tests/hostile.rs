@@ -14,11 +14,7 @@ mod target;
 /// All bytes of a publish, those of the client and those of the server.
 fn session() -> (Vec<u8>, Vec<u8>) {
     let now = Instant::now();
-    let config = client::Config {
-        stream: "s?k=v".into(),
-        chunk_size: 200,
-        ..client::Config::default()
-    };
+    let config = client::Config { stream: "s?k=v".into(), chunk_size: 200, ..client::Config::default() };
     let mut client = Client::new(config, now, 1);
     let mut server = Server::new(server::Config::default(), now, 2);
     let (mut up, mut down) = (Vec::new(), Vec::new());
@@ -41,11 +37,7 @@ fn session() -> (Vec<u8>, Vec<u8>) {
             moved = true;
         }
         if client.poll_event() == Some(client::Event::Publishing) {
-            for (kind, timestamp) in [
-                (Kind::Data, 0),
-                (Kind::Video, 0xff_fff0),
-                (Kind::Audio, 0x100_0000),
-            ] {
+            for (kind, timestamp) in [(Kind::Data, 0), (Kind::Video, 0xff_fff0), (Kind::Audio, 0x100_0000)] {
                 let payload = Bytes::from(vec![2; 500]);
                 client.send(kind, timestamp, b"head", &payload, &mut sent);
                 client.send(kind, timestamp + 40, b"head", &payload, &mut sent);

@@ -11,13 +11,8 @@ use bywash_rtmp::{Client, Kind, Message, Server, client, server};
 fn check(seed: u64, chunk_size: u32, messages: &[(Kind, u32, usize, usize)]) {
     let mut pair = Pair::new(seed, chunk_size);
     pair.exchange();
-    let Some(server::Event::Publish(request)) = pair.server.poll_event() else {
-        panic!("no publish")
-    };
-    assert_eq!(
-        (&request.app[..], &request.name[..], &request.query[..]),
-        ("app", "stream", "key=value")
-    );
+    let Some(server::Event::Publish(request)) = pair.server.poll_event() else { panic!("no publish") };
+    assert_eq!((&request.app[..], &request.name[..], &request.query[..]), ("app", "stream", "key=value"));
     assert_eq!(request.fourcc, ["hvc1"]);
     pair.server.accept();
     pair.exchange();
@@ -25,27 +20,17 @@ fn check(seed: u64, chunk_size: u32, messages: &[(Kind, u32, usize, usize)]) {
 
     let mut want = Vec::new();
     for &(kind, timestamp, head, payload) in messages {
-        let body: Vec<u8> = (0..head + payload)
-            .map(|_| pair.random.next() as u8)
-            .collect();
+        let body: Vec<u8> = (0..head + payload).map(|_| pair.random.next() as u8).collect();
         let payload = Bytes::copy_from_slice(&body[head..]);
-        pair.client
-            .send(kind, timestamp, &body[..head], &payload, &mut pair.sent);
-        want.push(server::Event::Message(Message {
-            kind,
-            timestamp,
-            body: body.into(),
-        }));
+        pair.client.send(kind, timestamp, &body[..head], &payload, &mut pair.sent);
+        want.push(server::Event::Message(Message { kind, timestamp, body: body.into() }));
         pair.exchange();
     }
     pair.client.finish();
     pair.exchange();
     want.push(server::Event::Unpublish);
     let got: Vec<_> = std::iter::from_fn(|| pair.server.poll_event()).collect();
-    assert!(
-        got == want,
-        "seed {seed}, chunks of {chunk_size}, {messages:?}"
-    );
+    assert!(got == want, "seed {seed}, chunks of {chunk_size}, {messages:?}");
 }
 
 struct Pair {
@@ -70,14 +55,7 @@ impl Pair {
         };
         Pair {
             client: Client::new(config, now, seed),
-            server: Server::new(
-                server::Config {
-                    chunk_size,
-                    ..server::Config::default()
-                },
-                now,
-                seed,
-            ),
+            server: Server::new(server::Config { chunk_size, ..server::Config::default() }, now, seed),
             sent: VecDeque::new(),
             now,
             random: Random(seed),
@@ -148,11 +126,7 @@ fn frames_of_any_size_arrive_byte_identical() {
             .map(|n| {
                 timestamp += random.below(50) as u32;
                 let kind = [Kind::Audio, Kind::Video, Kind::Data][random.below(3)];
-                let most = if n % 10 == 0 && chunk_size > 1 {
-                    200_000
-                } else {
-                    3000
-                };
+                let most = if n % 10 == 0 && chunk_size > 1 { 200_000 } else { 3000 };
                 (kind, timestamp, 1 + random.below(10), random.below(most))
             })
             .collect();
@@ -162,23 +136,10 @@ fn frames_of_any_size_arrive_byte_identical() {
 
 #[test]
 fn timestamps_around_the_24_bit_edge_and_the_wrap_arrive() {
-    for (seed, from) in [
-        (1, 0xff_ffff_u32),
-        (2, 0xffff_ffff),
-        (3, 0x7fff_ffff),
-        (4, 0),
-    ] {
+    for (seed, from) in [(1, 0xff_ffff_u32), (2, 0xffff_ffff), (3, 0x7fff_ffff), (4, 0)] {
         for step in [0, 1, 23, 40, 0xff_ffff, 0x100_0000] {
-            let messages: Vec<_> = (0..6_u32)
-                .map(|n| {
-                    (
-                        Kind::Video,
-                        from.wrapping_sub(2 * step).wrapping_add(n * step),
-                        5,
-                        300,
-                    )
-                })
-                .collect();
+            let messages: Vec<_> =
+                (0..6_u32).map(|n| (Kind::Video, from.wrapping_sub(2 * step).wrapping_add(n * step), 5, 300)).collect();
             check(seed, 128, &messages);
         }
     }
@@ -188,8 +149,7 @@ fn timestamps_around_the_24_bit_edge_and_the_wrap_arrive() {
 fn a_refusal_reaches_the_client() {
     let mut pair = Pair::new(1, 128);
     pair.exchange();
-    pair.server
-        .reject("NetStream.Publish.BadName", "already publishing");
+    pair.server.reject("NetStream.Publish.BadName", "already publishing");
     pair.exchange();
     assert_eq!(
         pair.client.poll_event(),

@@ -136,9 +136,11 @@ impl Server {
         let settings = Arc::new(ArcSwap::from_pointee(api_settings(&config, rtmp)));
         let wake = plan.clone();
         let wake = Arc::new(move |Wake::Stream(key)| wake.wake(key));
-        let gateway = Gateway::new(apps.clone(), store.clone(), live, wake, settings.clone(), metrics.api_calls.clone());
+        let gateway =
+            Gateway::new(apps.clone(), store.clone(), live, wake, settings.clone(), metrics.api_calls.clone());
         let draining = Arc::<AtomicBool>::default();
-        let router = Arc::new(gateway).router().merge(watch_routes(metrics, store.clone(), plan.clone(), draining.clone()));
+        let router =
+            Arc::new(gateway).router().merge(watch_routes(metrics, store.clone(), plan.clone(), draining.clone()));
         let serving = http::serve(http_listener, config.http.tls.clone(), router, stop.clone());
         let http_in = tokio::spawn(async move {
             if let Err(error) = serving.await {

@@ -254,6 +254,11 @@ impl Publisher {
         self.shared.wake.send_replace(());
     }
 
+    /// Measures the stream's rate; to be called about once a second.
+    pub fn measure(&self) {
+        self.shared.live.bytes.measure(Instant::now());
+    }
+
     /// Whether sound waits for a picture.
     pub fn holds(&self) -> bool {
         self.held_since.is_some()

@@ -5,6 +5,7 @@ pub mod api;
 pub mod app;
 pub mod callback;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod demo;
 pub mod http;

@@ -56,6 +56,10 @@ pub struct Relay {
     pub bytes: Meter,
     /// Frames skipped because the target was too slow.
     pub frames_dropped: AtomicU64,
+    /// 0 no relay, 1 requesting, 2 relaying.
+    pub state: AtomicU64,
+    /// Connections tried again.
+    pub retries: AtomicU64,
 }
 
 /// A counter of bytes and its rate over the last seconds.
@@ -77,22 +81,24 @@ impl Meter {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// Bits a second since the last measurement that was at least a second ago.
-    pub fn bits_per_second(&self, now: Instant) -> u64 {
+    /// Bits a second, as last measured.
+    pub fn bits_per_second(&self) -> u64 {
+        self.bits_per_second.load(Ordering::Relaxed)
+    }
+
+    /// Measures the rate since the last measurement; to be called about once a second.
+    pub fn measure(&self, now: Instant) {
         let total = self.total();
         let mut mark = self.mark.lock().expect("no holder panics");
-        match *mark {
-            Some((then, before)) => {
-                let elapsed = now.saturating_duration_since(then).as_secs_f64();
-                if elapsed >= 1.0 {
-                    let rate = (total - before) as f64 * 8.0 / elapsed;
-                    self.bits_per_second.store(rate as u64, Ordering::Relaxed);
-                    *mark = Some((now, total));
-                }
-            }
-            None => *mark = Some((now, total)),
+        let (then, before) = mark.replace((now, total)).unwrap_or((now, total));
+        let elapsed = now.saturating_duration_since(then).as_secs_f64();
+        if elapsed > 0.0 {
+            let rate = (total - before) as f64 * 8.0 / elapsed;
+            // Pictures come in bursts: the mean of this second and those before is what people call the rate.
+            let old = self.bits_per_second() as f64;
+            let smooth = if old == 0.0 { rate } else { 0.7 * old + 0.3 * rate };
+            self.bits_per_second.store(smooth as u64, Ordering::Relaxed);
         }
-        self.bits_per_second.load(Ordering::Relaxed)
     }
 }
 

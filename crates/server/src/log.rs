@@ -6,11 +6,11 @@ use std::io::{IsTerminal, stderr};
 
 use tracing_subscriber::EnvFilter;
 
-/// Starts logging. What is logged is in `BYWASH_LOG`, or else `RUST_LOG`; `info` without them.
-pub fn init() {
+/// Starts logging. What is logged is in `BYWASH_LOG`, or else `RUST_LOG`; `level` without them.
+pub fn init(level: &str) {
     let wanted =
         ["BYWASH_LOG", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok().filter(|it| !it.is_empty()));
-    let filter = EnvFilter::builder().parse_lossy(format!("{OTHERS},{}", wanted.as_deref().unwrap_or("info")));
+    let filter = EnvFilter::builder().parse_lossy(format!("{OTHERS},{}", wanted.as_deref().unwrap_or(level)));
     // `target` is where a relay pushes to, not the module that logs.
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_target(false);
     // Another subscriber is there only in tests, and theirs is as good.

@@ -77,23 +77,22 @@ impl Collector for Running {
             let [app, stream] = labels(key);
             [app, stream, ("target", address.clone())]
         };
-        let mut family = encoder.encode_descriptor(
-            "relay_acknowledged",
-            "Bytes that the target has acknowledged",
-            Some(&Unit::Bytes),
-            zero.metric_type(),
-        )?;
+        let mut counter = |name, help, unit: Option<&Unit>, read: &dyn Fn(&crate::live::Relay) -> u64| {
+            let mut family = encoder.encode_descriptor(name, help, unit, zero.metric_type())?;
+            for ((key, address), relay) in &relays {
+                ConstCounter::new(read(relay)).encode(family.encode_family(&relay_labels(key, address))?)?;
+            }
+            Ok(())
+        };
+        let acknowledged = "Bytes that the target has acknowledged";
+        counter("relay_acknowledged", acknowledged, Some(&Unit::Bytes), &|relay| relay.bytes.total())?;
+        let dropped = "Frames skipped since the target was too slow";
+        counter("relay_frames_dropped", dropped, None, &|relay| load(&relay.frames_dropped))?;
+        counter("relay_retries", "Connections tried again", None, &|relay| load(&relay.retries))?;
+        let state = "0 no relay, 1 requesting, 2 relaying";
+        let mut family = encoder.encode_descriptor("relay_state", state, None, gauge.metric_type())?;
         for ((key, address), relay) in &relays {
-            ConstCounter::new(relay.bytes.total()).encode(family.encode_family(&relay_labels(key, address))?)?;
-        }
-        let mut family = encoder.encode_descriptor(
-            "relay_frames_dropped",
-            "Frames skipped since the target was too slow",
-            None,
-            zero.metric_type(),
-        )?;
-        for ((key, address), relay) in &relays {
-            ConstCounter::new(load(&relay.frames_dropped)).encode(family.encode_family(&relay_labels(key, address))?)?;
+            ConstGauge::new(load(&relay.state) as i64).encode(family.encode_family(&relay_labels(key, address))?)?;
         }
         Ok(())
     }

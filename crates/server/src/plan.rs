@@ -285,6 +285,7 @@ struct Running {
     masked: String,
     wish: watch::Sender<Wish>,
     stop: CancellationToken,
+    task: tokio::task::Id,
     /// What the rows and the customer know.
     told: (State, Reason),
 }
@@ -295,7 +296,7 @@ struct Keeper {
     places: HashMap<StreamKey, Place>,
     /// By number, so that a word from an older relay of the same address is known as such.
     relays: HashMap<u64, Running>,
-    running: JoinSet<u64>,
+    running: JoinSet<()>,
     /// Statuses that wait to be written.
     pending: BTreeMap<u64, Status>,
     /// Streams whose rows could not be read or written.
@@ -316,7 +317,7 @@ impl Keeper {
             let wake_at = self.next_deadline();
             tokio::select! { biased;
                 () = self.plan.inbox.come.notified() => self.read_inbox().await,
-                Some(ended) = self.running.join_next() => self.relay_ended(ended),
+                Some(ended) = self.running.join_next_with_id() => self.relay_ended(ended),
                 () = until(wake_at) => self.on_time().await,
                 Some(request) = asked.recv() => match request {
                     Request::Publish(arrival, reply) => {
@@ -346,9 +347,7 @@ impl Keeper {
     /// After a start: nothing runs, whatever the rows say. Streams that were live wait for their publishers.
     async fn recover(&mut self) {
         let grace = **self.parts.grace.load();
-        let found = self
-            .read(async |tx| Ok((tx.streams_open().await?, tx.rules_running().await?)))
-            .await;
+        let found = self.read(async |tx| Ok((tx.streams_open().await?, tx.rules_running().await?))).await;
         let Ok((sessions, rules)) = found.inspect_err(|error| error!(%error, "cannot read what ran before")) else {
             return;
         };
@@ -624,7 +623,9 @@ impl Keeper {
                     let relay = &self.relays[&number];
                     let same = {
                         let old = relay.wish.borrow();
-                        old.retry_asked == wish.retry_asked && old.target.url() == wish.target.url()
+                        old.retry_asked == wish.retry_asked
+                            && old.target.url() == wish.target.url()
+                            && old.push == wish.push
                     };
                     if !same {
                         relay.wish.send_replace(wish);
@@ -677,30 +678,31 @@ impl Keeper {
             note: Box::new(move |status| inbox.put(|news| drop(news.statuses.insert(number, status)))),
         };
         let run = relay.run(stop.clone()).instrument(span);
-        self.running.spawn_on(
-            async move {
-                run.await;
-                number
-            },
-            live.lane.handle(),
-        );
+        let task = self.running.spawn_on(run, live.lane.handle()).id();
         let told = (State::None, Reason::None);
-        self.relays.insert(number, Running { key: key.clone(), address, masked, wish, stop, told });
+        self.relays.insert(number, Running { key: key.clone(), address, masked, wish, stop, task, told });
     }
 
-    fn relay_ended(&mut self, ended: Result<u64, tokio::task::JoinError>) {
-        let number = match ended {
-            Ok(number) => number,
-            Err(error) => {
-                error!(%error, "a relay's task failed");
-                return;
+    /// A relay's last word is in the inbox by now, unless its task failed.
+    fn relay_ended(&mut self, ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>) {
+        let task = match &ended {
+            Ok((task, ())) => *task,
+            Err(error) => error.id(),
+        };
+        let Some(number) = self.relays.iter().find(|(_, relay)| relay.task == task).map(|(number, _)| *number) else {
+            return;
+        };
+        let last = self.plan.inbox.lock().statuses.remove(&number);
+        let status = match (ended, last) {
+            (Ok(_), last) => last,
+            (Err(error), _) => {
+                error!(%error, "a relay's task failed; it is started again");
+                let mut status = Status::new(State::None, Reason::ServerError);
+                (status.state_ms, status.last_error) = (unix_ms(), "internal error".into());
+                Some(status)
             }
         };
-        // Its last word is in the inbox, and is read before the relay is forgotten.
-        let news = self.plan.inbox.lock().statuses.remove(&number);
-        if let Some(status) = news {
-            self.pending.insert(number, status);
-        }
+        self.pending.extend(status.map(|status| (number, status)));
         self.write_at = Some(Instant::now());
     }
 

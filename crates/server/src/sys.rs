@@ -33,13 +33,7 @@ pub fn tcp_bytes_acked(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut len = info.len() as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes into `info` and sets `len` to what it wrote.
     let rc = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut len,
-        )
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut len)
     };
     if rc != 0 {
         return Err(io::Error::last_os_error());

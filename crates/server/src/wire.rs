@@ -98,8 +98,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         poll_fn(|cx| self.poll_flush(cx)).await
     }
 
-    /// Writes all that waits, then closes our side.
-    pub async fn close(mut self) -> io::Result<()> {
+    /// Writes all that waits, then closes our side; the peer's may still be read.
+    pub async fn shut_down(&mut self) -> io::Result<()> {
         self.flush().await?;
         poll_fn(|cx| Pin::new(&mut self.socket).poll_shutdown(cx)).await
     }
@@ -156,7 +156,8 @@ mod tests {
         });
         assert_eq!(wire.turn::<io::Error>(|_| Ok(())).await.unwrap(), Turn::Flushed);
         assert_eq!((wire.queued(), wire.taken()), (0, want.len() as u64));
-        wire.close().await.unwrap();
+        wire.shut_down().await.unwrap();
+        drop(wire);
         assert_eq!(reader.await.unwrap(), want);
     }
 

@@ -107,10 +107,8 @@ fn object_type(bits: &mut Bits) -> Option<u32> {
 }
 
 fn sample_rate(bits: &mut Bits) -> Option<u32> {
-    const RATES: [u32; 13] = [
-        96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025,
-        8_000, 7_350,
-    ];
+    const RATES: [u32; 13] =
+        [96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350];
     match bits.u(4)? {
         15 => bits.u(24).filter(|&rate| rate > 0),
         index => RATES.get(index as usize).copied(),

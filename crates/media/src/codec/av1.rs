@@ -116,10 +116,8 @@ fn sequence_size(body: &[u8]) -> Option<(u32, u32)> {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) const RECORD_360: &[u8] =
-        b"\x81\x01\x0c\x00\x0a\x0b\x00\x00\x00\x0c\xc4\xff\x67\x00\xbe\x00\x10";
-    pub(crate) const KEY_360: &[u8] =
-        b"\x0a\x0b\x00\x00\x00\x0c\xc4\xff\x67\x3e\xfe\x40\x10\x32\x04\x14\x00\x23\x38";
+    pub(crate) const RECORD_360: &[u8] = b"\x81\x01\x0c\x00\x0a\x0b\x00\x00\x00\x0c\xc4\xff\x67\x00\xbe\x00\x10";
+    pub(crate) const KEY_360: &[u8] = b"\x0a\x0b\x00\x00\x00\x0c\xc4\xff\x67\x3e\xfe\x40\x10\x32\x04\x14\x00\x23\x38";
 
     #[test]
     fn the_sequence_header_tells_the_picture_size() {
@@ -135,9 +133,7 @@ pub(crate) mod tests {
         assert!(is_key(KEY_360));
         let with = |frame_head| [0x12, 0, 0x32, 1, frame_head];
         assert!(is_key(&with(0x10)));
-        for (head, why) in
-            [(0x30, "inter"), (0x00, "hidden"), (0x80, "shown again"), (0x50, "intra only")]
-        {
+        for (head, why) in [(0x30, "inter"), (0x00, "hidden"), (0x80, "shown again"), (0x50, "intra only")] {
             assert!(!is_key(&with(head)), "{why}");
         }
         assert!(!is_key(&[]) && !is_key(&[0x12, 0]));

@@ -96,10 +96,7 @@ impl Sps {
         let mut bits = Bits::new(bytes.get(4..)?);
         bits.ue()?;
         let (mut chroma, mut planes, mut luma_depth, mut chroma_depth) = (1, false, 0, 0);
-        if matches!(
-            profile,
-            100 | 110 | 122 | 244 | 44 | 83 | 86 | 118 | 128 | 138 | 139 | 134 | 135
-        ) {
+        if matches!(profile, 100 | 110 | 122 | 244 | 44 | 83 | 86 | 118 | 128 | 138 | 139 | 134 | 135) {
             chroma = bits.ue().filter(|&it| it <= 3)?;
             planes = chroma == 3 && bits.flag()?;
             luma_depth = bits.ue().filter(|&it| it <= 6)?;
@@ -137,8 +134,7 @@ impl Sps {
             2 if !planes => (2, fields),
             _ => (1, fields),
         };
-        let size =
-            |whole: u64, cut: u64| u16::try_from(whole.checked_sub(cut)?).ok().map(u32::from);
+        let size = |whole: u64, cut: u64| u16::try_from(whole.checked_sub(cut)?).ok().map(u32::from);
         Some(Sps {
             width: size(columns * 16, crop_x * unit_x)?,
             height: size(units * 16 * fields, crop_y * unit_y)?,
@@ -213,7 +209,8 @@ mod tests {
     use crate::Codec;
     use crate::codec::nal::Sets;
 
-    const HIGH_360: &[u8] = b"\x67\x64\x00\x1e\xac\xd9\x40\xa0\x2f\xf9\x70\x11\x00\x00\x03\x00\x01\x00\x00\x03\x00\x32\x0f\x16\x2d\x96";
+    const HIGH_360: &[u8] =
+        b"\x67\x64\x00\x1e\xac\xd9\x40\xa0\x2f\xf9\x70\x11\x00\x00\x03\x00\x01\x00\x00\x03\x00\x32\x0f\x16\x2d\x96";
     const HIGH_1080: &[u8] =
         b"\x67\x64\x00\x28\xac\xd9\x40\x78\x02\x27\xe5\xc0\x44\x00\x00\x03\x00\x04\x00\x00\x03\x00\xc8\x3c\x60\xc6\x58";
     /// Without cropping and VUI.
@@ -249,10 +246,7 @@ mod tests {
         assert_eq!(record[..6], [1, 0x64, 0, 0x1e, 0xff, 0xe1]);
         assert_eq!(record[record.len() - 4..], [0xfd, 0xf8, 0xf8, 0]);
         let mut again = Sets::parse(Codec::H264, &record).unwrap();
-        assert_eq!(
-            (again.record(), again.size(), again.length_size()),
-            (Some(record), Some((640, 360)), 4)
-        );
+        assert_eq!((again.record(), again.size(), again.length_size()), (Some(record), Some((640, 360)), 4));
         assert!(!again.absorb(HIGH_360) && !again.absorb(b"\x65\x88"));
         assert!(again.absorb(HIGH_1080));
         assert_eq!(again.size(), Some((1920, 1080)));

@@ -58,16 +58,7 @@ pub(super) fn build_record(sets: &[Bytes]) -> Option<Bytes> {
     let mut out = vec![1];
     out.extend(sps.profile);
     // Spatial segmentation, parallelism and frame rate are left unknown.
-    out.extend([
-        0xf0,
-        0,
-        0xfc,
-        0xfc | sps.chroma,
-        0xf8 | sps.luma_depth,
-        0xf8 | sps.chroma_depth,
-        0,
-        0,
-    ]);
+    out.extend([0xf0, 0, 0xfc, 0xfc | sps.chroma, 0xf8 | sps.luma_depth, 0xf8 | sps.chroma_depth, 0, 0]);
     out.extend([sps.layers << 3 | u8::from(sps.nested) << 2 | 3, 3]);
     for unit in [VPS, SPS, PPS] {
         of(unit).next()?;
@@ -128,9 +119,7 @@ fn parse_sps(nal: &[u8]) -> Option<(u32, Sps)> {
         2 if !planes => (2, 1),
         _ => (1, 1),
     };
-    let size = |whole: u32, cut: u64| {
-        u16::try_from(u64::from(whole).checked_sub(cut)?).ok().map(u32::from)
-    };
+    let size = |whole: u32, cut: u64| u16::try_from(u64::from(whole).checked_sub(cut)?).ok().map(u32::from);
     let mut depth = || bits.ue().filter(|&it| it <= 8).map(|it| it.min(7) as u8);
     let sps = Sps {
         width: size(columns, cut_x * unit_x)?,
@@ -170,7 +159,8 @@ pub(crate) mod tests {
         \xa1\x00\x01\x00\x2a\x42\x01\x01\x01\x60\x00\x00\x03\x00\x90\x00\x00\x03\x00\x00\x03\x00\x3f\xa0\x05\x02\x01\x69\x65\x95\x9a\
         \x49\x32\xbc\x05\xa0\x20\x00\x00\x03\x00\x20\x00\x00\x03\x03\x21\
         \xa2\x00\x01\x00\x07\x44\x01\xc1\x72\xb4\x62\x40";
-    pub(crate) const SPS_1080: &[u8] = b"\x42\x01\x01\x01\x60\x00\x00\x03\x00\x90\x00\x00\x03\x00\x00\x03\x00\x78\xa0\x03\xc0\x80\x10\xe5\
+    pub(crate) const SPS_1080: &[u8] =
+        b"\x42\x01\x01\x01\x60\x00\x00\x03\x00\x90\x00\x00\x03\x00\x00\x03\x00\x78\xa0\x03\xc0\x80\x10\xe5\
         \x96\x56\x69\x24\xca\xf0\x16\x80\x80\x00\x00\x03\x00\x80\x00\x00\x0c\x84";
 
     #[test]

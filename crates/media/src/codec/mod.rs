@@ -23,8 +23,7 @@ pub fn track(codec: Codec, config: Bytes) -> Result<Track, Error> {
     let size = |(width, height)| Format::Video { width, height };
     let (config, format) = match codec {
         Codec::H264 | Codec::H265 => {
-            let sets =
-                nal::Sets::parse(codec, &config).ok_or(Error::Malformed("avcC or hvcC record"))?;
+            let sets = nal::Sets::parse(codec, &config).ok_or(Error::Malformed("avcC or hvcC record"))?;
             (nal::record_of_four(codec, config), size(sets.size().unwrap_or_default()))
         }
         Codec::Av1 => {

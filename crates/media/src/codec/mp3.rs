@@ -38,8 +38,7 @@ mod tests {
     use super::*;
 
     fn check(packet: &[u8], want: Option<(u32, u8, u16)>) {
-        let want =
-            want.map(|(sample_rate, channels, samples)| Header { sample_rate, channels, samples });
+        let want = want.map(|(sample_rate, channels, samples)| Header { sample_rate, channels, samples });
         assert_eq!(Header::parse(packet), want, "{packet:x?}");
     }
 

@@ -31,8 +31,7 @@ pub fn normalize(payload: Bytes, length_size: usize) -> Option<Bytes> {
     let whole: usize = nals(&payload, length_size).map(|nal| length_size + nal.len()).sum();
     // Read as a length, a long start code is a unit of one byte, which no frame begins with;
     // a short one may be a true length.
-    let annex_b =
-        payload.starts_with(&[0, 0, 0, 1]) || whole == 0 && payload.starts_with(&[0, 0, 1]);
+    let annex_b = payload.starts_with(&[0, 0, 0, 1]) || whole == 0 && payload.starts_with(&[0, 0, 1]);
     if annex_b && whole < payload.len() {
         return Some(from_annex_b(&payload)).filter(|frame| !frame.is_empty());
     }

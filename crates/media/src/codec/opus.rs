@@ -22,8 +22,7 @@ const MAGIC: &[u8; 8] = b"OpusHead";
 impl Head {
     /// From the header with its magic; `None` for a major version that is not known.
     pub fn parse(head: &[u8]) -> Option<Head> {
-        let [version, channels, skip0, skip1, r0, r1, r2, r3, gain0, gain1, _family, ..] =
-            *head.strip_prefix(MAGIC)?
+        let [version, channels, skip0, skip1, r0, r1, r2, r3, gain0, gain1, _family, ..] = *head.strip_prefix(MAGIC)?
         else {
             return None;
         };
@@ -83,12 +82,8 @@ mod tests {
 
     #[test]
     fn what_is_no_head_is_refused() {
-        for bad in [
-            &b""[..],
-            b"OpusHead",
-            b"OpusTags\x01\x02\0\0\0\0\0\0\0\0\0",
-            b"OpusHead\x10\x02\0\0\0\0\0\0\0\0\0",
-        ] {
+        for bad in [&b""[..], b"OpusHead", b"OpusTags\x01\x02\0\0\0\0\0\0\0\0\0", b"OpusHead\x10\x02\0\0\0\0\0\0\0\0\0"]
+        {
             assert_eq!(Head::parse(bad), None, "{bad:x?}");
         }
     }

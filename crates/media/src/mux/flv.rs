@@ -136,12 +136,7 @@ impl Reader {
         }
     }
 
-    fn picture_track(
-        &mut self,
-        codec: Codec,
-        record: Bytes,
-        out: &mut Vec<Item>,
-    ) -> Result<(), Error> {
+    fn picture_track(&mut self, codec: Codec, record: Bytes, out: &mut Vec<Item>) -> Result<(), Error> {
         if self.video.as_ref().is_some_and(|it| it.codec == codec && it.record == record) {
             return Ok(());
         }
@@ -152,13 +147,7 @@ impl Reader {
         Ok(())
     }
 
-    fn picture_frame(
-        &mut self,
-        codec: Codec,
-        cts: Time,
-        data: Bytes,
-        out: &mut Vec<Item>,
-    ) -> Result<(), Error> {
+    fn picture_frame(&mut self, codec: Codec, cts: Time, data: Bytes, out: &mut Vec<Item>) -> Result<(), Error> {
         if data.is_empty() {
             return Ok(());
         }
@@ -172,8 +161,7 @@ impl Reader {
             Some(sets) => {
                 let whole = nal::normalize(data, sets.length_size());
                 let payload = whole.ok_or(Error::Malformed("picture: its NAL units do not fit"))?;
-                let changed =
-                    nal::nals(&payload, 4).fold(false, |changed, unit| sets.absorb(unit) | changed);
+                let changed = nal::nals(&payload, 4).fold(false, |changed, unit| sets.absorb(unit) | changed);
                 if changed && let Some(record) = sets.record() {
                     picture.known = true;
                     out.push(Item::Track(codec::track(codec, record)?));
@@ -221,12 +209,7 @@ impl Reader {
         }
     }
 
-    fn sound_track(
-        &mut self,
-        codec: Codec,
-        config: Bytes,
-        out: &mut Vec<Item>,
-    ) -> Result<(), Error> {
+    fn sound_track(&mut self, codec: Codec, config: Bytes, out: &mut Vec<Item>) -> Result<(), Error> {
         if codec == Codec::Mp3 {
             return Ok(());
         }
@@ -247,8 +230,7 @@ impl Reader {
             // Each packet tells what it is.
             Codec::Mp3 => Some(codec::track(codec, payload.clone())?),
             Codec::Opus if known.is_none() => {
-                let head =
-                    opus::Head::of_packet(&payload).ok_or(Error::Malformed("Opus packet"))?;
+                let head = opus::Head::of_packet(&payload).ok_or(Error::Malformed("Opus packet"))?;
                 Some(codec::track(codec, head.build())?)
             }
             _ if known.is_none() => return Ok(()),
@@ -296,9 +278,7 @@ fn enhanced_head(body: &Bytes, kind: Kind) -> Result<Option<(Codec, Packet, Byte
             }
             let first = rest.u8()? == 0;
             let data = match layout {
-                MANY_TRACKS | MANY_TRACKS_MANY_CODECS => {
-                    rest.u24().and_then(|size| rest.take(size))?
-                }
+                MANY_TRACKS | MANY_TRACKS_MANY_CODECS => rest.u24().and_then(|size| rest.take(size))?,
                 _ => rest.take(rest.0.len())?,
             };
             if first {
@@ -431,9 +411,7 @@ pub fn frame_head(codec: Codec, frame: &Frame) -> Head {
     let [_, cts @ ..] = (frame.cts.as_millis().clamp(0, (1 << 23) - 1) as u32).to_be_bytes();
     match codec {
         Codec::H264 => Head::new(&[&[kind | 7, PACKET_FRAMES], &cts]),
-        Codec::H265 if cts == [0; 3] => {
-            Head::new(&[&[ENHANCED_VIDEO | kind | PACKET_FRAMES_X], b"hvc1"])
-        }
+        Codec::H265 if cts == [0; 3] => Head::new(&[&[ENHANCED_VIDEO | kind | PACKET_FRAMES_X], b"hvc1"]),
         Codec::H265 => Head::new(&[&[ENHANCED_VIDEO | kind | PACKET_FRAMES], b"hvc1", &cts]),
         Codec::Av1 => Head::new(&[&[ENHANCED_VIDEO | kind | PACKET_FRAMES], b"av01"]),
         Codec::Aac => Head::new(&[&[LEGACY_AAC, PACKET_FRAMES]]),
@@ -605,9 +583,7 @@ mod tests {
             Item::Track(Track { codec, format: Format::Video { width, height }, .. }) => {
                 format!("{codec}:{width}x{height}")
             }
-            Item::Track(Track {
-                codec, format: Format::Audio { sample_rate, channels }, ..
-            }) => {
+            Item::Track(Track { codec, format: Format::Audio { sample_rate, channels }, .. }) => {
                 format!("{codec}:{sample_rate}/{channels}")
             }
             Item::Frame(raw) => {
@@ -640,19 +616,11 @@ mod tests {
             "H.264:640x360 K6+80 p6+0 end",
         );
         check(
-            &[
-                v(&[&[0x1c, 0, 0, 0, 0], h265::tests::RECORD_360]),
-                v(&[&[0x1c, 1, 0, 0, 0], b"\0\0\0\x02\x28\x01"]),
-            ],
+            &[v(&[&[0x1c, 0, 0, 0, 0], h265::tests::RECORD_360]), v(&[&[0x1c, 1, 0, 0, 0], b"\0\0\0\x02\x28\x01"])],
             "H.265:640x360 K6+0",
         );
         check(
-            &[
-                a(&[&[0xaf, 0], ASC]),
-                a(&[&[0xaf, 1], &[7; 9]]),
-                a(&[&[0xaf, 0], ASC]),
-                a(&[&[0xaf, 0], &[0x12, 0x10]]),
-            ],
+            &[a(&[&[0xaf, 0], ASC]), a(&[&[0xaf, 1], &[7; 9]]), a(&[&[0xaf, 0], ASC]), a(&[&[0xaf, 0], &[0x12, 0x10]])],
             "AAC:48000/2 K9+0 AAC:44100/2",
         );
         check(
@@ -679,17 +647,10 @@ mod tests {
         );
         let unit = av1::tests::KEY_360;
         check(
-            &[
-                v(&[b"\x90av01", av1::tests::RECORD_360]),
-                v(&[b"\x91av01", unit]),
-                v(&[b"\x91av01\x12\0", unit]),
-            ],
+            &[v(&[b"\x90av01", av1::tests::RECORD_360]), v(&[b"\x91av01", unit]), v(&[b"\x91av01\x12\0", unit])],
             "AV1:640x360 K19+0 K19+0",
         );
-        check(
-            &[a(&[b"\x90Opus", OPUS_HEAD]), a(&[b"\x91Opus\xfc12"]), a(&[b"\x92Opus"])],
-            "Opus:48000/2 K3+0 end",
-        );
+        check(&[a(&[b"\x90Opus", OPUS_HEAD]), a(&[b"\x91Opus\xfc12"]), a(&[b"\x92Opus"])], "Opus:48000/2 K3+0 end");
         check(&[a(&[b"\x90mp4a", ASC]), a(&[b"\x91mp4a123"])], "AAC:48000/2 K3+0");
         check(&[a(&[b"\x91.mp3\xff\xfb\x90\x44"])], "MP3:44100/2 K4+0");
     }
@@ -702,39 +663,20 @@ mod tests {
         // Metadata, and an MPEG-2 TS start of AV1.
         check(&[v(&[b"\x94avc1\x02\x00\x09colorInfo"]), v(&[b"\x95av01\x80"])], "");
         // One track: the second, then the first.
-        check(
-            &[start.clone(), v(&[b"\x96\x03avc1\x01", IDR]), v(&[b"\x96\x03avc1\x00", IDR])],
-            "H.264:640x360 K6+0",
-        );
+        check(&[start.clone(), v(&[b"\x96\x03avc1\x01", IDR]), v(&[b"\x96\x03avc1\x00", IDR])], "H.264:640x360 K6+0");
         // Many tracks of one codec, and of many.
-        check(
-            &[start.clone(), v(&[b"\x96\x13avc1\x01\0\0\x06", IDR, b"\x00\0\0\x06", IDR])],
-            "H.264:640x360 K6+0",
-        );
-        check(
-            &[start, v(&[b"\x96\x23hvc1\x01\0\0\x01x", b"avc1\x00\0\0\x06", IDR])],
-            "H.264:640x360 K6+0",
-        );
+        check(&[start.clone(), v(&[b"\x96\x13avc1\x01\0\0\x06", IDR, b"\x00\0\0\x06", IDR])], "H.264:640x360 K6+0");
+        check(&[start, v(&[b"\x96\x23hvc1\x01\0\0\x01x", b"avc1\x00\0\0\x06", IDR])], "H.264:640x360 K6+0");
         // A channel map.
         check(&[a(&[b"\x94Opus\x01\x02"])], "");
-        check(
-            &[a(&[b"\x95\x01Opus\x00\xfc1"]), a(&[b"\x95\x01Opus\x01\xfc1"])],
-            "Opus:48000/2 K2+0",
-        );
+        check(&[a(&[b"\x95\x01Opus\x00\xfc1"]), a(&[b"\x95\x01Opus\x01\xfc1"])], "Opus:48000/2 K2+0");
     }
 
     #[test]
     fn new_parameter_sets_in_band_become_a_new_track() {
         let start = v(&[&[0x17, 0, 0, 0, 0], AVCC]);
         let frame = v(&[&[0x17, 1, 0, 0, 0], SETS_1080, IDR]);
-        let again = [
-            start.clone(),
-            v(&[&[0x17, 1, 0, 0, 0], IDR]),
-            frame.clone(),
-            frame.clone(),
-            start,
-            frame.clone(),
-        ];
+        let again = [start.clone(), v(&[&[0x17, 1, 0, 0, 0], IDR]), frame.clone(), frame.clone(), start, frame.clone()];
         check(&again, "H.264:640x360 K6+0 H.264:1920x1080 K47+0 K47+0 K47+0");
         // Sets in a frame of their own, without a picture.
         let alone = v(&[&[0x17, 1, 0, 0, 0], SETS_1080]);
@@ -766,22 +708,14 @@ mod tests {
         check(&[a(&[&[0xaf, 0]]), v(&[&[0x17, 0, 0, 0, 0]]), v(&[b"\x90hvc1"])], "");
         check(&[a(&[&[0xaf, 1, 2, 3]]), v(&[&[0x17, 1, 0, 0, 0], IDR])], "");
         check(
-            &[
-                v(&[&[0x17, 0, 0, 0, 0], AVCC]),
-                v(&[&[0x17, 1, 0, 0, 0]]),
-                a(&[&[0xaf, 0], ASC]),
-                a(&[&[0xaf, 1]]),
-            ],
+            &[v(&[&[0x17, 0, 0, 0, 0], AVCC]), v(&[&[0x17, 1, 0, 0, 0]]), a(&[&[0xaf, 0], ASC]), a(&[&[0xaf, 1]])],
             "H.264:640x360 AAC:48000/2",
         );
     }
 
     #[test]
     fn a_negative_offset_is_none() {
-        check(
-            &[v(&[&[0x17, 0, 0, 0, 0], AVCC]), v(&[&[0x27, 1, 0xff, 0xff, 0xd8], SLICE])],
-            "H.264:640x360 p6+0",
-        );
+        check(&[v(&[&[0x17, 0, 0, 0, 0], AVCC]), v(&[&[0x27, 1, 0xff, 0xff, 0xd8], SLICE])], "H.264:640x360 p6+0");
     }
 
     #[test]
@@ -802,13 +736,7 @@ mod tests {
         let start = v(&[&[0x17, 0, 0, 0, 0], AVCC]);
         let bad = v(&[&[0x27, 1, 0, 0, 0], b"\0\0\x09\x09\x41"]);
         check(
-            &[
-                v(&[&[0x17]]),
-                v(&[&[0x17, 0, 0, 0, 0], &AVCC[..20]]),
-                start,
-                bad,
-                v(&[&[0x17, 1, 0, 0, 0], IDR]),
-            ],
+            &[v(&[&[0x17]]), v(&[&[0x17, 0, 0, 0, 0], &AVCC[..20]]), start, bad, v(&[&[0x17, 1, 0, 0, 0], IDR])],
             "bad bad H.264:640x360 bad K6+0",
         );
         for short in [
@@ -863,14 +791,7 @@ mod tests {
     #[test]
     fn what_is_written_reads_back_the_same() {
         check_written(Codec::H264, AVCC, IDR, 80, &[0x17, 0, 0, 0, 0, 1], &[0x17, 1, 0, 0, 80]);
-        check_written(
-            Codec::H265,
-            h265::tests::RECORD_360,
-            b"\0\0\0\x02\x28\x01",
-            0,
-            b"\x90hvc1\x01",
-            b"\x93hvc1",
-        );
+        check_written(Codec::H265, h265::tests::RECORD_360, b"\0\0\0\x02\x28\x01", 0, b"\x90hvc1\x01", b"\x93hvc1");
         check_written(
             Codec::H265,
             h265::tests::RECORD_360,
@@ -879,14 +800,7 @@ mod tests {
             b"\x90hvc1\x01",
             b"\x91hvc1\0\0\x28",
         );
-        check_written(
-            Codec::Av1,
-            av1::tests::RECORD_360,
-            av1::tests::KEY_360,
-            0,
-            b"\x90av01\x81",
-            b"\x91av01",
-        );
+        check_written(Codec::Av1, av1::tests::RECORD_360, av1::tests::KEY_360, 0, b"\x90av01\x81", b"\x91av01");
         check_written(Codec::Aac, ASC, b"\x21\x10", 0, &[0xaf, 0, 0x11], &[0xaf, 1]);
         check_written(Codec::Opus, OPUS_HEAD, b"\xfc12", 0, b"\x90OpusOpusHead", b"\x91Opus");
         check_written(Codec::Mp3, b"", b"\xff\xfb\x90\x44", 0, b"", &[0x2f]);
@@ -916,8 +830,7 @@ mod tests {
             file.extend(&tag.body[..]);
             file.extend(tag_tail(tag.body.len()));
         }
-        let read =
-            |file: &[u8]| Demuxer::new(Bytes::copy_from_slice(file)).unwrap().collect::<Vec<_>>();
+        let read = |file: &[u8]| Demuxer::new(Bytes::copy_from_slice(file)).unwrap().collect::<Vec<_>>();
         assert_eq!(read(&file), tags.clone().map(Ok));
         let cut = read(&file[..file.len() - 5]);
         assert_eq!(cut.last(), Some(&Err(CUT_OFF)));

@@ -1,15 +1,12 @@
 //! `bywash call` and `bywash sign`: an API call as a customer's backend makes it.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
-use md5::{Digest, Md5};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{Source, app, now, pair};
-use crate::config::App;
+use crate::client;
 
 /// Signs and sends an API call
 ///
@@ -54,7 +51,8 @@ struct Request {
 /// Sends the call and prints its answer.
 pub fn call(it: Call) -> anyhow::Result<ExitCode> {
     let (server, query) = it.request.prepare()?;
-    let body = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(send(&server, &query))?;
+    let body =
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(client::send(&server, &query))?;
     let Ok(answer) = serde_json::from_str::<serde_json::Value>(&body) else {
         bail!("{server} does not answer with JSON: is it a bywash server? Name another with --server");
     };
@@ -76,66 +74,8 @@ impl Request {
         let app = app(&config, self.app)?;
         let server = self.server.unwrap_or(config.http.public_url).trim_end_matches('/').to_owned();
         let nonce = hex::encode(rand::random::<[u8; 8]>());
-        Ok((server, query(&app, &self.action, self.params, self.test, &nonce, now())))
+        Ok((server, client::query(&app, &self.action, self.params, self.test, &nonce, now())))
     }
-}
-
-/// The query of `action`, signed at `now` (Unix time).
-fn query(app: &App, action: &str, params: Vec<(String, String)>, test: bool, nonce: &str, now: Duration) -> String {
-    let seconds = now.as_secs();
-    let signature = hex::encode(Md5::digest(format!("{}{nonce}{}{seconds}", app.id, app.server_secret.expose())));
-    let mut all: Vec<(String, String)> = [
-        ("Action", action.to_owned()),
-        ("AppId", app.id.to_string()),
-        ("SignatureNonce", nonce.to_owned()),
-        ("Timestamp", seconds.to_string()),
-        ("Signature", signature),
-        ("SignatureVersion", "2.0".to_owned()),
-    ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .into();
-    if test {
-        all.push(("IsTest".into(), "true".into()));
-    }
-    if SEQUENCED.contains(&action) && !params.iter().any(|(key, _)| key == "Sequence") {
-        all.push(("Sequence".into(), now.as_millis().to_string()));
-    }
-    all.extend(params);
-    let encode = |text: &str| utf8_percent_encode(text, RESERVED).to_string();
-    all.iter().map(|(key, value)| format!("{}={}", encode(key), encode(value))).collect::<Vec<_>>().join("&")
-}
-
-/// The actions that ask for a Sequence; a time in milliseconds is what ZEGO recommends.
-const SEQUENCED: [&str; 10] = [
-    "ClearCDNTransferRule",
-    "CreatCDNTransferRule",
-    "DeleteCDNTransferRule",
-    "DescribeRTCStreamState",
-    "ForbidRTCStream",
-    "ForbidRTCStreams",
-    "RTMPDispatch",
-    "RTMPDispatchV2",
-    "ResumeRTCStream",
-    "ResumeRTCStreams",
-];
-
-/// All but RFC 3986's unreserved characters.
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
-async fn send(server: &str, query: &str) -> anyhow::Result<String> {
-    let url =
-        url::Url::parse(server).with_context(|| format!("{server} is no address: name it as http://HOST:PORT"))?;
-    let mut client =
-        reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(reqwest::redirect::Policy::none());
-    // A proxy of the environment does not reach our own loopback.
-    if matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]")) {
-        client = client.no_proxy();
-    }
-    // The address is signed: it stays out of every error.
-    let advice = || format!("no answer from {server}: start it with `bywash serve`, or name another with --server");
-    let answer = client.build()?.get(format!("{server}/?{query}")).send().await;
-    let answer = answer.map_err(reqwest::Error::without_url).with_context(advice)?;
-    answer.text().await.map_err(reqwest::Error::without_url).with_context(advice)
 }
 
 /// JSON with its members in the order they came, one a line.
@@ -185,43 +125,6 @@ fn indent(json: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::secret::Secret;
-
-    fn check(action: &str, params: &[(&str, &str)], test: bool, want: &str) {
-        let app =
-            App { id: 1_234_567_890, server_secret: Secret::new("0123456789abcdef0123456789abcdef"), ..App::default() };
-        let params = params.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        let got = query(&app, action, params, test, "c1b2a3d4e5f60718", Duration::from_millis(1_700_000_000_123));
-        let signed = "&AppId=1234567890&SignatureNonce=c1b2a3d4e5f60718&Timestamp=1700000000&Signature=19bb93a8bac88beacf1bd7b5df7e1bf6&SignatureVersion=2.0";
-        assert_eq!(got, format!("Action={action}{signed}{want}"));
-    }
-
-    #[test]
-    fn a_call_is_signed_as_zego_documents_it() {
-        check("StartCDNRecord", &[("StreamId", "a")], false, "&StreamId=a");
-        check("StartCDNRecord", &[], true, "&IsTest=true");
-    }
-
-    #[test]
-    fn a_sequence_is_added_where_the_action_needs_one_and_the_caller_gave_none() {
-        check(
-            "ForbidRTCStreams",
-            &[("StreamId[]", "a"), ("StreamId[]", "b")],
-            false,
-            "&Sequence=1700000000123&StreamId%5B%5D=a&StreamId%5B%5D=b",
-        );
-        check("ForbidRTCStream", &[("Sequence", "7")], false, "&Sequence=7");
-    }
-
-    #[test]
-    fn values_are_percent_encoded() {
-        check(
-            "X",
-            &[("CDNUrl", "rtmp://h/a/s?k=v&w=+ 流~")],
-            false,
-            "&CDNUrl=rtmp%3A%2F%2Fh%2Fa%2Fs%3Fk%3Dv%26w%3D%2B%20%E6%B5%81~",
-        );
-    }
 
     #[test]
     fn an_answer_is_printed_in_its_own_order() {

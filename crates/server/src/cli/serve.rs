@@ -44,21 +44,21 @@ pub struct Demo {
 pub fn serve(mut it: Serve) -> anyhow::Result<ExitCode> {
     let flags = [("http.listen", it.http_listen), ("rtmp.listen", it.rtmp_listen)];
     it.source.set.extend(flags.into_iter().filter_map(|(key, value)| Some((key.into(), value?))));
-    let config = begin(&it.source)?;
+    let config = begin(&it.source, "info")?;
     runtime()?.block_on(app::run(config, || reread(&it.source)))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Runs the demonstration.
 pub fn demo(it: Demo) -> anyhow::Result<ExitCode> {
-    let config = begin(&it.source)?;
+    let config = begin(&it.source, "warn")?;
     runtime()?.block_on(demo::run(config, it.duration))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn begin(source: &Source) -> anyhow::Result<Config> {
+fn begin(source: &Source, level: &str) -> anyhow::Result<Config> {
     let mut config = source.load().map_err(|problems| anyhow!("the configuration has problems:\n{problems}"))?;
-    log::init();
+    log::init(level);
     if let Some(dev) = config.dev_app()? {
         let made = if dev.created { "made" } else { "kept" };
         println!("no app is configured: app {} {made}, its secrets are in {}", dev.id, dev.file.display());

@@ -1,10 +1,165 @@
-//! The demonstration. A placeholder that the merge replaces.
+//! `bywash demo`: the main job on nothing but this program.
+//!
+//! A server on loopback, a built-in stream published to it, a built-in target, and one signed call between the two.
+//!
+//! Invariant: it succeeds only if every frame that was sent, from the one that the relay began with, arrived unchanged.
 
-use std::time::Duration;
+mod source;
+mod target;
 
-use crate::config::Config;
+use std::io::{IsTerminal, Write};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
 
-/// Runs the demonstration.
-pub async fn run(_config: Config, _duration: Option<Duration>) -> anyhow::Result<()> {
-    anyhow::bail!("the demonstration is not built in yet")
+use anyhow::{Context, bail};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use self::source::Clip;
+use self::target::Report;
+use crate::app::Server;
+use crate::client;
+use crate::config::{App, Config};
+
+/// How long after the publisher's goodbye the last frames may take to arrive.
+const LAST_FRAMES: Duration = Duration::from_secs(5);
+
+/// Runs the demonstration for `duration`, or until Ctrl-C.
+pub async fn run(mut config: Config, duration: Option<Duration>) -> anyhow::Result<()> {
+    // A port that is in use is no reason not to be shown how it works.
+    for listen in [&mut config.http.listen, &mut config.rtmp.listen] {
+        if TcpListener::bind(*listen).await.is_err() {
+            listen.set_port(0);
+        }
+    }
+    config.relay.allow_private_targets = true;
+    let app = config.apps.first().context("the configuration holds no app")?.clone();
+    let server = Server::start(config).await?;
+    let base = format!("http://{}", server.http);
+    let stream = format!("demo-{:08x}", rand::random::<u32>());
+
+    let clip = Arc::new(Clip::load()?);
+    let report = Arc::<Mutex<Report>>::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let target = format!("rtmp://{}/live/{stream}", listener.local_addr()?);
+    let receiver = {
+        let (clip, report) = (clip.clone(), report.clone());
+        tokio::spawn(async move { target::serve(listener, &clip, report).await })
+    };
+
+    println!("bywash {}", env!("CARGO_PKG_VERSION"));
+    println!("  API      {base}/?Action=…   metrics {base}/metrics");
+    println!("  publish  rtmp://{}/{}/{stream}   a built-in clip: 640x360, H.264 + AAC", server.rtmp, app.id);
+    println!("  target   {target}   built in");
+    let call = Call { base, app };
+    let address = call.address("CreatCDNTransferRule", &[("StreamId", &stream), ("CDNUrl", &target)]);
+    println!("  call     {address}");
+    let answer = call.send(&address).await?;
+    println!("  answer   {answer}");
+    if answer["Code"] != 0 {
+        bail!("the call was refused");
+    }
+
+    let stop = CancellationToken::new();
+    let publisher = {
+        let (clip, stop, stream, rtmp, app) = (clip, stop.clone(), stream.clone(), server.rtmp, call.app.id);
+        tokio::spawn(async move { source::publish(&clip, rtmp, app, &stream, stop).await })
+    };
+    let begin = Instant::now();
+    tokio::select! {
+        end = show(&call, &stream, &report, begin) => end?,
+        () = until(duration) => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    println!();
+    stop.cancel();
+    let sent = publisher.await??;
+    let arrived = async {
+        while !report.lock().expect("no holder panics").ended {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let _ = tokio::time::timeout(LAST_FRAMES, arrived).await;
+    receiver.abort();
+    let address = call.address("DeleteCDNTransferRule", &[("StreamId", &stream), ("CDNUrl", &target)]);
+    let _ = call.send(&address).await;
+    server.stop().await;
+
+    let report = report.lock().expect("no holder panics").clone();
+    println!(
+        "relayed  {} pictures and {} packets of sound in {:.1} s, {:.2} MB",
+        report.video,
+        report.audio,
+        begin.elapsed().as_secs_f64(),
+        report.bytes as f64 / 1e6
+    );
+    match report.verdict(sent) {
+        Ok(()) => println!("whole    every frame arrived once, in order and unchanged"),
+        Err(faults) => bail!("what arrived at the target is not whole: {faults}"),
+    }
+    Ok(())
+}
+
+/// Prints how it goes, once a second, until it fails.
+async fn show(call: &Call, stream: &str, report: &Mutex<Report>, begin: Instant) -> anyhow::Result<()> {
+    let terminal = std::io::stdout().is_terminal();
+    let mut before = 0;
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let input = call.ask("DescribeStreams", stream).await?["Data"]["Streams"][0]["Bitrate"].take();
+        let rule = call.ask("DescribeCDNTransferRules", stream).await?["Data"]["Rules"][0].take();
+        let state = match rule["State"].as_i64() {
+            Some(2) => "relaying",
+            Some(1) => "requesting",
+            _ => "no relay",
+        };
+        let (video, audio, bytes) = {
+            let report = report.lock().expect("no holder panics");
+            (report.video, report.audio, report.bytes)
+        };
+        let elapsed = begin.elapsed().as_secs();
+        print!(
+            "{}{:02}:{:02}  in {:>5} kbit/s  {state:<10}  out {:>5} kbit/s  at the target {video} pictures, {audio} packets of sound{}",
+            if terminal { "\r\x1b[2K" } else { "" },
+            elapsed / 60,
+            elapsed % 60,
+            input.as_u64().unwrap_or(0) / 1000,
+            (bytes - before) * 8 / 1000,
+            if terminal { "" } else { "\n" },
+        );
+        std::io::stdout().flush()?;
+        before = bytes;
+    }
+}
+
+/// Calls the API as a customer's backend does.
+struct Call {
+    base: String,
+    app: App,
+}
+
+impl Call {
+    fn address(&self, action: &str, params: &[(&str, &str)]) -> String {
+        let params = params.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let nonce = hex::encode(rand::random::<[u8; 8]>());
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        format!("{}/?{}", self.base, client::query(&self.app, action, params, false, &nonce, now))
+    }
+
+    async fn send(&self, address: &str) -> anyhow::Result<Value> {
+        let (base, query) = address.split_once("/?").context("a signed address")?;
+        Ok(serde_json::from_str(&client::send(base, query).await?)?)
+    }
+
+    async fn ask(&self, action: &str, stream: &str) -> anyhow::Result<Value> {
+        self.send(&self.address(action, &[("StreamId", stream)])).await
+    }
+}
+
+async fn until(duration: Option<Duration>) {
+    match duration {
+        Some(duration) => tokio::time::sleep(duration).await,
+        None => std::future::pending().await,
+    }
 }

@@ -23,7 +23,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::config::{App, Apps};
 use crate::hub::Hub;
-use crate::lane::{Lane, Lanes};
+use crate::lane::{Lane, Lanes, SWEEP};
 use crate::metrics::Metrics;
 use crate::plan::{Arrival, Hold, Leave, Plan};
 use crate::sys;
@@ -35,6 +35,8 @@ const LOW_WATER: u32 = 2048;
 
 /// How long a publisher may send nothing before stream_create is sent without knowing its codec.
 const UNKNOWN_CODEC: Duration = Duration::from_secs(2);
+
+const SWEEPS_A_SECOND: u32 = (1000 / SWEEP.as_millis()) as u32;
 
 /// How long a peer may take to be told why it is refused.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -205,6 +207,7 @@ impl Connection {
             seen: false,
             flowing: false,
             low_water: 1,
+            sweeps: 0,
         };
         let end = self.take_in(&mut ingest).await;
         let how = match &end {
@@ -303,6 +306,7 @@ struct Ingest {
     flowing: bool,
     /// How much must come in before we want to be woken.
     low_water: u32,
+    sweeps: u32,
 }
 
 impl Ingest {
@@ -355,6 +359,10 @@ impl Ingest {
         }
         if self.since.elapsed() > UNKNOWN_CODEC {
             self.begin();
+        }
+        self.sweeps += 1;
+        if self.sweeps.is_multiple_of(SWEEPS_A_SECOND) {
+            self.hold.publisher.measure();
         }
     }
 

@@ -8,10 +8,11 @@
 mod connect;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use bywash_media::Time;
+use bywash_media::{Codec, Time};
 use bywash_rtmp::client::{self, Class, Client, Phase};
 use rand::Rng;
 use tokio::sync::watch;
@@ -82,8 +83,6 @@ pub struct Relay {
 enum End {
     /// The stream is over, or the rule was withdrawn.
     Done,
-    /// The rule changed: connect anew at once.
-    Again,
     /// The target may take us later: reset, timeout, busy.
     Retry(Reason, String),
     /// The target said no, and will say no again: name taken, wrong signature, forbidden address.
@@ -100,7 +99,6 @@ impl Relay {
             let end = self.session(&mut attempts, &mut status, &stop).await;
             let (reason, error, wait) = match end {
                 End::Done => break,
-                End::Again => continue,
                 End::Retry(reason, error) => (reason, error, attempts.wait(&self.settings.load().config.retry)),
                 End::Refused(reason, class, error) => {
                     let wait = attempts.wait_refused(class, &self.settings.load().config.retry);
@@ -125,6 +123,18 @@ impl Relay {
         self.note(&Status { state: State::None, reason: Reason::ActivelyDisconnected, next_retry_ms: 0, ..status });
     }
 
+    /// What we say of ourselves. Enhanced RTMP is mentioned only where the stream needs it: older servers may stumble over it.
+    fn client(&self) -> client::Config {
+        let tracks = self.stream.tracks();
+        let codecs = [&tracks.video, &tracks.audio].map(|track| track.as_ref().map(|track| track.codec));
+        let enhanced = codecs.iter().flatten().any(|codec| matches!(codec, Codec::H265 | Codec::Av1 | Codec::Opus));
+        client::Config {
+            agent: format!("FMLE/3.0 (compatible; bywash/{}; via={})", env!("CARGO_PKG_VERSION"), self.trace),
+            fourcc: if enhanced { &["hvc1", "av01", "Opus"] } else { &[] },
+            ..client::Config::default()
+        }
+    }
+
     /// Waits for the next try; false if there is to be none.
     async fn wait(&mut self, wait: Duration, stop: &CancellationToken) -> bool {
         tokio::select! { biased;
@@ -137,6 +147,8 @@ impl Relay {
     }
 
     fn note(&self, status: &Status) {
+        self.live.state.store(status.state as u64, Ordering::Relaxed);
+        self.live.retries.store(status.retries as u64, Ordering::Relaxed);
         (self.note)(Status { state_ms: unix_ms(), ..status.clone() });
     }
 
@@ -148,14 +160,14 @@ impl Relay {
         let mut link = tokio::select! { biased;
             () = stop.cancelled() => return End::Done,
             () = self.stream.ended() => return End::Done,
-            link = Link::open(&wish, attempts, &settings, &self.trace, deadline) => match link {
+            link = Link::open(&wish, attempts, &settings, self.client(), deadline) => match link {
                 Ok(link) => link,
                 Err(end) => return end,
             },
         };
         info!("target accepts");
         let end = self.follow(&mut link, &settings, attempts, status, stop).await;
-        if matches!(end, End::Done | End::Again) {
+        if matches!(end, End::Done) {
             link.goodbye().await;
         }
         end
@@ -196,7 +208,7 @@ impl Relay {
                     }
                     for event in batch.drain(..) {
                         if let hub::Event::Lagged { frames } = event {
-                            self.live.frames_dropped.fetch_add(frames, std::sync::atomic::Ordering::Relaxed);
+                            self.live.frames_dropped.fetch_add(frames, Ordering::Relaxed);
                             warn!(frames, "target too slow: skipped to a keyframe");
                         }
                         let out = link.wire.out();
@@ -207,6 +219,7 @@ impl Relay {
                 }
                 () = seat.beat() => {
                     self.judge(&mut progress, link, attempts, status);
+                    self.live.bytes.measure(Instant::now());
                     let quiet = progress.quiet_for();
                     if quiet >= settings.config.stall_timeout {
                         let error = format!("the target acknowledged nothing for {} s", quiet.as_secs());
@@ -280,25 +293,28 @@ impl Link {
         wish: &Wish,
         attempts: &mut Attempts,
         settings: &Settings,
-        trace: &str,
+        config: client::Config,
         deadline: tokio::time::Instant,
     ) -> Result<Link, End> {
         let url = vendor::sign(&wish.target, &wish.push, attempts.key, unix_ms() / 1000);
         attempts.has_backup = url.has_backup();
         let late = |_| End::Retry(Reason::HandshakeFailed, "the target did not answer in time".into());
-        let socket = tokio::time::timeout_at(deadline, connect::connect(&wish.target, settings)).await.map_err(late)??;
+        let socket =
+            tokio::time::timeout_at(deadline, connect::connect(&wish.target, settings)).await.map_err(late)??;
         let config = client::Config {
             app: url.app().to_owned(),
             stream: url.stream_with_query().expose().to_owned(),
             tc_url: url.tc_url(),
-            agent: format!("FMLE/3.0 (compatible; bywash/{}; via={trace})", env!("CARGO_PKG_VERSION")),
-            ..client::Config::default()
+            ..config
         };
         let client = Client::new(config, Instant::now(), rand::random());
         let mut link = Link { wire: Wire::new(socket), client, url: wish.target.url().clone() };
         link.outputs();
         tokio::time::timeout_at(deadline, link.publish()).await.unwrap_or_else(|_| {
-            Err(End::Retry(reason_of(link.client.phase()), format!("the target did not answer in time {}", saying(link.client.phase()))))
+            Err(End::Retry(
+                reason_of(link.client.phase()),
+                format!("the target did not answer in time {}", saying(link.client.phase())),
+            ))
         })?;
         Ok(link)
     }
@@ -311,10 +327,17 @@ impl Link {
                 Ok(Turn::Read) => self.events()?,
                 Ok(Turn::Flushed) => {}
                 Ok(Turn::Closed) => {
-                    return Err(End::Retry(reason_of(phase), format!("the target closed the connection {}", saying(phase))));
+                    return Err(End::Retry(
+                        reason_of(phase),
+                        format!("the target closed the connection {}", saying(phase)),
+                    ));
                 }
-                Err(Trouble::Io(error)) => return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase)))),
-                Err(Trouble::Protocol(error)) => return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase)))),
+                Err(Trouble::Io(error)) => {
+                    return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase))));
+                }
+                Err(Trouble::Protocol(error)) => {
+                    return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase))));
+                }
             }
         }
         Ok(())
@@ -348,11 +371,17 @@ impl Link {
         }
     }
 
-    /// Ends the session as the target expects it.
+    /// Ends the session as the target expects it. A socket that is closed with answers unread resets the connection, and the
+    /// target loses the last frames: so its answers are read until it closes too.
     async fn goodbye(&mut self) {
         self.client.finish();
         self.outputs();
-        let _ = tokio::time::timeout(GOODBYE, self.wire.flush()).await;
+        let farewell = async {
+            self.wire.shut_down().await?;
+            while self.wire.turn(|_| Ok::<_, std::io::Error>(())).await? != Turn::Closed {}
+            Ok::<_, std::io::Error>(())
+        };
+        let _ = tokio::time::timeout(GOODBYE, farewell).await;
     }
 }
 

@@ -25,7 +25,6 @@
 //! ```
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use bywash_media::StreamKey;
 use serde_json::{Value, json};
@@ -66,7 +65,7 @@ fn describe(rule: &Rule, live: &Live) -> Value {
         "UpdateReason": status.reason as u8,
         "StateTime": status.state_ms,
         "BytesSent": relay.bytes.total(),
-        "Bitrate": relay.bytes.bits_per_second(Instant::now()),
+        "Bitrate": relay.bytes.bits_per_second(),
         "FramesDropped": relay.frames_dropped.load(Ordering::Relaxed),
         "Retries": status.retries,
         "NextRetryTime": status.next_retry_ms,

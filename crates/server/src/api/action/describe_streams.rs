@@ -23,7 +23,6 @@
 //! ```
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use bywash_media::{Format, StreamKey, Track};
 use serde_json::{Value, json};
@@ -83,7 +82,7 @@ fn describe(key: &StreamKey, stream: &Stream) -> Value {
         "AudioCodec": codec(audio),
         "SampleRate": sample_rate,
         "Channels": channels,
-        "Bitrate": stream.bytes.bits_per_second(Instant::now()),
+        "Bitrate": stream.bytes.bits_per_second(),
         "Outputs": stream.outputs.load(Ordering::Relaxed),
     })
 }

@@ -25,6 +25,9 @@ use crate::store::Reason;
 use crate::sys;
 use crate::vendor::Target;
 
+/// Bytes that the kernel may hold unsent.
+const UNSENT: u32 = 256 * 1024;
+
 /// A connection to a target.
 pub enum Socket {
     Plain(TcpStream),
@@ -54,6 +57,8 @@ pub async fn connect(target: &Target, settings: &Settings) -> Result<Socket, End
             Ok(tcp) => {
                 // A frame goes out in one write; Nagle would only hold back its end.
                 let _ = tcp.set_nodelay(true);
+                // What the network does not take stays with us, where it is skipped to a keyframe, not in the kernel.
+                let _ = socket2::SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT);
                 return match target.tls() {
                     false => Ok(Socket::Plain(tcp)),
                     true => secure(target, tcp, settings).await.map_err(unreachable),
