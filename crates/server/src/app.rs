@@ -119,7 +119,12 @@ impl Server {
         let keeper = tokio::spawn(keeper);
 
         let callbacks_stop = CancellationToken::new();
-        let callbacks = job::callback::run(store.clone(), config.callback.clone(), callbacks_stop.clone());
+        let callbacks = job::callback::run(
+            store.clone(),
+            config.callback.clone(),
+            metrics.callbacks.clone(),
+            callbacks_stop.clone(),
+        );
         let callbacks = (callbacks_stop, tokio::spawn(callbacks));
 
         let stop = CancellationToken::new();
