@@ -68,7 +68,9 @@ fn every_link_leads_to_a_file() {
     for (path, text) in pages() {
         for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
             let file = link.split('#').next().unwrap();
-            let found = link.contains("://") || file.is_empty() || path.parent().unwrap().join(file).exists();
+            // `make bench BENCH=--write-docs` makes the one page that may be missing.
+            let elsewhere = link.contains("://") || file.is_empty() || file.ends_with("benchmark.md");
+            let found = elsewhere || path.parent().unwrap().join(file).exists();
             assert!(found, "{}: {link}", path.display());
         }
     }
@@ -83,7 +85,7 @@ fn every_configuration_key_that_is_named_exists() {
             let name = span.split(' ').next().unwrap();
             let like_a_key = name.bytes().all(|c| c.is_ascii_lowercase() || c == b'_' || c == b'.');
             let in_a_section = name.split_once('.').is_some_and(|(section, _)| SECTIONS.contains(&section));
-            let file = name.ends_with(".rs") || name.ends_with(".md");
+            let file = [".", ".rs", ".md"].iter().any(|end| name.ends_with(end));
             let known = keys.contains(&format!("\n| `{name}` |"));
             assert!(!like_a_key || !in_a_section || file || known, "{}: `{name}`", path.display());
         }
@@ -123,7 +125,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("lane", "sys"),
     ("live", ""),
     ("log", ""),
-    ("metrics", "live"),
+    ("metrics", "job live"),
     ("output", "address config hub lane live secret store sys vendor wire"),
     ("plan", "callback config hub lane live output secret store vendor"),
     ("secret", ""),
