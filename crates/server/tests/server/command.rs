@@ -51,7 +51,7 @@ fn a_first_start_just_works() {
     let mode = std::os::unix::fs::PermissionsExt::mode(&secrets.metadata().expect("the fresh app").permissions());
     assert_eq!(mode & 0o777, 0o600);
 
-    let mut call = |args: &[&str]| {
+    let call = |args: &[&str]| {
         let mut call = bywash(args);
         run(call.args(settings.iter().flat_map(|it| ["--set", it])).current_dir(dir.join("")))
     };
