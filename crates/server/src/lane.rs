@@ -11,8 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -173,7 +171,7 @@ async fn ticks(shared: Arc<Shared>, sweep: watch::Sender<()>, beat: watch::Sende
 
 /// Ticks until nobody sits on the lane.
 async fn tick_on(shared: &Shared, sweep: &watch::Sender<()>, beat: &watch::Sender<()>) -> std::io::Result<()> {
-    let metronome = AsyncFd::register_with_interest(sys::metronome(SWEEP)?, Interest::READABLE)?;
+    let metronome = sys::metronome(SWEEP)?;
     let mut used = sys::thread_cpu_time();
     let mut n = 0;
     while shared.seats.load(Ordering::Relaxed) > 0 {

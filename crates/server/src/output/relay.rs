@@ -46,8 +46,6 @@ pub struct Settings {
     pub config: config::Relay,
     /// Roots and protocol versions for rtmps://.
     pub tls: Arc<rustls::ClientConfig>,
-    /// Where we listen for RTMP: a relay from here into the same stream is a loop.
-    pub own_port: u16,
 }
 
 /// The rule as it is now.
