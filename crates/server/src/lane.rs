@@ -6,9 +6,11 @@
 //!
 //! Invariant: a lane with nothing on it sleeps; its ticks run only while a [`Seat`] is taken.
 
-use std::future::{Future, pending};
+use std::future::pending;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
@@ -129,14 +131,33 @@ impl Lane {
 }
 
 impl Seat {
-    /// The next [`SWEEP`].
-    pub async fn sweep(&mut self) {
-        tick(&mut self.sweep).await;
+    /// The next [`SWEEP`], again and again: polled for each picture, so it stays registered between two ticks.
+    pub fn sweeps(&self) -> Ticks {
+        Ticks::new(self.sweep.clone())
     }
 
-    /// The next [`BEAT`].
-    pub async fn beat(&mut self) {
-        tick(&mut self.beat).await;
+    /// The next [`BEAT`], likewise.
+    pub fn beats(&self) -> Ticks {
+        Ticks::new(self.beat.clone())
+    }
+}
+
+/// Ticks of a lane, one after the other.
+pub struct Ticks(Pin<Box<dyn Future<Output = watch::Receiver<()>> + Send>>);
+
+impl Ticks {
+    fn new(ticks: watch::Receiver<()>) -> Ticks {
+        Ticks(Box::pin(tick(ticks)))
+    }
+}
+
+impl Future for Ticks {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let ticks = ready!(self.0.as_mut().poll(cx));
+        *self = Ticks::new(ticks);
+        Poll::Ready(())
     }
 }
 
@@ -146,11 +167,12 @@ impl Drop for Seat {
     }
 }
 
-async fn tick(ticks: &mut watch::Receiver<()>) {
+async fn tick(mut ticks: watch::Receiver<()>) -> watch::Receiver<()> {
     if ticks.changed().await.is_err() {
         // The lane is being stopped, and this task with it.
         pending::<()>().await;
     }
+    ticks
 }
 
 /// One tick for all connections of a lane: a timer for each would wake the thread for each. The kernel keeps it, since a timer of
@@ -197,12 +219,12 @@ mod tests {
     async fn a_lane_ticks_only_while_somebody_sits_on_it() {
         let lanes = Lanes::start(1).unwrap();
         let lane = lanes.pick();
-        let mut seat = lane.sit();
-        seat.sweep().await;
-        let mut sweep = seat.sweep.clone();
+        let seat = lane.sit();
+        let mut sweeps = seat.sweeps();
+        (&mut sweeps).await;
         drop(seat);
         // The tick that may be under way, and no other.
-        let _ = tokio::time::timeout(3 * SWEEP, sweep.changed()).await;
-        assert!(tokio::time::timeout(3 * SWEEP, sweep.changed()).await.is_err());
+        let _ = tokio::time::timeout(3 * SWEEP, &mut sweeps).await;
+        assert!(tokio::time::timeout(3 * SWEEP, &mut sweeps).await.is_err());
     }
 }
