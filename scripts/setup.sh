@@ -19,6 +19,7 @@ need nginx test -x /usr/sbin/nginx                                 # a CDN that 
 need libnginx-mod-rtmp test -f /usr/lib/nginx/modules/ngx_rtmp_module.so
 need rtmpdump rtmpdump --help                                      # a player
 need chromium chromium --version                                    # a WebRTC publisher and player
+need python3-venv python3 -c "import venv, ensurepip"            # for a WebRTC publisher, below
 need librtmp-dev test -f /usr/include/librtmp/rtmp.h               # a publisher
 
 if [ -n "$missing" ]; then
@@ -33,7 +34,13 @@ if [ -n "$missing" ]; then
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 fi
 
+venv=$(dirname "$0")/../target/venv
+if ! "$venv/bin/python" -c "import aiortc" 2>/dev/null; then        # a WebRTC publisher
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check "aiortc>=1.9,<2"
+fi
+
 if ! command -v cargo >/dev/null && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
-    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --quiet --profile minimal -c clippy -c rustfmt
-    echo "Rust is new here: open a new shell, or run . \"\$HOME/.cargo/env\""
+    echo "please install Rust 1.95 or later: https://www.rust-lang.org/tools/install" >&2
+    exit 1
 fi

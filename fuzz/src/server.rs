@@ -1,10 +1,16 @@
 //! What must hold for what callers and players write into addresses, on any bytes at all.
 
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use bytes::BytesMut;
 use bywash::api::params::Query;
 use bywash::config::{App, PublishAuth};
 use bywash::secret::Secret;
 use bywash::token::{self, Params, Purpose};
 use bywash::vendor::Target;
+use bywash::webrtc::offer::{self, Fragment, Offer};
+use bywash::webrtc::{certificate, demux, framing};
 
 /// A token's parameters: nobody gets in without the key.
 pub fn token(data: &[u8]) {
@@ -33,5 +39,30 @@ pub fn query(data: &[u8]) {
     if let Ok(target) = Target::parse(&text) {
         assert!(!target.masked().contains('?') || target.masked().ends_with("?***"), "{}", target.masked());
         assert_eq!(Target::parse(&target.address()).map(|again| again.address()), Ok(target.address()));
+    }
+}
+
+/// A WHIP or WHEP offer, up to the engine's answer; and a fragment.
+pub fn sdp(data: &[u8]) {
+    static CERTIFICATE: OnceLock<str0m::config::DtlsCert> = OnceLock::new();
+    let certificate = CERTIFICATE.get_or_init(|| certificate::make().expect("the provider makes certificates"));
+    for purpose in [Purpose::Publish, Purpose::Play] {
+        let Ok(offer) = Offer::parse(data, purpose) else { continue };
+        let mut rtc = offer::config(purpose, certificate.clone()).build(Instant::now());
+        if let Ok(answer) = offer::accept(&mut rtc, &offer) {
+            assert!(offer::fragment(&answer).matches("m=").count() <= 1, "{answer}");
+        }
+    }
+    let _ = Fragment::parse(data);
+}
+
+/// What comes to the port of WebRTC: a datagram of anybody, or framed ones over TCP.
+pub fn datagram(data: &[u8]) {
+    if let Some(user) = demux::user(data) {
+        assert!(user.len() < data.len());
+    }
+    let mut input = BytesMut::from(data);
+    while let Ok(Some(datagram)) = framing::take(&mut input) {
+        assert!(datagram.len() <= framing::DATAGRAM_MAX);
     }
 }

@@ -101,7 +101,7 @@ impl Server {
         let http_listener = bind(config.http.listen, "http.listen").await?;
         let rtmp_listener = bind(config.rtmp.listen, "rtmp.listen").await?;
         let (http, rtmp) = (http_listener.local_addr()?, rtmp_listener.local_addr()?);
-        let relay = Arc::new(ArcSwap::from_pointee(relay_settings(&config, rtmp)?));
+        let relay = Arc::new(ArcSwap::from_pointee(relay_settings(&config)?));
         std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
         let port = Port::bind(&config.webrtc, &config.data_dir).await?;
 
@@ -201,7 +201,7 @@ impl Server {
         for key in &reload.restart {
             warn!(key, "changed, but holds only after a restart");
         }
-        match relay_settings(&reload.config, self.rtmp) {
+        match relay_settings(&reload.config) {
             Ok(settings) => self.relay.store(Arc::new(settings)),
             Err(error) => error!(error = format!("{error:#}"), "relay settings stay as they were"),
         }
@@ -239,9 +239,9 @@ impl Server {
     }
 }
 
-fn relay_settings(config: &Config, rtmp: SocketAddr) -> anyhow::Result<relay::Settings> {
+fn relay_settings(config: &Config) -> anyhow::Result<relay::Settings> {
     let tls = relay::tls(config.relay.ca_file.as_deref())?;
-    Ok(relay::Settings { config: config.relay.clone(), tls, own_port: rtmp.port() })
+    Ok(relay::Settings { config: config.relay.clone(), tls })
 }
 
 fn api_settings(config: &Config, rtmp: SocketAddr) -> api::Settings {

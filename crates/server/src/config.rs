@@ -412,7 +412,7 @@ impl Default for Config {
                 public_addresses: Vec::new(),
                 ice_servers: Vec::new(),
                 max_sessions: 500,
-                keyframe_interval: seconds(4),
+                keyframe_interval: Duration::from_secs(4),
             },
             store: Store { url: "sqlite".into() },
             media: Media { url: "file".into() },

@@ -89,7 +89,7 @@ impl Collector for Running {
             for ((key, address), relay) in &relays {
                 ConstCounter::new(read(relay)).encode(family.encode_family(&relay_labels(key, address))?)?;
             }
-            Ok(())
+            Ok::<_, std::fmt::Error>(())
         };
         let acknowledged = "Bytes that the target has acknowledged";
         counter("relay_acknowledged", acknowledged, Some(&Unit::Bytes), &|relay| relay.bytes.total())?;

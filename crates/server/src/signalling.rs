@@ -12,8 +12,9 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{ConnectInfo, Path, RawQuery, State};
 use axum::http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS,
-    ACCESS_CONTROL_MAX_AGE, ALLOW, AUTHORIZATION, CONTENT_TYPE, ETAG, IF_MATCH, LINK, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW, AUTHORIZATION, CONTENT_TYPE, ETAG, IF_MATCH, LINK,
+    LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -208,9 +209,11 @@ impl Doors {
     ) -> Result<Response, Refused> {
         let (head, body) = request.into_parts();
         let app = app.parse().ok().and_then(|id| self.apps.get(id));
-        let app = app.ok_or_else(|| refused(StatusCode::NOT_FOUND, "unknown app: the address is /whip/v1/<AppId>/<StreamId>"))?;
+        let app = app
+            .ok_or_else(|| refused(StatusCode::NOT_FOUND, "unknown app: the address is /whip/v1/<AppId>/<StreamId>"))?;
         let key = StreamKey::published(app.id, stream);
-        let key = key.ok_or_else(|| refused(StatusCode::BAD_REQUEST, "invalid stream id: 1 to 256 of A-Z a-z 0-9 - _ ."))?;
+        let key =
+            key.ok_or_else(|| refused(StatusCode::BAD_REQUEST, "invalid stream id: 1 to 256 of A-Z a-z 0-9 - _ ."))?;
         if !app.environment.has(key.environment()) {
             let reason = format!("the app has no {:?} environment", key.environment()).to_lowercase();
             return Err(refused(StatusCode::FORBIDDEN, reason));
@@ -232,20 +235,22 @@ impl Doors {
                     trace: Vec::new(),
                     lane: lane.clone(),
                 };
+                // The place comes last: a stream whose session cannot be would be told of as one that came and went.
+                let (mut session, answer) = Peer::open(&self.port, key.clone(), offer, purpose)?;
                 let mut hold = self.plan.publish(arrival()).await;
                 // A page that was reloaded comes back before its old session is known to be dead.
                 if matches!(hold, Err(Refusal::Occupied)) && self.port.replace_silent(&key, SILENCE).await {
                     hold = self.plan.publish(arrival()).await;
                 }
                 let hold = hold?;
-                let (mut session, answer) = Peer::open(&self.port, key.clone(), offer, purpose)?;
                 let (id, tag) = (session.id(), session.tag());
                 let run = whip::run(session, hold, lane.clone(), self.config.keyframe_interval);
                 self.port.spawn(&lane, run.in_current_span());
                 (id, tag, answer)
             }
             Purpose::Play => {
-                let stream = self.hub.get(&key).ok_or_else(|| refused(StatusCode::NOT_FOUND, "the stream is not live"))?;
+                let stream =
+                    self.hub.get(&key).ok_or_else(|| refused(StatusCode::NOT_FOUND, "the stream is not live"))?;
                 let video = stream.tracks().video.as_ref().map(|track| track.codec);
                 if let Some(codec) = video.filter(|codec| *codec != Codec::H264) {
                     let reason = format!("the stream has {codec} pictures: WHEP plays H.264");

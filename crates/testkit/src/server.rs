@@ -144,7 +144,7 @@ play_key = "playkey0123456789playkey01234567"
         self.rtmp
     }
 
-    /// The port of WebRTC.
+    /// The port of WebRTC, over UDP and TCP.
     pub fn webrtc_port(&self) -> u16 {
         self.webrtc
     }
@@ -152,6 +152,41 @@ play_key = "playkey0123456789playkey01234567"
     /// The address of a page of the console, `publish` or `play`, for a stream.
     pub fn page(&self, name: &str, stream: &str) -> String {
         format!("http://127.0.0.1:{}/console/{name}?app={APP}&stream={stream}", self.http)
+    }
+
+    /// The WHIP address of a stream.
+    pub fn whip(&self, stream: &str) -> String {
+        format!("http://127.0.0.1:{}/whip/v1/{APP}/{stream}", self.http)
+    }
+
+    /// The WHEP address of a stream.
+    pub fn whep(&self, stream: &str) -> String {
+        format!("http://127.0.0.1:{}/whep/v1/{APP}/{stream}", self.http)
+    }
+
+    /// Any request: status, head and body. `headers` are whole lines.
+    pub fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[&str],
+        body: &[u8],
+    ) -> std::io::Result<(u16, String, String)> {
+        let mut socket = TcpStream::connect(("127.0.0.1", self.http))?;
+        socket.set_read_timeout(Some(secs(15)))?;
+        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\n", self.http);
+        headers.iter().for_each(|line| head += &format!("{line}\r\n"));
+        head += &format!("Content-Length: {}\r\n\r\n", body.len());
+        // A server may refuse a long body before it has read it.
+        let _ = socket.write_all(head.as_bytes()).and_then(|()| socket.write_all(body));
+        let mut answer = Vec::new();
+        let read = socket.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer);
+        let Some((head, body)) = answer.split_once("\r\n\r\n") else {
+            return Err(read.err().unwrap_or_else(|| std::io::ErrorKind::UnexpectedEof.into()));
+        };
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+        Ok((status, head.to_ascii_lowercase(), body.to_owned()))
     }
 
     /// GETs a path: status and body.

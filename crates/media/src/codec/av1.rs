@@ -1,5 +1,7 @@
 //! AV1: the `av1C` record, the sequence header and where a temporal unit lets decoding begin.
 
+use bytes::Bytes;
+
 use super::bits::Bits;
 
 const SEQUENCE_HEADER: u8 = 1;
@@ -15,7 +17,19 @@ pub fn record_size(record: &[u8]) -> Option<(u32, u32)> {
         return None;
     }
     let header = obus(&record[4..]).find(|obu| obu.unit == SEQUENCE_HEADER);
-    Some(header.and_then(|obu| sequence_size(obu.body)).unwrap_or_default())
+    Some(header.and_then(|obu| Sequence::parse(obu.body)).map(|it| it.size).unwrap_or_default())
+}
+
+/// The `av1C` record (AV1 ISOBMFF binding §2.3) of a temporal unit; `None` if it has no sequence header.
+pub fn record(unit: &[u8]) -> Option<Bytes> {
+    let header = obus(unit).find(|obu| obu.unit == SEQUENCE_HEADER)?;
+    let sequence = Sequence::parse(header.body)?;
+    let mut record = vec![0x81, sequence.profile << 5 | sequence.level, sequence.tier << 7 | sequence.color, 0];
+    // The record wants a size field, which RTP may leave out (AV1 RTP §4.4).
+    record.push(SEQUENCE_HEADER << 3 | 2);
+    record.push(u8::try_from(header.body.len()).ok().filter(|len| *len < 0x80)?);
+    record.extend_from_slice(header.body);
+    Some(record.into())
 }
 
 /// Whether the first picture of a temporal unit is a key frame that is shown.
@@ -73,43 +87,116 @@ fn leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
     None
 }
 
-/// Width and height of a sequence header (AV1 §5.5.1).
-fn sequence_size(body: &[u8]) -> Option<(u32, u32)> {
-    let mut bits = Bits::new(body);
-    bits.skip(4)?;
-    let reduced = bits.flag()?;
-    if reduced {
-        bits.skip(5)?;
-    } else {
-        let mut decoder_model = None;
-        if bits.flag()? {
-            bits.skip(64)?;
+/// What a sequence header says (AV1 §5.5.1).
+struct Sequence {
+    profile: u8,
+    level: u8,
+    tier: u8,
+    /// Bit depth, monochrome and subsampling as `av1C` packs them.
+    color: u8,
+    size: (u32, u32),
+}
+
+impl Sequence {
+    fn parse(body: &[u8]) -> Option<Sequence> {
+        let mut bits = Bits::new(body);
+        let profile = bits.u(3)? as u8;
+        bits.skip(1)?;
+        let (mut level, mut tier) = (0, 0);
+        let reduced = bits.flag()?;
+        if reduced {
+            level = bits.u(5)? as u8;
+        } else {
+            let mut decoder_model = None;
             if bits.flag()? {
-                bits.ue()?;
+                bits.skip(64)?;
+                if bits.flag()? {
+                    bits.ue()?;
+                }
+                if bits.flag()? {
+                    decoder_model = Some(bits.u(5)? as usize + 1);
+                    bits.skip(42)?;
+                }
             }
-            if bits.flag()? {
-                decoder_model = Some(bits.u(5)? as usize + 1);
-                bits.skip(42)?;
+            let display_delay = bits.flag()?;
+            for point in 0..bits.u(5)? + 1 {
+                bits.skip(12)?;
+                let of_point = bits.u(5)? as u8;
+                let of_point = (of_point, if of_point > 7 { bits.u(1)? as u8 } else { 0 });
+                if point == 0 {
+                    (level, tier) = of_point;
+                }
+                if let Some(delay) = decoder_model
+                    && bits.flag()?
+                {
+                    bits.skip(2 * delay + 1)?;
+                }
+                if display_delay && bits.flag()? {
+                    bits.skip(4)?;
+                }
             }
         }
-        let display_delay = bits.flag()?;
-        for _ in 0..bits.u(5)? + 1 {
-            bits.skip(12)?;
-            if bits.u(5)? > 7 {
-                bits.skip(1)?;
-            }
-            if let Some(delay) = decoder_model
-                && bits.flag()?
-            {
-                bits.skip(2 * delay + 1)?;
-            }
-            if display_delay && bits.flag()? {
-                bits.skip(4)?;
-            }
+        let (wide, high) = (bits.u(4)? + 1, bits.u(4)? + 1);
+        let size = (bits.u(wide)? + 1, bits.u(high)? + 1);
+        // A header cut short after the size is still good for it; 4:2:0 in 8 bits is what nearly all have.
+        let color = color(&mut bits, profile, reduced).unwrap_or(0x0c);
+        Some(Sequence { profile, level, tier, color, size })
+    }
+}
+
+/// What follows the picture size, down to the color description (AV1 §5.5.1, §5.5.2).
+fn color(bits: &mut Bits, profile: u8, reduced: bool) -> Option<u8> {
+    if !reduced && bits.flag()? {
+        bits.skip(7)?;
+    }
+    bits.skip(3)?;
+    if !reduced {
+        bits.skip(4)?;
+        let order_hint = bits.flag()?;
+        if order_hint {
+            bits.skip(2)?;
+        }
+        let screen_content_tools = bits.flag()? || bits.flag()?;
+        if screen_content_tools && !bits.flag()? {
+            bits.skip(1)?;
+        }
+        if order_hint {
+            bits.skip(3)?;
         }
     }
-    let (wide, high) = (bits.u(4)? + 1, bits.u(4)? + 1);
-    Some((bits.u(wide)? + 1, bits.u(high)? + 1))
+    bits.skip(3)?;
+
+    let high_depth = bits.flag()?;
+    let twelve_bit = profile == 2 && high_depth && bits.flag()?;
+    let monochrome = profile != 1 && bits.flag()?;
+    let described = if bits.flag()? { (bits.u(8)?, bits.u(8)?, bits.u(8)?) } else { (2, 2, 2) };
+    const SRGB: (u32, u32, u32) = (1, 13, 0);
+    let subsampling = match profile {
+        _ if monochrome => (true, true),
+        _ if described == SRGB => (false, false),
+        profile => {
+            bits.skip(1)?;
+            match profile {
+                0 => (true, true),
+                1 => (false, false),
+                _ if twelve_bit => {
+                    let wide = bits.flag()?;
+                    (wide, wide && bits.flag()?)
+                }
+                _ => (true, false),
+            }
+        }
+    };
+    let position = if subsampling == (true, true) && !monochrome { bits.u(2)? as u8 } else { 0 };
+    let flag = |set, at: u8| u8::from(set) << at;
+    Some(
+        flag(high_depth, 6)
+            | flag(twelve_bit, 5)
+            | flag(monochrome, 4)
+            | flag(subsampling.0, 3)
+            | flag(subsampling.1, 2)
+            | position,
+    )
 }
 
 #[cfg(test)]
@@ -126,6 +213,16 @@ pub(crate) mod tests {
         assert_eq!(record_size(full_hd), Some((1920, 1080)));
         assert_eq!(record_size(b"\x81\x00\x00\x00"), Some((0, 0)));
         assert_eq!(record_size(b"\x01\x00\x00\x00"), None);
+    }
+
+    #[test]
+    fn a_key_frame_brings_its_own_record() {
+        // The two records above are of an encoder that writes them itself.
+        let body = |record: &'static [u8]| record[4..].to_vec();
+        for record in [&b"\x81\x08\x0c\x00\x0a\x0b\x00\x00\x00\x42\xab\xbf\xc3\x70\x0b\xe0\x01"[..], RECORD_360] {
+            assert_eq!(super::record(&body(record)).as_deref(), Some(record));
+        }
+        assert_eq!(super::record(&[0x32, 1, 0x10]), None);
     }
 
     #[test]

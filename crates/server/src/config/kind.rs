@@ -262,7 +262,8 @@ impl Kind for Ice {
     type T = IceServer;
 
     fn name() -> String {
-        "a server such as \"stun:stun.example.com:3478\" or \"turn:USER:PASSWORD@turn.example.com:3478?transport=udp\"".into()
+        "a server such as \"stun:stun.example.com:3478\" or \"turn:USER:PASSWORD@turn.example.com:3478?transport=udp\""
+            .into()
     }
 
     fn parse(text: &str) -> Result<IceServer, String> {

@@ -154,7 +154,9 @@ impl Ingest {
                 info!("connected");
                 self.connected = true;
             }
-            Event::IceConnectionStateChange(IceConnectionState::Disconnected) if self.connected => return Some(Leave::Lost),
+            Event::IceConnectionStateChange(IceConnectionState::Disconnected) if self.connected => {
+                return Some(Leave::Lost);
+            }
             Event::Closed => return Some(Leave::Finished),
             Event::MediaAdded(added) => self.media_added(&added),
             Event::MediaData(data) => self.media(data),
@@ -222,12 +224,9 @@ impl Ingest {
         let Some(at) = self.layer(codec, data.rid) else { return };
         let layer = &mut self.layers[at];
         layer.heard = data.network_time;
-        let picture = layer.read(&data);
-        match &picture {
-            // One that begins with its own first slice mends a gap before it.
-            Some(picture) if picture.key => layer.broken = !data.contiguous && !picture.from_start,
-            _ if !data.contiguous => layer.broken = true,
-            _ => {}
+        let picture = layer.take(&data.data, data.contiguous);
+        if at == self.best && layer.broken {
+            self.keyframes.wanted = true;
         }
         let Some(picture) = picture else { return };
         if picture.key && at != self.best && self.is_better(at) {
@@ -237,23 +236,12 @@ impl Ingest {
         if at != self.best {
             return;
         }
-        let layer = &self.layers[at];
-        if layer.broken {
-            self.keyframes.wanted = true;
-            return;
-        }
-        let fresh = layer.track.clone().filter(|_| picture.key);
         if picture.key {
             self.keyframes.came = Some(Instant::now());
             self.keyframes.wanted = false;
-        }
-        if let Some(track) = fresh {
-            self.set_track(track);
-        }
-        if self.tracks.video.is_none() {
-            // It has begun without parameter sets: nothing could decode it.
-            self.keyframes.wanted = true;
-            return;
+            if let Some(track) = self.layers[at].track.clone() {
+                self.set_track(track);
+            }
         }
         self.begin();
         (self.seen, self.flowing) = (true, true);
@@ -340,8 +328,6 @@ const AUDIO_RATE: u32 = 48_000;
 struct Picture {
     payload: Bytes,
     key: bool,
-    /// Its first slice is there.
-    from_start: bool,
 }
 
 impl Layer {
@@ -356,35 +342,38 @@ impl Layer {
         }
     }
 
-    /// The picture of an access unit; its parameter sets become the layer's track.
-    fn read(&mut self, data: &MediaData) -> Option<Picture> {
-        if self.codec == Codec::Av1 {
-            return self.read_av1(&data.data);
-        }
-        let payload = nal::from_annex_b(&data.data);
-        if !codec::is_picture(self.codec, &payload) {
-            // Parameter sets may come in an access unit of their own.
-            self.absorb(&payload);
-            return None;
-        }
+    /// Takes an access unit in, which follows the last one if `contiguous`; gives its picture, if that can be decoded. The
+    /// parameter sets of a keyframe become the layer's track.
+    fn take(&mut self, unit: &[u8], contiguous: bool) -> Option<Picture> {
+        let (payload, from_start) = match self.codec {
+            Codec::Av1 => (Bytes::copy_from_slice(&unit[codec::av1::delimiter_len(unit)..]), true),
+            codec => {
+                let payload = nal::from_annex_b(unit);
+                let from_start = nal::nals(&payload, 4).find_map(|unit| codec::is_first_slice(codec, unit));
+                (payload, from_start == Some(true))
+            }
+        };
         let key = codec::is_key(self.codec, &payload);
-        if key {
+        let picture = !payload.is_empty() && codec::is_picture(self.codec, &payload);
+        // Parameter sets may come in an access unit of their own.
+        if key || !picture {
             self.absorb(&payload);
         }
-        let from_start = nal::nals(&payload, 4).find_map(|unit| codec::is_first_slice(self.codec, unit)) == Some(true);
-        Some(Picture { payload, key, from_start })
-    }
-
-    fn read_av1(&mut self, unit: &[u8]) -> Option<Picture> {
-        let unit = Bytes::copy_from_slice(&unit[codec::av1::delimiter_len(unit)..]);
-        let key = codec::av1::is_key(&unit);
-        if key && let Some(record) = codec::av1::record(&unit) {
-            self.track = codec::track(Codec::Av1, record).ok();
+        if key {
+            // One that begins with its own first slice mends a gap before it; without parameter sets nothing could decode it.
+            self.broken = !(contiguous || from_start) || self.track.is_none();
+        } else if !contiguous {
+            self.broken = true;
         }
-        (!unit.is_empty()).then_some(Picture { payload: unit, key, from_start: key })
+        (picture && !self.broken).then_some(Picture { payload, key })
     }
 
     fn absorb(&mut self, payload: &[u8]) {
+        if self.codec == Codec::Av1 {
+            let record = codec::av1::record(payload).and_then(|record| codec::track(Codec::Av1, record).ok());
+            self.track = record.or(self.track.take());
+            return;
+        }
         let changed = nal::nals(payload, 4).fold(false, |changed, unit| self.sets.absorb(unit) | changed);
         if let (true, Some(record)) = (changed || self.track.is_none(), self.sets.record()) {
             match codec::track(self.codec, record) {
@@ -400,5 +389,63 @@ impl Keyframes {
         let passed = |at: Option<Instant>, span| at.is_none_or(|at| now.duration_since(at) >= span);
         let old = self.came.is_some() && passed(self.came, self.interval);
         (self.wanted || old) && passed(self.asked, REQUEST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETS: &[u8] = b"\0\0\0\x01\x67\x42\xc0\x0b\xd9\x05\x06\x94\x84\0\0\x03\0\x04\0\0\x03\0\xf0\x3c\x50\xaa\x80\0\0\0\x01\x68\xce\x3c\x80";
+
+    /// Feeds access units to a layer: `s` parameter sets, `I` a whole keyframe without them, `i` one without its first slice, `p` another
+    /// picture; `!` says that something was lost before the next one. Says which go on.
+    fn check(script: &str, want: &str) {
+        let mut layer = Layer::new(None, Codec::H264);
+        let (mut got, mut contiguous) = (String::new(), true);
+        for step in script.chars() {
+            let unit: &[u8] = match step {
+                's' => SETS,
+                'I' => b"\0\0\0\x01\x65\x88\x84\0\0\0\x01\x65\x21\x11",
+                'i' => b"\0\0\0\x01\x65\x21\x11",
+                'p' => b"\0\0\0\x01\x41\x9a\x11",
+                _ => {
+                    contiguous = false;
+                    continue;
+                }
+            };
+            let taken = layer.take(unit, std::mem::replace(&mut contiguous, true));
+            assert_eq!(taken.as_ref().is_some_and(|it| it.key), taken.is_some() && step == 'I', "{script}");
+            got.extend(taken.map(|_| step));
+        }
+        assert_eq!(got, want, "{script}");
+    }
+
+    #[test]
+    fn nothing_goes_on_that_needs_what_was_lost() {
+        check("sIppIp", "IppIp");
+        check("ppsIp", "Ip");
+        check("sIp!ppIp", "IpIp");
+        check("sIp!IppIp", "IpIppIp");
+        check("sIp!ipIp", "IpIp");
+        check("sIp!spIp", "IpIp");
+        check("IpsIp", "Ip");
+    }
+
+    #[test]
+    fn a_keyframe_is_asked_for_when_wanted_or_due_but_seldom() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let (interval, asked, came) = (Duration::from_secs(4), Some(at(1000)), Some(at(1000)));
+        let check = |wanted, asked, came, ms, want| {
+            let keyframes = Keyframes { interval, wanted, asked, came };
+            assert_eq!(keyframes.due(at(ms)), want, "{wanted} {ms}");
+        };
+        check(false, None, None, 9000, false);
+        check(true, None, None, 0, true);
+        check(true, asked, None, 1499, false);
+        check(true, asked, None, 1500, true);
+        check(false, asked, came, 4999, false);
+        check(false, asked, came, 5000, true);
     }
 }

@@ -70,7 +70,9 @@ impl Output {
             while let Some(event) = peer.poll()? {
                 match event {
                     Event::Connected => self.reader = Some(self.stream.read(MAX_LAG)),
-                    Event::IceConnectionStateChange(IceConnectionState::Disconnected) if self.reader.is_some() => return Ok(()),
+                    Event::IceConnectionStateChange(IceConnectionState::Disconnected) if self.reader.is_some() => {
+                        return Ok(());
+                    }
                     Event::Closed => return Ok(()),
                     Event::MediaAdded(added) => match added.kind {
                         MediaKind::Video => self.video = self.video.or(Some(added.mid)),

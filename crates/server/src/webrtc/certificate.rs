@@ -14,16 +14,21 @@ const FILE: &str = "webrtc.key";
 pub fn load(data_dir: &Path) -> anyhow::Result<DtlsCert> {
     let file = data_dir.join(FILE);
     match fs::read_to_string(&file) {
-        Ok(text) => parse(&text)
-            .with_context(|| format!("{} does not hold a certificate and its key: delete it and a new one is made", file.display())),
+        Ok(text) => parse(&text).with_context(|| {
+            format!("{} does not hold a certificate and its key: delete it and a new one is made", file.display())
+        }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let made = str0m::crypto::from_feature_flags().dtls_provider.generate_certificate();
-            let made = made.context("make a DTLS certificate")?;
+            let made = make().context("make a DTLS certificate")?;
             write(&file, &made).with_context(|| format!("write {}", file.display()))?;
             Ok(made)
         }
         Err(error) => Err(error).with_context(|| format!("read {}", file.display())),
     }
+}
+
+/// A new certificate.
+pub fn make() -> Option<DtlsCert> {
+    str0m::crypto::from_feature_flags().dtls_provider.generate_certificate()
 }
 
 fn parse(text: &str) -> Option<DtlsCert> {

@@ -20,7 +20,7 @@ use super::peer::Command;
 const SOURCES_MAX: usize = 8;
 
 /// Packets that wait for a session, in reads of the socket; what comes beyond is dropped, as a network would.
-pub const MAIL: usize = 512;
+pub const MAIL: usize = 256;
 
 /// A session, in addresses that only its client knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -203,4 +203,89 @@ pub fn user(datagram: &[u8]) -> Option<String> {
     let message = StunMessage::parse(datagram).ok()?;
     let (ours, _) = message.is_binding_request().then(|| message.split_username()).flatten()?;
     Some(ours.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stun(user: &str) -> Vec<u8> {
+        let padded = user.len().next_multiple_of(4);
+        let mut out = vec![0, 1];
+        out.extend((padded as u16 + 4).to_be_bytes());
+        out.extend([0x21, 0x12, 0xa4, 0x42]);
+        out.extend([7; 12]);
+        out.extend([0, 6]);
+        out.extend((user.len() as u16).to_be_bytes());
+        out.extend(user.as_bytes());
+        out.resize(20 + 4 + padded, 0);
+        out
+    }
+
+    /// A table with the sessions `a` and `b`, reached by users of their names.
+    fn table() -> (Table, [Id; 2]) {
+        let (mut table, ids) = (Table::default(), [Id::random(), Id::random()]);
+        for (id, name) in ids.iter().zip(["aaaa", "bbbb"]) {
+            let key = StreamKey::published(1, name).unwrap();
+            let entry = Entry::new(key, true, mpsc::channel(1).0, mpsc::channel(1).0, Instant::now());
+            table.insert(*id, entry, name.into());
+        }
+        (table, ids)
+    }
+
+    /// Routes packets from ports in turn; says whose each is.
+    fn check(table: &mut Table, packets: &[(u16, &[u8])], want: &[Option<&str>]) {
+        let got: Vec<_> = packets
+            .iter()
+            .map(|(port, packet)| {
+                let source = SocketAddr::from(([127, 0, 0, 1], *port));
+                table.route(source, packet, Instant::now()).map(|entry| entry.key.id().to_owned())
+            })
+            .collect();
+        assert_eq!(got.iter().map(Option::as_deref).collect::<Vec<_>>(), want);
+    }
+
+    const RTP: &[u8] = &[0x80, 96, 0, 1];
+
+    #[test]
+    fn a_source_is_known_by_its_first_stun_request_and_no_sooner() {
+        let (mut table, ids) = table();
+        let (a, b, nobody) = (stun("aaaa:x"), stun("bbbb:x"), stun("cccc:x"));
+        let packets =
+            [(1, RTP), (1, &a), (1, RTP), (2, &b), (2, RTP), (1, RTP), (3, &nobody), (3, RTP), (1, &b), (1, RTP)];
+        let (a, b) = (Some("aaaa"), Some("bbbb"));
+        check(&mut table, &packets, &[None, a, a, b, b, a, None, None, b, b]);
+        table.remove(ids[0]);
+        check(&mut table, &[(1, RTP), (2, RTP)], &[b, b]);
+        table.remove(ids[1]);
+        check(&mut table, &[(1, RTP), (2, RTP)], &[None, None]);
+        assert!(table.users.is_empty() && table.sources.is_empty());
+    }
+
+    #[test]
+    fn a_session_has_few_sources_and_two_users() {
+        let (mut table, ids) = table();
+        for port in 1..1000 {
+            check(&mut table, &[(port, &stun("aaaa:x"))], &[Some("aaaa")]);
+        }
+        assert_eq!(table.sources.len(), SOURCES_MAX);
+        for n in 0..100 {
+            table.add_user(ids[0], format!("u{n}"));
+        }
+        assert_eq!(table.users.len(), 3);
+        check(
+            &mut table,
+            &[(1, &stun("aaaa:x")), (1, &stun("u98:x")), (1, &stun("u99:x"))],
+            &[None, Some("aaaa"), Some("aaaa")],
+        );
+    }
+
+    #[test]
+    fn an_id_is_32_digits_and_nothing_else() {
+        let id = Id::random();
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for bad in ["", "0", &"0".repeat(33), &"g".repeat(32), &"A".repeat(32), &("+".to_owned() + &"0".repeat(31))] {
+            assert_eq!(bad.parse::<Id>(), Err(()), "{bad}");
+        }
+    }
 }

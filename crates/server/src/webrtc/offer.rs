@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use str0m::change::SdpOffer;
 use str0m::config::DtlsCert;
-use str0m::{Candidate, IceCreds, RtcConfig};
+use str0m::{Candidate, IceCreds, Rtc, RtcConfig};
 
 use crate::token::Purpose;
 
@@ -74,9 +74,9 @@ impl Offer {
         Ok(offer)
     }
 
-    /// For the engine.
-    pub fn sdp(&self) -> Result<SdpOffer, Unfit> {
-        SdpOffer::from_sdp_string(&self.text).map_err(|error| Unfit::Malformed(format!("the offer does not parse: {error}")))
+    fn sdp(&self) -> Result<SdpOffer, Unfit> {
+        SdpOffer::from_sdp_string(&self.text)
+            .map_err(|error| Unfit::Malformed(format!("the offer does not parse: {error}")))
     }
 
     /// The same offer after an ICE restart: with other credentials, and the old ones' candidates gone.
@@ -113,7 +113,8 @@ impl Fragment {
         };
         // RFC 8839 §5.4.
         let token = |it: &str, least| {
-            (least..=256).contains(&it.len()) && it.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'+' | b'/'))
+            (least..=256).contains(&it.len())
+                && it.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'+' | b'/'))
         };
         // Firefox and libdatachannel keep to it, but some write - and _ as well.
         if !token(&user.replace(['-', '_'], "+"), 4) || !token(&password.replace(['-', '_'], "+"), 22) {
@@ -124,6 +125,12 @@ impl Fragment {
         let candidates = candidates.filter_map(|line| Candidate::from_sdp_string(line).ok()).collect();
         Ok(Fragment { creds: IceCreds { ufrag: user.to_owned(), pass: password.to_owned() }, candidates })
     }
+}
+
+/// Has the engine take an offer: its first, or the same again with other credentials. Gives the answer.
+pub fn accept(rtc: &mut Rtc, offer: &Offer) -> Result<String, Unfit> {
+    let answer = rtc.sdp_api().accept_offer(offer.sdp()?).map_err(|error| Unfit::Malformed(error.to_string()))?;
+    Ok(finished(&answer.to_sdp_string(), offer))
 }
 
 /// What an answer tells of ICE, as the answer to a PATCH that restarts it (RFC 9725 §4.3.2).
@@ -140,7 +147,7 @@ pub fn fragment(answer: &str) -> String {
 
 /// An answer with what the engine leaves out: sound in stereo, which without this line a sender takes as mono (RFC 7587 §7.1), and
 /// silence cut where the client offered to.
-pub fn finished(answer: &str, offer: &Offer) -> String {
+fn finished(answer: &str, offer: &Offer) -> String {
     let opus = answer.lines().find_map(|line| {
         let (pt, codec) = line.strip_prefix("a=rtpmap:")?.split_once(' ')?;
         codec.to_ascii_lowercase().starts_with("opus/").then_some(pt)
@@ -160,7 +167,8 @@ pub fn finished(answer: &str, offer: &Offer) -> String {
 
 /// The engine's settings for a session.
 pub fn config(purpose: Purpose, certificate: DtlsCert) -> RtcConfig {
-    let mut config = RtcConfig::new().set_ice_lite(true).set_dtls_cert(certificate).clear_codecs().enable_opus(true, false);
+    let mut config =
+        RtcConfig::new().set_ice_lite(true).set_dtls_cert(certificate).clear_codecs().enable_opus(true, false);
     // The profile counts, the level does not: but senders keep to the level of the answer, and 5.2 leaves them free.
     let h264: [(u8, u8, u32); 7] = [
         (127, 121, 0x42_00_34),
@@ -220,7 +228,8 @@ impl Section<'_> {
         if self.codecs.iter().any(fits) {
             return Ok(true);
         }
-        let mut offered: Vec<_> = self.codecs.values().copied().map(|it| it.chars().take(16).collect::<String>()).collect();
+        let mut offered: Vec<_> =
+            self.codecs.values().copied().map(|it| it.chars().take(16).collect::<String>()).collect();
         offered.sort();
         offered.dedup();
         offered.truncate(12);
@@ -282,4 +291,87 @@ fn sections(text: &str) -> Result<Vec<Section<'_>>, Unfit> {
         }
     }
     Ok(sections)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::webrtc::certificate;
+
+    const OFFER: &str = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0 1\r\na=sendonly\r\n\
+        a=ice-ufrag:abcd\r\na=ice-pwd:0123456789abcdef01234567\r\na=setup:actpass\r\n\
+        a=fingerprint:sha-256 AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB\r\n\
+        m=audio 9 UDP/TLS/RTP/SAVPF 111\r\nc=IN IP4 0.0.0.0\r\na=mid:0\r\na=rtcp-mux\r\n\
+        a=rtpmap:111 opus/48000/2\r\na=fmtp:111 minptime=10;useinbandfec=1;usedtx=1\r\n\
+        m=video 9 UDP/TLS/RTP/SAVPF 96 97 98\r\nc=IN IP4 0.0.0.0\r\na=mid:1\r\na=rtcp-mux\r\n\
+        a=rtpmap:96 VP8/90000\r\na=rtpmap:97 H264/90000\r\na=fmtp:97 packetization-mode=1;profile-level-id=PROFILE\r\n\
+        a=rtpmap:98 AV1/90000\r\na=candidate:1 1 udp 2130706431 127.0.0.1 9 typ host\r\n";
+
+    /// Answers an offer with `profile` for H.264, after changing `from` to `to` in it; gives the answer.
+    fn answer(profile: &str, (from, to): (&str, &str)) -> Result<String, Unfit> {
+        let text = OFFER.replace("PROFILE", profile).replace(from, to);
+        let offer = Offer::parse(text.as_bytes(), Purpose::Publish)?;
+        let mut rtc = config(Purpose::Publish, certificate::make().expect("a certificate")).build(Instant::now());
+        accept(&mut rtc, &offer)
+    }
+
+    #[test]
+    fn every_profile_is_taken_in_packetization_mode_1_and_vp8_left_out() {
+        for profile in ["42001f", "42e01f", "42c01f", "4d001f", "4d401f", "640034", "640c1f", "f4001f", "6e0028"] {
+            let answer = answer(profile, ("", "")).unwrap();
+            assert!(answer.contains("a=rtpmap:97 H264/90000") && answer.contains("AV1/90000"), "{profile}: {answer}");
+            assert!(!answer.contains("VP8"), "{profile}: {answer}");
+        }
+    }
+
+    #[test]
+    fn the_answer_asks_for_stereo_and_for_dtx_where_offered() {
+        let with = answer("42e01f", ("", "")).unwrap();
+        assert!(with.contains("stereo=1;sprop-stereo=1;usedtx=1\r\n") && with.contains("useinbandfec=1"), "{with}");
+        let without = answer("42e01f", (";usedtx=1", "")).unwrap();
+        assert!(without.contains("sprop-stereo=1\r\n"), "{without}");
+    }
+
+    #[test]
+    fn what_cannot_be_taken_is_told() {
+        let check = |change: (&str, &str), want: &str| {
+            let unfit = answer("42e01f", change).unwrap_err();
+            assert!(unfit.to_string().contains(want), "{unfit}");
+        };
+        check(("a=sendonly", "a=recvonly"), "no sendonly audio or video");
+        check(("opus/48000/2", "PCMU/8000"), "(PCMU) will do; this audio codec");
+        check(("ice-ufrag", "ice-x"), "no a=ice-ufrag");
+        check(("m=audio", "m=application"), "m=application is not taken");
+        check(("v=0", "v=1"), "not SDP");
+        let video = answer("42e01f", ("H264/90000", "VP9/90000")).unwrap();
+        assert!(video.contains("AV1/90000"), "one codec that will do is enough: {video}");
+    }
+
+    #[test]
+    fn a_restart_is_the_same_offer_with_other_credentials() {
+        let offer = Offer::parse(OFFER.replace("PROFILE", "42e01f").as_bytes(), Purpose::Publish).unwrap();
+        let mut rtc = config(Purpose::Publish, certificate::make().expect("a certificate")).build(Instant::now());
+        let first = accept(&mut rtc, &offer).unwrap();
+        let creds = IceCreds { ufrag: "efgh".into(), pass: "0123456789abcdef01234568".into() };
+        let again = offer.restarted(&creds);
+        let second = accept(&mut rtc, &again).unwrap();
+        let user = |answer: &str| value(answer, "a=ice-ufrag:").map(str::to_owned);
+        assert_ne!(user(&first), user(&second));
+        assert_eq!((again.user.as_str(), again.text.contains("a=candidate:")), ("efgh", false));
+        let told = fragment(&second);
+        assert_eq!((told.matches("m=").count(), user(&told)), (1, user(&second)), "{told}");
+    }
+
+    #[test]
+    fn a_fragment_has_credentials_and_may_have_candidates() {
+        let read = |text: &str| Fragment::parse(text.as_bytes()).map(|it| (it.creds.ufrag, it.candidates.len()));
+        let creds = "a=ice-ufrag:abcd\r\na=ice-pwd:0123456789abcdef012345\r\n";
+        let candidates = "a=candidate:1 1 udp 1 127.0.0.1 9 typ host\r\na=candidate:1 1 udp 1 x.local 9 typ host\r\n";
+        assert_eq!(read(&(creds.to_owned() + candidates)), Ok(("abcd".to_owned(), 1)));
+        assert!(read(candidates).is_err());
+        assert!(read("a=ice-ufrag:ab d\na=ice-pwd:0123456789abcdef012345").is_err());
+        assert!(read("a=ice-ufrag:abcd\na=ice-pwd:short").is_err());
+    }
 }

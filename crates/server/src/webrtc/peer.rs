@@ -87,8 +87,7 @@ impl Peer {
         for candidate in port.candidates() {
             rtc.add_local_candidate(candidate);
         }
-        let answer = rtc.sdp_api().accept_offer(offer.sdp()?).map_err(|error| Unfit::Malformed(error.to_string()))?;
-        let answer = offer::finished(&answer.to_sdp_string(), &offer);
+        let answer = offer::accept(&mut rtc, &offer)?;
         let user = rtc.direct_api().local_ice_credentials().ufrag;
         let ((mail_in, mail), (orders_in, orders)) = (mpsc::channel(MAIL), mpsc::channel(8));
         let id = port.open(key, purpose == Purpose::Publish, mail_in, orders_in, user)?;
@@ -256,11 +255,11 @@ impl Peer {
 
     fn restart(&mut self, fragment: Fragment) -> Result<String, Unfit> {
         let offer = self.offer.restarted(&fragment.creds);
-        let answer = self.rtc.sdp_api().accept_offer(offer.sdp()?).map_err(|error| Unfit::Malformed(error.to_string()))?;
+        let answer = offer::accept(&mut self.rtc, &offer)?;
         self.offer = offer;
         self.port.add_user(self.id, self.rtc.direct_api().local_ice_credentials().ufrag);
         self.add(fragment.candidates);
-        Ok(offer::fragment(&answer.to_sdp_string()))
+        Ok(offer::fragment(&answer))
     }
 
     fn add(&mut self, candidates: Vec<Candidate>) {
@@ -311,3 +310,175 @@ impl Burst {
 
 /// Datagrams in one system call; the kernel takes 64, and less than 64 KiB.
 const BURST_MAX: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::BytesMut;
+    use str0m::change::SdpAnswer;
+    use str0m::media::{Direction, Frequency, MediaKind};
+    use str0m::net::TcpType;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpStream, UdpSocket};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::config;
+    use crate::webrtc::framing;
+
+    /// How a client of the tests is connected.
+    enum Wire {
+        Udp(UdpSocket),
+        Tcp(TcpStream, BytesMut),
+    }
+
+    impl Wire {
+        fn candidate(&self) -> Candidate {
+            match self {
+                Wire::Udp(socket) => Candidate::host(socket.local_addr().unwrap(), "udp").unwrap(),
+                Wire::Tcp(socket, _) => {
+                    let builder = Candidate::builder().tcp().host(socket.local_addr().unwrap());
+                    builder.tcptype(TcpType::Active).build().unwrap()
+                }
+            }
+        }
+
+        async fn send(&mut self, transmit: &Transmit) {
+            match self {
+                Wire::Udp(socket) => drop(socket.send_to(&transmit.contents, transmit.destination).await.unwrap()),
+                Wire::Tcp(socket, _) => {
+                    let framed = [&framing::head(transmit.contents.len()), &transmit.contents[..]].concat();
+                    socket.write_all(&framed).await.unwrap();
+                }
+            }
+        }
+
+        async fn receive(&mut self) -> Bytes {
+            match self {
+                Wire::Udp(socket) => {
+                    let mut buffer = [0; 2000];
+                    let length = socket.recv(&mut buffer).await.unwrap();
+                    Bytes::copy_from_slice(&buffer[..length])
+                }
+                Wire::Tcp(socket, input) => loop {
+                    if let Some(datagram) = framing::take(input).unwrap() {
+                        return datagram;
+                    }
+                    assert!(socket.read_buf(input).await.unwrap() > 0);
+                },
+            }
+        }
+
+        fn proto(&self) -> (Protocol, SocketAddr) {
+            match self {
+                Wire::Udp(socket) => (Protocol::Udp, socket.local_addr().unwrap()),
+                Wire::Tcp(socket, _) => (Protocol::Tcp, socket.local_addr().unwrap()),
+            }
+        }
+    }
+
+    /// Publishes Opus packets of one byte, 1, 2, 3, to a port that listens on `listen`; says which came, until the client says goodbye.
+    async fn check(listen: &str, connect: &str, tcp: bool, want: &[u8]) {
+        let folder = std::env::temp_dir().join(format!("bywash-peer-{}", rand::random::<u64>()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let config = config::Webrtc { listen: listen.parse().unwrap(), ..config::Config::default().webrtc };
+        let port = Port::bind(&config, &folder).await.unwrap();
+        let server = SocketAddr::new(connect.parse().unwrap(), port.address().port());
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(port.clone().serve(stop.clone()));
+        let mut wire = match tcp {
+            true => Wire::Tcp(TcpStream::connect(server).await.unwrap(), BytesMut::new()),
+            false => Wire::Udp(UdpSocket::bind((connect, 0)).await.unwrap()),
+        };
+
+        let mut client = Rtc::new(Instant::now());
+        client.add_local_candidate(wire.candidate());
+        let mut api = client.sdp_api();
+        let mid = api.add_media(MediaKind::Audio, Direction::SendOnly, None, None, None);
+        let (offer, pending) = api.apply().unwrap();
+        let offer = Offer::parse(offer.to_sdp_string().as_bytes(), Purpose::Publish).unwrap();
+        let key = StreamKey::published(1, "show").unwrap();
+        let (mut peer, answer) = Peer::open(&port, key, offer, Purpose::Publish).unwrap();
+        let unwanted = if tcp { " udp " } else { " tcp " };
+        let answer: String =
+            answer.lines().filter(|it| !it.contains(unwanted)).map(|it| it.to_owned() + "\r\n").collect();
+        client.sdp_api().accept_answer(pending, SdpAnswer::from_sdp_string(&answer).unwrap()).unwrap();
+
+        let publisher = async {
+            let (mut sent, mut next, mut connected) = (0u8, Instant::now(), false);
+            loop {
+                let due = loop {
+                    match client.poll_output().unwrap() {
+                        Output::Timeout(at) => break at,
+                        Output::Transmit(transmit) => wire.send(&transmit).await,
+                        Output::Event(Event::Connected) => connected = true,
+                        Output::Event(_) => {}
+                    }
+                };
+                if !client.is_alive() {
+                    return;
+                }
+                let now = Instant::now();
+                if connected && now >= next {
+                    next = now + Duration::from_millis(20);
+                    match usize::from(sent) < want.len() {
+                        true => {
+                            sent += 1;
+                            let writer = client.writer(mid).unwrap();
+                            let pt = writer.payload_params().next().unwrap().pt();
+                            let time = MediaTime::new(u64::from(sent) * 960, Frequency::FORTY_EIGHT_KHZ);
+                            writer.write(pt, now, time, vec![sent]).unwrap();
+                        }
+                        false => client.close().unwrap(),
+                    }
+                    continue;
+                }
+                let due = if connected { due.min(next) } else { due };
+                let (proto, destination) = wire.proto();
+                tokio::select! {
+                    datagram = wire.receive() => {
+                        let receive = Receive::new(proto, server, destination, &datagram).unwrap();
+                        client.handle_input(Input::Receive(Instant::now(), receive)).unwrap();
+                    }
+                    () = tokio::time::sleep_until(due.into()) => client.handle_input(Input::Timeout(Instant::now())).unwrap(),
+                }
+            }
+        };
+        let taker = async {
+            let mut got = Vec::new();
+            loop {
+                while let Some(event) = peer.poll().unwrap() {
+                    match event {
+                        Event::MediaData(data) => got.extend_from_slice(&data.data),
+                        Event::Closed => return got,
+                        _ => {}
+                    }
+                }
+                assert_eq!(peer.turn().await.unwrap(), Turn::Went);
+            }
+        };
+        let both = async { tokio::join!(publisher, taker).1 };
+        let got = tokio::time::timeout(Duration::from_secs(20), both).await.expect("the media arrives");
+        assert_eq!(got, want, "{listen} {connect} tcp: {tcp}");
+        drop(peer);
+        stop.cancel();
+        serving.await.unwrap();
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn media_comes_over_udp_and_tcp_on_one_port_and_both_families() {
+        let want: Vec<u8> = (1..=50).collect();
+        for (listen, connect, tcp) in [
+            ("127.0.0.1:0", "127.0.0.1", false),
+            ("127.0.0.1:0", "127.0.0.1", true),
+            ("[::1]:0", "::1", false),
+            ("[::]:0", "127.0.0.1", false),
+            ("[::]:0", "::1", true),
+            ("0.0.0.0:0", "127.0.0.1", false),
+        ] {
+            check(listen, connect, tcp, &want).await;
+        }
+    }
+}

@@ -183,8 +183,7 @@ impl Port {
     }
 
     pub(super) fn certificate(&self) -> DtlsCert {
-        let DtlsCert { certificate, private_key } = &self.certificate;
-        DtlsCert { certificate: certificate.clone(), private_key: private_key.clone() }
+        self.certificate.clone()
     }
 
     pub(super) fn candidates(&self) -> impl Iterator<Item = Candidate> {

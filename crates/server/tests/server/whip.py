@@ -1,0 +1,80 @@
+"""A WebRTC client on aiortc: publishes a test picture by WHIP, or plays by WHEP, until stdin ends.
+
+Prints "connected" once media flows; a player prints "pictures N sounds M" as they are decoded.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import urllib.request
+
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
+from aiortc.mediastreams import AudioStreamTrack, MediaStreamError, VideoStreamTrack
+
+parser = argparse.ArgumentParser()
+parser.add_argument("url")
+parser.add_argument("--play", action="store_true")
+parser.add_argument("--video-only", action="store_true")
+args = parser.parse_args()
+
+
+def say(*words):
+    print(*words, flush=True)
+
+
+def request(method, url, body=None, kind=None):
+    headers = {"Content-Type": kind} if kind else {}
+    call = urllib.request.Request(url, method=method, data=body, headers=headers)
+    with urllib.request.urlopen(call, timeout=20) as answer:
+        return answer.read().decode(), answer.headers
+
+
+counts = {"video": 0, "audio": 0}
+
+
+async def follow(track):
+    try:
+        while True:
+            await track.recv()
+            counts[track.kind] += 1
+    except MediaStreamError:
+        pass
+
+
+async def main():
+    peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    kinds = ["video"] if args.video_only else ["video", "audio"]
+    for kind in kinds:
+        if args.play:
+            section = peer.addTransceiver(kind, direction="recvonly")
+        else:
+            track = VideoStreamTrack() if kind == "video" else AudioStreamTrack()
+            section = peer.addTransceiver(track, direction="sendonly")
+        if kind == "video":
+            codecs = RTCRtpSender.getCapabilities(kind).codecs
+            section.setCodecPreferences([it for it in codecs if it.mimeType in ("video/H264", "video/rtx")])
+    following = []
+    peer.on("track", lambda track: following.append(asyncio.ensure_future(follow(track))))
+
+    @peer.on("connectionstatechange")
+    def changed():
+        say(peer.connectionState)
+
+    await peer.setLocalDescription(await peer.createOffer())
+    loop = asyncio.get_running_loop()
+    offer = peer.localDescription.sdp.encode()
+    answer, headers = await loop.run_in_executor(None, request, "POST", args.url, offer, "application/sdp")
+    await peer.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+    session = "/".join(args.url.split("/")[:3]) + headers["Location"]
+
+    ended = loop.run_in_executor(None, sys.stdin.read)
+    while not ended.done():
+        await asyncio.wait([ended], timeout=0.5)
+        if args.play:
+            say("pictures", counts["video"], "sounds", counts["audio"])
+    await loop.run_in_executor(None, request, "DELETE", session)
+    os._exit(0)
+
+
+asyncio.run(main())

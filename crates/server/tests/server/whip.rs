@@ -1,0 +1,311 @@
+//! WebRTC publishers and players: aiortc as a client of other people's making, and HTTP as it should not be spoken.
+
+use std::io::Write;
+use std::net::{TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bywash_testkit::server::{APP, PUBLISH_KEY, publish_query};
+use bywash_testkit::{Media, Nginx, Process, Receiver, Scratch, Server, Setup, eventually, media, secs};
+
+/// The client that `whip.py` is.
+struct Client {
+    process: Process,
+    dir: Scratch,
+}
+
+impl Client {
+    fn start(url: &str, options: &[&str]) -> Client {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let (python, dir) = (root.join("../../target/venv/bin/python"), Scratch::new());
+        assert!(python.is_file(), "aiortc is not installed; run `make setup`");
+        let output = || std::fs::OpenOptions::new().create(true).append(true).open(dir.join("said")).expect("a file");
+        let mut command = Command::new(python);
+        command.arg(root.join("tests/server/whip.py")).arg(url).args(options);
+        let process = Process::start(command.stdin(Stdio::piped()).stdout(output()).stderr(output()));
+        Client { process, dir }
+    }
+
+    fn publish(server: &Server, stream: &str, options: &[&str]) -> Client {
+        let client = Client::start(&server.whip(stream), options);
+        client.wait("connected");
+        client
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.dir.join("said")).unwrap_or_default()
+    }
+
+    #[track_caller]
+    fn wait(&self, word: &str) {
+        let begin = Instant::now();
+        while !self.said().lines().any(|line| line == word) {
+            assert!(begin.elapsed() < secs(30), "not {word}:\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Ends in order, by DELETE.
+    fn end(mut self) {
+        drop(self.process.child().stdin.take());
+        eventually("the client ends", secs(10), || self.process.exit_code());
+    }
+}
+
+#[test]
+fn whip_is_relayed_and_told_of() {
+    let receiver = Receiver::start();
+    let (cdn, server) = (Nginx::start(), Server::start(Setup::app(format!("callback.stream = {:?}", receiver.url()))));
+    server.relay("show", &cdn.url("show"));
+    let client = Client::publish(&server, "show", &["--video-only"]);
+    let recorded = cdn.wait_for("show", 150);
+    let created = receiver.wait_any("stream_create", "show");
+    assert!(created["stream_attr"].to_string().contains("cid"), "{created:?}");
+    let described = server.ok("DescribeStreams", &[("StreamId", "show")]);
+    assert_eq!(
+        (&described["Streams"][0]["Protocol"], &described["Streams"][0]["VideoCodec"]),
+        (&"WHIP".into(), &"H.264".into())
+    );
+    client.end();
+    assert_eq!(receiver.wait_any("stream_close", "show")["type"], "0");
+    media::assert_clean(&recorded);
+}
+
+#[test]
+fn a_whip_publisher_that_vanishes_comes_back_into_the_same_cdn_session() {
+    let (cdn, server) = (Nginx::start(), Server::start(Setup::server("publish.grace = \"30s\"")));
+    server.relay("show", &cdn.url("show"));
+    let client = Client::publish(&server, "show", &["--video-only"]);
+    cdn.wait_for("show", 60);
+    drop(client);
+    // Its session is not known to be dead for seconds: until it has been silent for a while it keeps its place.
+    let client = eventually("it is taken again", secs(20), || {
+        let again = Client::start(&server.whip("show"), &["--video-only"]);
+        let said = eventually("taken or refused", secs(15), || {
+            let said = again.said();
+            (said.contains("connected") || said.contains("409")).then_some(said)
+        });
+        said.contains("connected").then_some(again)
+    });
+    let before = cdn.recordings("show").len();
+    let tags = bywash_testkit::flv::tags(&cdn.recordings("show")[0]).0.len();
+    let recorded = cdn.wait_for("show", tags + 60);
+    assert_eq!((before, cdn.sessions("show")), (1, 1));
+    client.end();
+    media::assert_clean(&recorded);
+}
+
+#[test]
+fn a_forbidden_whip_publisher_is_cut_and_refused() {
+    let server = Server::start(Setup::default());
+    let client = Client::publish(&server, "show", &["--video-only"]);
+    server.ok("ForbidRTCStream", &[("StreamId", "show")]);
+    client.wait("closed");
+    let (status, _, body) = post(&server, "show", "", &offer()).expect("an answer");
+    assert_eq!((status, body.contains("forbidden")), (403, true), "{body}");
+}
+
+#[test]
+fn whep_plays_what_rtmp_publishes() {
+    let server = Server::start(Setup::default());
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    eventually("the stream is live", secs(5), || {
+        (server.ok("DescribeStreams", &[("StreamId", "show")])["Total"] == 1).then_some(())
+    });
+    let player = Client::start(&server.whep("show"), &["--play"]);
+    player.wait("connected");
+    eventually("pictures are decoded", secs(20), || {
+        let said = player.said();
+        let pictures =
+            said.lines().rev().find_map(|line| line.strip_prefix("pictures ")?.split(' ').next()?.parse().ok());
+        pictures.filter(|n: &u32| *n > 30)
+    });
+    player.end();
+}
+
+/// What a browser offers, about.
+fn offer() -> String {
+    let session = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0 1\r\n";
+    let transport = format!(
+        "c=IN IP4 0.0.0.0\r\na=ice-ufrag:abcd\r\na=ice-pwd:0123456789abcdef01234567\r\na=fingerprint:sha-256 {}\r\na=setup:actpass\r\na=sendonly\r\na=rtcp-mux\r\n",
+        ["AB"; 32].join(":")
+    );
+    let video =
+        "a=rtpmap:96 H264/90000\r\na=fmtp:96 packetization-mode=1;profile-level-id=42e01f\r\na=rtcp-fb:96 nack pli\r\n";
+    format!(
+        "{session}m=audio 9 UDP/TLS/RTP/SAVPF 111\r\n{transport}a=mid:0\r\na=rtpmap:111 opus/48000/2\r\n\
+         m=video 9 UDP/TLS/RTP/SAVPF 96\r\n{transport}a=mid:1\r\n{video}"
+    )
+}
+
+fn post(server: &Server, stream: &str, query: &str, body: &str) -> std::io::Result<(u16, String, String)> {
+    let path = format!("/whip/v1/{APP}/{stream}?{query}");
+    server.request("POST", &path, &["Content-Type: application/sdp"], body.as_bytes())
+}
+
+#[test]
+fn whip_refuses_with_a_reason() {
+    let server = Server::start(Setup::server("webrtc.max_sessions = 2"));
+    let good = offer();
+    let vp8 = good.replace("H264/90000", "VP8/90000");
+    let mode0 = good.replace("packetization-mode=1;", "");
+    let many = good.clone() + &"m=video 9 UDP/TLS/RTP/SAVPF 96\r\n".repeat(500);
+    let table = [
+        ("no SDP", "hello".to_owned(), 400, "SDP"),
+        ("nothing", String::new(), 400, "SDP"),
+        ("not UTF-8 as sent", "v=0\0\u{1}".to_owned(), 406, "no sendonly"),
+        ("a megabyte", "v=0\r\n".to_owned() + &"a=x\r\n".repeat(200_000), 413, "larger"),
+        ("500 sections", many, 400, "16 media"),
+        (
+            "candidates without end",
+            good.clone() + &"a=candidate:1 1 udp 1 127.0.0.1 9 typ host\r\n".repeat(100),
+            400,
+            "64 cand",
+        ),
+        ("VP8 alone", vp8, 406, "VP8"),
+        ("H.264 in mode 0", mode0, 406, "packetization-mode=1"),
+        ("a player", good.replace("sendonly", "recvonly"), 406, "sendonly"),
+        ("no credentials", good.replace("a=ice-", "a=x-"), 400, "ice-ufrag"),
+        ("no fingerprint", good.replace("a=fingerprint", "a=x"), 400, "fingerprint"),
+        ("no mid", good.replace("a=mid:", "a=x:"), 400, ""),
+    ];
+    for (what, body, status, reason) in table {
+        let begin = Instant::now();
+        let (got, head, text) = post(&server, "show", "", &body).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!((got, text.contains(reason)), (status, true), "{what}: {text}");
+        assert!(head.contains("access-control-allow-origin: *") && begin.elapsed() < secs(2), "{what}: {head}");
+    }
+    let path = format!("/whip/v1/{APP}/show");
+    let sdp = &["Content-Type: application/sdp"][..];
+    let other = [
+        ("GET", path.clone(), sdp, 405),
+        ("POST", path.clone(), &["Content-Type: text/plain"][..], 415),
+        ("POST", format!("/whip/v1/{}/show", APP + 1), sdp, 404),
+        ("POST", format!("/whip/v1/{APP}/a%20b"), sdp, 400),
+        ("DELETE", format!("{path}/0123"), sdp, 404),
+        ("DELETE", format!("{path}/{}", "0".repeat(32)), sdp, 404),
+        ("POST", format!("/whep/v1/{APP}/none"), sdp, 406),
+    ];
+    for (method, path, headers, status) in other {
+        let (got, _, text) = server.request(method, &path, headers, offer().as_bytes()).expect("an answer");
+        assert_eq!(got, status, "{method} {path}: {text}");
+    }
+    assert_eq!(server.ok("DescribeStreams", &[("StreamId", "show")])["Total"], 0, "no refusal holds the stream");
+
+    // Two are taken, though nothing ever comes of them; one more of the same stream or of any is not.
+    assert_eq!(post(&server, "show", "", &good).expect("an answer").0, 201);
+    let (status, _, text) = post(&server, "show", "", &good).expect("an answer");
+    assert_eq!((status, text.contains("published already")), (409, true), "{text}");
+    assert_eq!(post(&server, "other", "", &good).expect("an answer").0, 201);
+    let (status, head, _) = post(&server, "third", "", &good).expect("an answer");
+    assert_eq!((status, head.contains("retry-after")), (503, true), "{head}");
+    eventually("sessions that never connect make room", secs(25), || {
+        (post(&server, "third", "", &good).expect("an answer").0 == 201).then_some(())
+    });
+}
+
+#[test]
+fn whip_wants_its_token_as_a_bearer() {
+    let server = Server::start(Setup::app("publish_auth = \"token\""));
+    let query = publish_query("show", PUBLISH_KEY, 60);
+    let (query, token) = query.split_once("&zgToken=").expect("the query ends in its token");
+    let table = [
+        ("none", None, query, 401),
+        ("wrong", Some("Bearer 0123".to_owned()), query, 403),
+        ("of another time", Some(format!("Bearer {token}")), "zgVer=v1&zgExpired=9&zgNonce=17", 403),
+        ("good", Some(format!("Bearer {token}")), query, 201),
+    ];
+    for (what, authorization, query, status) in table {
+        let authorization = authorization.map(|it| format!("Authorization: {it}"));
+        let headers: Vec<&str> =
+            ["Content-Type: application/sdp"].into_iter().chain(authorization.as_deref()).collect();
+        let path = format!("/whip/v1/{APP}/show?{query}");
+        let (got, head, text) = server.request("POST", &path, &headers, offer().as_bytes()).expect("an answer");
+        assert_eq!(got, status, "{what}: {text}");
+        assert_eq!(head.contains("www-authenticate: bearer"), status == 401, "{what}: {head}");
+    }
+}
+
+#[test]
+fn a_whip_session_is_trickled_restarted_and_ended() {
+    let server = Server::start(Setup::server(
+        "webrtc.ice_servers = [\"stun:stun.example.com\", \"turn:u:p@turn.example.com?transport=tcp\"]",
+    ));
+    let (status, head, answer) = post(&server, "show", "", &offer()).expect("an answer");
+    assert_eq!(status, 201, "{answer}");
+    assert!(
+        answer.contains("a=ice-lite") && answer.contains("stereo=1") && answer.contains(" tcptype passive"),
+        "{answer}"
+    );
+    assert!(head.contains("link: <stun:stun.example.com>; rel=\"ice-server\""), "{head}");
+    assert!(head.contains("username=\"u\"; credential=\"p\""), "{head}");
+    let header = |head: &str, name: &str| {
+        let line = head.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")).map(str::to_owned));
+        line.unwrap_or_else(|| panic!("{name} in {head}"))
+    };
+    // The head is in lower case here, which a tag is not; it is the ICE user.
+    let user_of =
+        |sdp: &str| sdp.lines().find_map(|line| line.strip_prefix("a=ice-ufrag:")).map(str::to_owned).expect("a user");
+    let (session, tag) = (header(&head, "location"), format!("\"{}\"", user_of(&answer)));
+    let patch = |tag: &str, user: &str| {
+        let body = format!(
+            "a=ice-ufrag:{user}\r\na=ice-pwd:0123456789abcdef01234567\r\nm=audio 9 RTP/AVP 0\r\na=mid:0\r\n\
+             a=candidate:1 1 udp 2130706431 127.0.0.1 9 typ host\r\na=candidate:2 1 udp 1 a.local 9 typ host\r\n"
+        );
+        let headers = ["Content-Type: application/trickle-ice-sdpfrag", &format!("If-Match: {tag}")];
+        server.request("PATCH", &session, &headers, body.as_bytes()).expect("an answer")
+    };
+    assert_eq!(patch(&tag, "abcd").0, 204);
+    assert_eq!(patch("\"old\"", "abcd").0, 412);
+    let (status, _, fragment) = patch("*", "efgh");
+    assert_eq!((status, fragment.contains("a=candidate:")), (200, true), "{fragment}");
+    assert_ne!(user_of(&fragment), user_of(&answer));
+    assert_eq!(patch(&tag, "efgh").0, 412);
+    assert_eq!(patch("*", "efgh").0, 204);
+    let options = server.request("OPTIONS", &session, &[], b"").expect("an answer");
+    assert!(options.0 == 204 && options.1.contains("access-control-allow-methods: patch, delete"), "{}", options.1);
+    assert_eq!(server.request("PATCH", &session, &["Content-Type: application/sdp"], b"").expect("an answer").0, 415);
+    assert_eq!(server.request("DELETE", &session, &[], b"").expect("an answer").0, 200);
+    eventually("the stream is gone", secs(5), || {
+        (server.ok("DescribeStreams", &[("StreamId", "show")])["Total"] == 0).then_some(())
+    });
+    assert_eq!(server.request("DELETE", &session, &[], b"").expect("an answer").0, 404);
+}
+
+#[test]
+fn floods_cost_bounded_memory_and_disturb_nobody() {
+    let (cdn, server) = (Nginx::start(), Server::start(Setup::default()));
+    server.relay("show", &cdn.url("show"));
+    let client = Client::publish(&server, "show", &["--video-only"]);
+    cdn.wait_for("show", 60);
+    let before = server.process().rss();
+
+    // STUN that names nobody's session, and noise, from many sources.
+    let mut stun = vec![0, 1, 0, 16, 0x21, 0x12, 0xa4, 0x42];
+    stun.extend([7; 12]);
+    stun.extend([0, 6, 0, 11]);
+    stun.extend(b"nobody:nix!\0");
+    for source in 0..100u8 {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        socket.connect(("127.0.0.1", server.webrtc_port())).expect("an address");
+        for n in 0..500u16 {
+            stun[19] = n as u8;
+            let noise: Vec<u8> = (0..200u16).map(|i| (i.wrapping_mul(n) ^ u16::from(source)) as u8).collect();
+            let _ = socket.send(if n % 2 == 0 { &stun } else { &noise });
+        }
+    }
+    // And TCP that says nothing, or something else.
+    let silent: Vec<_> = (0..50).filter_map(|_| TcpStream::connect(("127.0.0.1", server.webrtc_port())).ok()).collect();
+    let mut http = TcpStream::connect(("127.0.0.1", server.webrtc_port())).expect("a connection");
+    http.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("it takes that");
+
+    let tags = bywash_testkit::flv::tags(&cdn.recordings("show")[0]).0.len();
+    let recorded = cdn.wait_for("show", tags + 60);
+    let grown = server.process().rss().saturating_sub(before);
+    assert!(grown < 24 << 20, "{grown} bytes more");
+    drop(silent);
+    client.end();
+    assert_eq!(cdn.sessions("show"), 1);
+    media::assert_clean(&recorded);
+}
