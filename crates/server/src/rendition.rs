@@ -226,10 +226,10 @@ impl Twin {
         if fits {
             self.transcodes = false;
         } else {
-            if changed || !self.transcodes {
-                if let Err(error) = self.transcoder.set_source(audio.map(|track| &**track)) {
-                    warn!(%error, "its sound is left out");
-                }
+            if (changed || !self.transcodes)
+                && let Err(error) = self.transcoder.set_source(audio.map(|track| &**track))
+            {
+                warn!(%error, "its sound is left out");
             }
             self.transcodes = true;
             ours.set(self.transcoder.track());
@@ -402,7 +402,7 @@ mod tests {
         check(AAC, &[&[H264, Aac]], "H.264/AAC 25+47").await;
         check(AAC, &[&[H264, Mp3]], "H.264/MP3 25+50").await;
         check(AAC, &[&[H264]], "H.264/- 25+0").await;
-        check(OPUS, &[&[H264, Aac]], "H.264/Opus 25+51").await;
+        check(OPUS, &[&[H264, Aac]], "H.264/Opus 25+50").await;
         check(OPUS, &[&[Opus]], "-/Opus 0+50").await;
         check(as_it_is, &[&[H264, Opus]], "H.264/Opus 25+50").await;
     }
