@@ -90,6 +90,9 @@ pub trait AudioEncoder: Send {
 
     /// Encodes exactly one frame of samples; appends what packets are ready.
     fn encode(&mut self, pcm: &[f32], out: &mut Vec<Bytes>);
+
+    /// Appends packets that an encoder keeps even though the sound behind them is in.
+    fn flush(&mut self, _out: &mut Vec<Bytes>) {}
 }
 
 /// The codecs that this build can encode.
@@ -153,6 +156,7 @@ impl Feed {
         let waits = self.waiting.len() / CHANNELS;
         let frames = (waits + self.encoder.delay() as usize).div_ceil(frame);
         self.push(&vec![0.0; (frames * frame - waits) * CHANNELS], out);
+        self.encoder.flush(out);
     }
 }
 

@@ -226,10 +226,10 @@ impl Twin {
         if fits {
             self.transcodes = false;
         } else {
-            if changed || !self.transcodes {
-                if let Err(error) = self.transcoder.set_source(audio.map(|track| &**track)) {
-                    warn!(%error, "its sound is left out");
-                }
+            if (changed || !self.transcodes)
+                && let Err(error) = self.transcoder.set_source(audio.map(|track| &**track))
+            {
+                warn!(%error, "its sound is left out");
             }
             self.transcodes = true;
             ours.set(self.transcoder.track());
@@ -282,5 +282,192 @@ impl Twin {
             self.said = Some(frame.dts);
             self.publisher.push(frame);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use bywash_media::transcode::Feed;
+    use bywash_media::{Format, StreamKey, Track};
+
+    use crate::hub::Hub;
+    use crate::lane::Lanes;
+    use crate::live;
+
+    const AAC: Sound = Sound::Aac { bit_rate: 128_000, takes_opus: false, silence: false };
+    const SILENCE: Sound = Sound::Aac { bit_rate: 128_000, takes_opus: false, silence: true };
+    const OPUS: Sound = Sound::Opus { bit_rate: 96_000 };
+    const LAG: Time = Time::from_millis(1_000_000);
+
+    fn source() -> (Hub, Publisher, hub::Stream) {
+        let (hub, key) = (Hub::new(Arc::default(), 1 << 20), StreamKey::published(1, "s").unwrap());
+        let publisher = hub.publish(&key, live::Stream::new("RTMP", String::new(), 0), Instant::now()).unwrap();
+        let stream = hub.get(&key).unwrap();
+        (hub, publisher, stream)
+    }
+
+    fn tracks(codecs: &[Codec]) -> Tracks {
+        let mut tracks = Tracks::default();
+        for codec in codecs {
+            tracks.set(match codec {
+                Codec::Aac | Codec::Opus => transcode::encoder(*codec, 64_000).unwrap().track(),
+                codec => {
+                    let format = match codec.kind() {
+                        Kind::Video => Format::Video { width: 16, height: 16 },
+                        Kind::Audio => Format::Audio { sample_rate: 48_000, channels: 2 },
+                    };
+                    Track { codec: *codec, config: Bytes::from_static(b"c"), format }
+                }
+            });
+        }
+        tracks
+    }
+
+    /// A silent packet.
+    fn packet(codec: Codec) -> Bytes {
+        let Ok(encoder) = transcode::encoder(codec, 64_000) else { return Bytes::from_static(b"x") };
+        let (mut feed, mut out) = (Feed::new(encoder), Vec::new());
+        feed.push(&[0.0; 8192], &mut out);
+        out.pop().unwrap()
+    }
+
+    fn frame(track: Kind, ms: i64, payload: Bytes) -> Frame {
+        Frame { track, dts: Time::from_millis(ms), cts: Time::ZERO, key: true, payload }
+    }
+
+    /// Publishes a second of each of these sets of tracks; says what a rendition makes of it: the codecs of each change of
+    /// tracks, and how many pictures and packets followed it.
+    async fn check(sound: Sound, codecs: &[&[Codec]], want: &str) {
+        let (_hub, _publisher, source) = source();
+        let (publisher, stream) = source.beside();
+        let mut twin = Twin::new(publisher, sound).unwrap();
+        let mut reader = stream.read(LAG);
+        for (n, codecs) in codecs.iter().enumerate() {
+            let tracks = tracks(codecs);
+            let heard = tracks.audio.as_ref().map(|track| packet(track.codec));
+            let video = tracks.video.is_some();
+            twin.take(Event::Tracks(Arc::new(tracks)), Instant::now());
+            let begin = n as i64 * 1000;
+            let step = |n: i64| if codecs.contains(&Codec::Aac) { n * 1024 / 48 } else { n * 20 };
+            let pictures = (0..25).map(|n| frame(Kind::Video, begin + n * 40, Bytes::from_static(b"p")));
+            let sound = heard.map(|heard| {
+                (0..).map(step).take_while(|at| *at < 1000).map(move |at| frame(Kind::Audio, begin + at, heard.clone()))
+            });
+            let mut frames: Vec<_> = pictures.filter(|_| video).chain(sound.into_iter().flatten()).collect();
+            frames.sort_by_key(|it| it.dts);
+            frames.into_iter().for_each(|it| twin.take(Event::Frame(it), Instant::now()));
+        }
+        twin.finish();
+        stream.end();
+        let (mut batch, mut got, mut last) = (Vec::new(), String::new(), [Time::from_millis(-1); 2]);
+        let mut counts = [0, 0];
+        let flush = |got: &mut String, counts: &mut [u32; 2]| {
+            if *counts != [0, 0] {
+                *got += &format!(" {}+{} ", counts[0], counts[1]);
+            }
+            *counts = [0, 0];
+        };
+        while reader.ready(&mut batch).await {
+            for event in batch.drain(..) {
+                match event {
+                    Event::Tracks(tracks) => {
+                        flush(&mut got, &mut counts);
+                        let names =
+                            [&tracks.video, &tracks.audio].map(|it| it.as_ref().map_or("-", |it| it.codec.name()));
+                        got += &names.join("/");
+                    }
+                    Event::Frame(frame) => {
+                        let kind = frame.track as usize;
+                        assert!(frame.dts > last[kind], "{frame:?} goes back");
+                        last[kind] = frame.dts;
+                        counts[kind] += 1;
+                    }
+                    Event::Lagged { .. } => panic!("the ring is large enough"),
+                }
+            }
+        }
+        flush(&mut got, &mut counts);
+        assert_eq!(got.trim(), want, "{codecs:?}");
+    }
+
+    #[tokio::test]
+    async fn sound_becomes_what_is_asked_for_and_what_fits_passes() {
+        use Codec::{Aac, H264, Mp3, Opus};
+        let as_it_is = Sound::Aac { bit_rate: 128_000, takes_opus: true, silence: true };
+        check(AAC, &[&[H264, Opus]], "H.264/AAC 25+47").await;
+        check(AAC, &[&[H264, Aac]], "H.264/AAC 25+47").await;
+        check(AAC, &[&[H264, Mp3]], "H.264/MP3 25+50").await;
+        check(AAC, &[&[H264]], "H.264/- 25+0").await;
+        check(OPUS, &[&[H264, Aac]], "H.264/Opus 25+50").await;
+        check(OPUS, &[&[Opus]], "-/Opus 0+50").await;
+        check(as_it_is, &[&[H264, Opus]], "H.264/Opus 25+50").await;
+    }
+
+    #[tokio::test]
+    async fn the_source_may_change_its_mind() {
+        use Codec::{Aac, H264, Opus};
+        // Silence, and then the sound itself in the same track: nothing changes for a decoder.
+        check(SILENCE, &[&[H264], &[H264, Opus]], "H.264/AAC 25+43 H.264/AAC 25+51").await;
+        check(SILENCE, &[&[H264]], "H.264/AAC 25+45").await;
+        // Its sound goes: silence keeps the track.
+        check(AAC, &[&[H264, Opus], &[H264]], "H.264/AAC 25+44 H.264/AAC 25+48").await;
+        check(AAC, &[&[H264, Opus], &[H264, Aac]], "H.264/AAC 25+44 H.264/AAC 25+47").await;
+    }
+
+    #[tokio::test]
+    async fn outputs_share_a_rendition_and_the_last_one_ends_it() {
+        let (hub, mut publisher, source) = source();
+        let (lanes, renditions) = (Lanes::start(1).unwrap(), Renditions::default());
+        publisher.set_tracks(tracks(&[Codec::H264, Codec::Opus]));
+        let one = renditions.of(&source, AAC, lanes.pick()).unwrap();
+        let other = renditions.of(&source, AAC, lanes.pick()).unwrap();
+        assert!(one.is(&other) && !one.is(&renditions.of(&source, OPUS, lanes.pick()).unwrap()));
+        let (stream, mut reader) = ((*one).clone(), one.read(LAG));
+        let picture = Bytes::from(vec![7; 1000]);
+        publisher.push(frame(Kind::Video, 0, picture.clone()));
+        publisher.push(frame(Kind::Video, 40, picture.clone()));
+        let mut batch = Vec::new();
+        assert!(reader.ready(&mut batch).await);
+        let Some(Event::Frame(got)) = batch.iter().find(|it| matches!(it, Event::Frame(_))) else {
+            panic!("{batch:?}")
+        };
+        assert_eq!(got.payload.as_ptr(), picture.as_ptr(), "passed by pointer");
+        drop(one);
+        assert!(!stream.has_ended());
+        drop(other);
+        stream.ended().await;
+        // The next one ends with the source.
+        let next = renditions.of(&source, AAC, lanes.pick()).unwrap();
+        assert!(!next.is(&stream));
+        hub.end(&StreamKey::published(1, "s").unwrap());
+        next.ended().await;
+    }
+
+    #[tokio::test]
+    async fn sound_alone_that_stops_is_silent_as_time_passes() {
+        let (_hub, _publisher, source) = source();
+        let (publisher, stream) = source.beside();
+        let mut twin = Twin::new(publisher, AAC).unwrap();
+        let mut reader = stream.read(LAG);
+        let begin = Instant::now();
+        twin.take(Event::Tracks(Arc::new(tracks(&[Codec::Opus]))), begin);
+        for n in 0..50 {
+            twin.take(
+                Event::Frame(frame(Kind::Audio, n * 20, packet(Codec::Opus))),
+                begin + Duration::from_millis(n as u64 * 20),
+            );
+        }
+        for ms in (1_000..5_000).step_by(100) {
+            twin.sweep(begin + Duration::from_millis(ms));
+        }
+        twin.publisher.flush();
+        let mut batch = Vec::new();
+        assert!(reader.ready(&mut batch).await);
+        let Some(Event::Frame(last)) = batch.last() else { panic!("no sound") };
+        assert!((3_700..3_950).contains(&last.dts.as_millis()), "{last:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! MP3, encoded by LAME.
 
 use bytes::Bytes;
-use mp3lame_encoder::{Bitrate, Builder, InterleavedPcm, Mode, Quality};
+use mp3lame_encoder::{Bitrate, Builder, FlushNoGap, InterleavedPcm, Mode, Quality};
 
 use super::{AudioEncoder, CHANNELS, Error, RATE, track};
 use crate::{Codec, Track};
@@ -70,6 +70,19 @@ impl AudioEncoder for Encoder {
         self.coded.reserve(LARGEST);
         // What LAME refuses is left out.
         let _ = self.codec.encode_to_vec(InterleavedPcm(pcm), &mut self.coded);
+        self.cut(out);
+    }
+
+    fn flush(&mut self, out: &mut Vec<Bytes>) {
+        self.coded.reserve(LARGEST);
+        let _ = self.codec.flush_to_vec::<FlushNoGap>(&mut self.coded);
+        self.cut(out);
+    }
+}
+
+impl Encoder {
+    /// Packets of the bytes that LAME wrote.
+    fn cut(&mut self, out: &mut Vec<Bytes>) {
         let whole = self.coded.len() / self.size * self.size;
         out.extend(self.coded[..whole].chunks_exact(self.size).map(Bytes::copy_from_slice));
         self.coded.drain(..whole);

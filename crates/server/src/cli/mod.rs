@@ -10,9 +10,10 @@ mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use anyhow::{Context, bail};
+use bywash_media::transcode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, App, Config, Problems};
@@ -41,9 +42,18 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The version, and what the codecs that are built in say of the binary's licence.
+fn version() -> &'static str {
+    static TEXT: LazyLock<String> = LazyLock::new(|| {
+        let encoders: Vec<_> = transcode::encoders().iter().map(|it| it.name()).collect();
+        format!("{}\nencodes {}; their licences are in NOTICE", env!("CARGO_PKG_VERSION"), encoders.join(", "))
+    });
+    &TEXT
+}
+
 /// Live streams in, CDNs and recordings out, on an API call.
 #[derive(Parser)]
-#[command(name = "bywash", version, after_help = "Example: bywash demo --for 20s")]
+#[command(name = "bywash", version, long_version = version(), after_help = "Example: bywash demo --for 20s")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
