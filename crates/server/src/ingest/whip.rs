@@ -115,8 +115,10 @@ impl Ingest {
 
     /// Feeds the publisher's frames to the hub until it ends.
     async fn take_in(&mut self, peer: &mut Peer, lane: &Lane) -> Result<Leave, RtcError> {
-        let mut seat = lane.sit();
+        let seat = lane.sit();
+        let mut sweeps = seat.sweeps();
         let cut = self.hold.cut.clone();
+        let mut cut = std::pin::pin!(cut.cancelled());
         loop {
             while let Some(event) = peer.poll()? {
                 if let Some(how) = self.event(event) {
@@ -135,9 +137,9 @@ impl Ingest {
                     Turn::End(true) => return Ok(Leave::Finished),
                     Turn::End(false) => return Ok(Leave::Lost),
                 },
-                () = cut.cancelled() => return Ok(Leave::Lost),
+                () = &mut cut => return Ok(Leave::Lost),
                 () = self.hold.publisher.keyframe_wanted() => self.keyframes.wanted = true,
-                () = seat.sweep() => {
+                () = &mut sweeps => {
                     self.sweep();
                     if !self.connected && self.origin.elapsed() > ESTABLISH {
                         info!("no media connection in time");

@@ -63,7 +63,8 @@ impl Output {
     }
 
     async fn follow(&mut self, peer: &mut Peer, lane: &Lane) -> Result<(), RtcError> {
-        let mut seat = lane.sit();
+        let seat = lane.sit();
+        let mut beats = seat.beats();
         let since = Instant::now();
         let mut batch = Vec::new();
         loop {
@@ -101,7 +102,7 @@ impl Output {
                         return Ok(());
                     }
                 }
-                () = seat.beat() => {
+                () = &mut beats => {
                     if self.reader.is_none() && since.elapsed() > ESTABLISH {
                         info!("no media connection in time");
                         return Ok(());
