@@ -38,7 +38,7 @@ fn plays(browser: &Browser, server: &Server, stream: &str) {
     let page = browser.open(&format!("{}&auto=play", server.page("play", stream)), "");
     page.wait("at('state').textContent === 'Playing.'", secs(20));
     let told = "session.numbers('inbound-rtp').then(({ video, audio }) => ";
-    page.wait(&format!("{told}video?.framesDecoded > 30 && audio?.totalAudioEnergy > 0)"), secs(20));
+    page.wait(&format!("{told}video?.framesDecoded > 30 && audio?.totalAudioEnergy > 0 && audio.packetsReceived > 50)"), secs(20));
     page.wait("at('video').videoWidth > 0 && at('video').currentTime > 0", secs(5));
 }
 
