@@ -138,11 +138,11 @@ impl Page<'_> {
         answer["result"]["value"].take()
     }
 
-    /// Waits until an expression is true; panics with what the page shows.
+    /// Waits until an expression, or what it promises, is true; panics with what the page shows.
     #[track_caller]
     pub fn wait(&self, expression: &str, limit: Duration) {
         let begin = std::time::Instant::now();
-        while self.eval(&format!("!!({expression})")) != true {
+        while self.eval(&format!("(async () => !!(await ({expression})))()")) != true {
             assert!(begin.elapsed() < limit, "not within {limit:?}: {expression}; the page says: {}", self.says());
             std::thread::sleep(Duration::from_millis(100));
         }
