@@ -209,16 +209,19 @@ pub fn user(datagram: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
+    /// A binding request with user name, priority and an integrity that nobody here checks.
     fn stun(user: &str) -> Vec<u8> {
         let padded = user.len().next_multiple_of(4);
         let mut out = vec![0, 1];
-        out.extend((padded as u16 + 4).to_be_bytes());
+        out.extend((padded as u16 + 4 + 8 + 24).to_be_bytes());
         out.extend([0x21, 0x12, 0xa4, 0x42]);
         out.extend([7; 12]);
         out.extend([0, 6]);
         out.extend((user.len() as u16).to_be_bytes());
         out.extend(user.as_bytes());
         out.resize(20 + 4 + padded, 0);
+        out.extend([0, 0x24, 0, 4, 0, 0, 0, 1, 0, 8, 0, 20]);
+        out.extend([0; 20]);
         out
     }
 

@@ -51,7 +51,7 @@ impl Offer {
             return malformed("the body is not SDP: it begins with v=0");
         }
         let sections = sections(text)?;
-        let mut offer = Offer { text: text.to_owned(), user: String::new(), video: false, audio: false };
+        let mut offer = Offer { text: spelt_out(text, &sections), user: String::new(), video: false, audio: false };
         for section in &sections {
             if !section.flows(purpose) {
                 continue;
@@ -75,8 +75,12 @@ impl Offer {
     }
 
     fn sdp(&self) -> Result<SdpOffer, Unfit> {
-        SdpOffer::from_sdp_string(&self.text)
-            .map_err(|error| Unfit::Malformed(format!("the offer does not parse: {error}")))
+        SdpOffer::from_sdp_string(&self.text).map_err(|error| {
+            // The last line tells what is wrong, those before it where in our memory.
+            let error = error.to_string();
+            let why = error.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+            Unfit::Malformed(format!("the offer does not parse: {}", why.trim()))
+        })
     }
 
     /// The same offer after an ICE restart: with other credentials, and the old ones' candidates gone.
@@ -207,6 +211,8 @@ struct Section<'a> {
     kind: &'a str,
     /// Whether the client sends, and whether it receives.
     direction: (bool, bool),
+    /// It says so itself.
+    directed: bool,
     rejected: bool,
     codecs: HashMap<&'a str, &'a str>,
     formats: HashMap<&'a str, &'a str>,
@@ -236,6 +242,26 @@ impl Section<'_> {
         let offered = offered.join(", ");
         Err(Unfit::Unacceptable(format!("none of the offer's codecs ({offered}) will do; this {}", carried.names)))
     }
+}
+
+/// The offer with a direction in each section, as the engine wants it; it may stand once for all, or not at all (RFC 8866 §6.7).
+fn spelt_out(text: &str, sections: &[Section<'_>]) -> String {
+    let missing = |section: &Section| match section.direction {
+        _ if section.directed => "",
+        (true, true) => "a=sendrecv\r\n",
+        (true, false) => "a=sendonly\r\n",
+        (false, true) => "a=recvonly\r\n",
+        (false, false) => "a=inactive\r\n",
+    };
+    let (mut out, mut sections, mut open) = (String::new(), sections.iter(), "");
+    for line in text.lines() {
+        // Attributes stand last in a section (RFC 8866 §9).
+        if line.starts_with("m=") {
+            out.push_str(std::mem::replace(&mut open, sections.next().map_or("", missing)));
+        }
+        out.extend([line.trim_end(), "\r\n"]);
+    }
+    out + open
 }
 
 fn text(body: &[u8]) -> Result<&str, Unfit> {
@@ -270,7 +296,7 @@ fn sections(text: &str) -> Result<Vec<Section<'_>>, Unfit> {
             // RFC 8843: a section of a bundle may have the port 0 and say bundle-only.
             let rejected = words.next() == Some("0");
             let (codecs, formats) = (HashMap::new(), HashMap::new());
-            sections.push(Section { kind, direction: session, rejected, codecs, formats });
+            sections.push(Section { kind, direction: session, directed: false, rejected, codecs, formats });
         } else if line.starts_with("a=candidate:") {
             candidates += 1;
             if candidates > CANDIDATES_MAX {
@@ -278,7 +304,7 @@ fn sections(text: &str) -> Result<Vec<Section<'_>>, Unfit> {
             }
         } else if let Some(section) = sections.last_mut() {
             if let Some(direction) = direction {
-                section.direction = direction;
+                (section.direction, section.directed) = (direction, true);
             } else if line == "a=bundle-only" {
                 section.rejected = false;
             } else if let Some((pt, codec)) = line.strip_prefix("a=rtpmap:").and_then(|it| it.split_once(' ')) {

@@ -282,10 +282,12 @@ fn floods_cost_bounded_memory_and_disturb_nobody() {
     let before = server.process().rss();
 
     // STUN that names nobody's session, and noise, from many sources.
-    let mut stun = vec![0, 1, 0, 16, 0x21, 0x12, 0xa4, 0x42];
+    let mut stun = vec![0, 1, 0, 48, 0x21, 0x12, 0xa4, 0x42];
     stun.extend([7; 12]);
     stun.extend([0, 6, 0, 11]);
     stun.extend(b"nobody:nix!\0");
+    stun.extend([0, 0x24, 0, 4, 0, 0, 0, 1, 0, 8, 0, 20]);
+    stun.extend([0; 20]);
     for source in 0..100u8 {
         let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
         socket.connect(("127.0.0.1", server.webrtc_port())).expect("an address");
