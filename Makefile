@@ -14,15 +14,16 @@ setup: ## what the build and the tests need from the system (Debian, Ubuntu)
 build: ## the server, optimised: target/release/bywash
 	cargo build --release --package bywash
 
-demo: build ## a live stream relayed and recorded on this machine, nothing else needed
-	target/release/bywash demo
+demo: setup ## a live stream relayed on this machine, nothing else needed; DEMO="--for 5m"
+	cargo build --package bywash
+	target/debug/bywash demo $(or $(DEMO),--for 20s)
 
 check: ## formatting and lints
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
 test: setup ## everything that proves it, in minutes
-	cargo test --workspace
+	cargo test --workspace --no-fail-fast
 
 soak: setup ## the tests of crashes, many times over
 	BYWASH_SOAK=1 cargo test --package bywash --test server -- crash
@@ -31,7 +32,8 @@ bench: setup ## what a stream costs here and in nginx-rtmp; BENCH="--seconds 30 
 	cargo build --release --package bywash --package bywash-bench
 	target/release/bywash-bench $(BENCH)
 
-fuzz: ## each fuzz target for FUZZ_SECONDS; needs nightly Rust and cargo-fuzz
-	@for target in $$(cargo +nightly fuzz list); do \
-		cargo +nightly fuzz run $$target -- -max_total_time=$${FUZZ_SECONDS:-60} || exit 1; \
+fuzz: setup ## each fuzz target for FUZZ_SECONDS (300); FUZZ="rtmp_server query" for some of them
+	cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+	@for target in $(or $(FUZZ),$$(sed -n 's/^name = "\([a-z]*_[a-z_]*\)"/\1/p' fuzz/Cargo.toml)); do \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=$(or $(FUZZ_SECONDS),300) || exit 1; \
 	done

@@ -33,6 +33,6 @@ if [ -n "$missing" ]; then
 fi
 
 if ! command -v cargo >/dev/null && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
-    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --quiet --profile minimal -c clippy -c rustfmt
-    echo "Rust is new here: open a new shell, or run . \"\$HOME/.cargo/env\""
+    echo "please install Rust 1.95 or later: https://www.rust-lang.org/tools/install" >&2
+    exit 1
 fi

@@ -6,9 +6,11 @@
 //!
 //! Invariant: a lane with nothing on it sleeps; its ticks run only while a [`Seat`] is taken.
 
-use std::future::{Future, pending};
+use std::future::pending;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
@@ -19,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::sys;
 
 /// How often a lane's connections look whether something is held back in vain.
-pub const SWEEP: Duration = Duration::from_millis(100);
+pub const SWEEP: Duration = Duration::from_millis(200);
 
 /// How often outputs compare what was acknowledged.
 pub const BEAT: Duration = Duration::from_secs(1);
@@ -129,14 +131,33 @@ impl Lane {
 }
 
 impl Seat {
-    /// The next [`SWEEP`].
-    pub async fn sweep(&mut self) {
-        tick(&mut self.sweep).await;
+    /// The next [`SWEEP`], again and again: polled for each picture, so it stays registered between two ticks.
+    pub fn sweeps(&self) -> Ticks {
+        Ticks::new(self.sweep.clone())
     }
 
-    /// The next [`BEAT`].
-    pub async fn beat(&mut self) {
-        tick(&mut self.beat).await;
+    /// The next [`BEAT`], likewise.
+    pub fn beats(&self) -> Ticks {
+        Ticks::new(self.beat.clone())
+    }
+}
+
+/// Ticks of a lane, one after the other.
+pub struct Ticks(Pin<Box<dyn Future<Output = watch::Receiver<()>> + Send>>);
+
+impl Ticks {
+    fn new(ticks: watch::Receiver<()>) -> Ticks {
+        Ticks(Box::pin(tick(ticks)))
+    }
+}
+
+impl Future for Ticks {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let ticks = ready!(self.0.as_mut().poll(cx));
+        *self = Ticks::new(ticks);
+        Poll::Ready(())
     }
 }
 
@@ -146,30 +167,48 @@ impl Drop for Seat {
     }
 }
 
-async fn tick(ticks: &mut watch::Receiver<()>) {
+async fn tick(mut ticks: watch::Receiver<()>) -> watch::Receiver<()> {
     if ticks.changed().await.is_err() {
         // The lane is being stopped, and this task with it.
         pending::<()>().await;
     }
+    ticks
 }
 
-/// One tick for all connections of a lane: a timer for each would wake the thread for each.
+/// One tick for all connections of a lane: a timer for each would wake the thread for each. The kernel keeps it, since a timer of
+/// the runtime costs two more wake-ups and two more system calls every time that it is set again.
 async fn ticks(shared: Arc<Shared>, sweep: watch::Sender<()>, beat: watch::Sender<()>) {
-    let mut used = sys::thread_cpu_time();
-    for n in 1u64.. {
+    loop {
         while shared.seats.load(Ordering::Relaxed) == 0 {
             shared.load.store(0, Ordering::Relaxed);
             shared.taken.notified().await;
         }
-        tokio::time::sleep(SWEEP).await;
+        if let Err(error) = tick_on(&shared, &sweep, &beat).await {
+            // Out of file descriptors: publishers are not served worse for it than a sound that waits for the next picture.
+            tracing::warn!(%error, "a media thread does not tick");
+            tokio::time::sleep(BEAT).await;
+        }
+    }
+}
+
+/// Ticks until nobody sits on the lane.
+async fn tick_on(shared: &Shared, sweep: &watch::Sender<()>, beat: &watch::Sender<()>) -> std::io::Result<()> {
+    let metronome = sys::metronome(SWEEP)?;
+    let mut used = sys::thread_cpu_time();
+    let mut n = 0;
+    while shared.seats.load(Ordering::Relaxed) > 0 {
+        // Each expiry is an event of its own; nothing needs to be read.
+        metronome.readable().await?.clear_ready();
+        n += 1;
         sweep.send_replace(());
-        if n % (BEAT.as_millis() / SWEEP.as_millis()) as u64 == 0 {
+        if n % (BEAT.as_millis() / SWEEP.as_millis()) == 0 {
             beat.send_replace(());
             let now = sys::thread_cpu_time();
             shared.load.store((now - used).as_millis() as u64, Ordering::Relaxed);
             used = now;
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -180,12 +219,12 @@ mod tests {
     async fn a_lane_ticks_only_while_somebody_sits_on_it() {
         let lanes = Lanes::start(1).unwrap();
         let lane = lanes.pick();
-        let mut seat = lane.sit();
-        seat.sweep().await;
-        let mut sweep = seat.sweep.clone();
+        let seat = lane.sit();
+        let mut sweeps = seat.sweeps();
+        (&mut sweeps).await;
         drop(seat);
         // The tick that may be under way, and no other.
-        let _ = tokio::time::timeout(3 * SWEEP, sweep.changed()).await;
-        assert!(tokio::time::timeout(3 * SWEEP, sweep.changed()).await.is_err());
+        let _ = tokio::time::timeout(3 * SWEEP, &mut sweeps).await;
+        assert!(tokio::time::timeout(3 * SWEEP, &mut sweeps).await.is_err());
     }
 }

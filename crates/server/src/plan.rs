@@ -18,7 +18,7 @@ use bywash_media::StreamKey;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, error, info, info_span, warn};
+use tracing::{error, info, info_span, warn};
 
 use crate::callback::{self, Close};
 use crate::config::{self, Apps};
@@ -286,8 +286,8 @@ struct Running {
     key: StreamKey,
     address: String,
     masked: String,
-    wish: watch::Sender<Wish>,
-    stop: CancellationToken,
+    /// Taken away when the rule is.
+    wish: Option<watch::Sender<Wish>>,
     task: tokio::task::Id,
     /// What the rows and the customer know.
     told: (State, Reason),
@@ -610,7 +610,7 @@ impl Keeper {
         let mut extra: BTreeMap<String, u64> = self
             .relays
             .iter()
-            .filter(|(_, relay)| relay.key == *key && !relay.stop.is_cancelled())
+            .filter(|(_, relay)| relay.key == *key && relay.wish.is_some())
             .map(|(number, relay)| (relay.address.clone(), *number))
             .collect();
         for rule in rules {
@@ -631,23 +631,21 @@ impl Keeper {
             };
             match extra.remove(&rule.address) {
                 Some(number) => {
-                    let relay = &self.relays[&number];
-                    let same = {
-                        let old = relay.wish.borrow();
-                        old.retry_asked == wish.retry_asked
+                    let Some(told) = &self.relays[&number].wish else { continue };
+                    told.send_if_modified(|old| {
+                        let same = old.retry_asked == wish.retry_asked
                             && old.target.url() == wish.target.url()
                             && old.push == wish.push
-                            && (old.takes_opus, old.wants_sound) == (wish.takes_opus, wish.wants_sound)
-                    };
-                    if !same {
-                        relay.wish.send_replace(wish);
-                    }
+                            && (old.takes_opus, old.wants_sound) == (wish.takes_opus, wish.wants_sound);
+                        *old = wish;
+                        !same
+                    });
                 }
                 None => self.start_relay(key, rule.address, wish),
             }
         }
         for number in extra.values() {
-            self.relays[number].stop.cancel();
+            self.relays.get_mut(number).expect("it is one of ours").wish = None;
         }
         Ok(())
     }
@@ -676,9 +674,7 @@ impl Keeper {
         let counters = Arc::<live::Relay>::default();
         self.parts.live.relay_started(key.clone(), address.clone(), counters.clone());
         let masked = wish.target.masked();
-        let span = info_span!("relay", stream = %key, target = masked);
         let (wish, wished) = watch::channel(wish);
-        let stop = CancellationToken::new();
         let inbox = self.plan.inbox.clone();
         let relay = Relay {
             stream: live.stream.clone(),
@@ -689,11 +685,11 @@ impl Keeper {
             live: counters,
             trace: live.trace.clone(),
             note: Box::new(move |status| inbox.put(|news| drop(news.statuses.insert(number, status)))),
+            span: info_span!("relay", stream = %key, target = masked),
         };
-        let run = relay.run(stop.clone()).instrument(span);
-        let task = self.running.spawn_on(run, live.lane.handle()).id();
+        let task = self.running.spawn_on(relay.run(), live.lane.handle()).id();
         let told = (State::None, Reason::None);
-        self.relays.insert(number, Running { key: key.clone(), address, masked, wish, stop, task, told });
+        self.relays.insert(number, Running { key: key.clone(), address, masked, wish: Some(wish), task, told });
     }
 
     /// A relay's last word is in the inbox by now, unless its task failed.

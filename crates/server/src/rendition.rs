@@ -125,7 +125,8 @@ async fn run(source: hub::Stream, stream: hub::Stream, mut twin: Twin, lane: Lan
     info!("rendition begins");
     let _end = End(stream);
     let mut reader = source.read(MAX_LAG);
-    let mut seat = lane.sit();
+    let seat = lane.sit();
+    let mut sweeps = seat.sweeps();
     let mut batch = Vec::new();
     loop {
         tokio::select! { biased;
@@ -137,7 +138,7 @@ async fn run(source: hub::Stream, stream: hub::Stream, mut twin: Twin, lane: Lan
                     twin.take(event, Instant::now());
                 }
             }
-            () = seat.sweep() => twin.sweep(Instant::now()),
+            () = &mut sweeps => twin.sweep(Instant::now()),
         }
     }
     twin.finish();

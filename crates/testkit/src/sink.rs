@@ -22,6 +22,8 @@ pub enum Manner {
     BlackHole,
     /// Refuses the publish with this code.
     Refuse(&'static str),
+    /// Reads this many bytes a second, out of a small buffer.
+    Slow(u32),
     /// Closes the connection, open ones at their next message.
     Close,
 }
@@ -223,6 +225,9 @@ pub fn quantile(values: &[f64], p: f64) -> f64 {
 
 fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, place: &mut Option<u32>) -> io::Result<()> {
     socket.set_nodelay(true)?;
+    if matches!(*lock(manner), Manner::Slow(_)) {
+        socket2::SockRef::from(&socket).set_recv_buffer_size(64 << 10)?;
+    }
     socket.set_read_timeout(Some(Duration::from_millis(200)))?;
     let mut patient = Patient { socket: socket.try_clone()?, manner };
     rtmp::welcome(&mut patient)?;
@@ -306,9 +311,19 @@ impl Read for Patient<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             obey(&self.socket, self.manner)?;
-            match self.socket.read(buffer) {
+            let rate = match *lock(self.manner) {
+                Manner::Slow(rate) => Some(rate),
+                _ => None,
+            };
+            let most = rate.map_or(buffer.len(), |rate| buffer.len().min(rate as usize / 20).max(1));
+            match self.socket.read(&mut buffer[..most]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                done => return done,
+                done => {
+                    if let (Some(rate), Ok(read)) = (rate, &done) {
+                        thread::sleep(Duration::from_secs_f64(*read as f64 / f64::from(rate)));
+                    }
+                    return done;
+                }
             }
         }
     }
@@ -336,8 +351,10 @@ fn obey(socket: &TcpStream, manner: &Mutex<Manner>) -> io::Result<()> {
             dropping = true;
         }
         match now {
-            Manner::Take | Manner::Refuse(_) if dropping => return Err(io::ErrorKind::ConnectionAborted.into()),
-            Manner::Take | Manner::Refuse(_) => return Ok(()),
+            Manner::Take | Manner::Slow(_) | Manner::Refuse(_) if dropping => {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            Manner::Take | Manner::Slow(_) | Manner::Refuse(_) => return Ok(()),
             Manner::Close => {
                 let _ = socket.shutdown(std::net::Shutdown::Both);
                 return Err(io::ErrorKind::ConnectionAborted.into());

@@ -19,7 +19,7 @@ use bywash_rtmp::server::{self, Event, Request, Server};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, debug, info, info_span, warn};
+use tracing::{Span, debug, info, info_span, warn};
 
 use crate::config::{App, Apps};
 use crate::hub::Hub;
@@ -83,19 +83,16 @@ pub async fn serve(listener: TcpListener, doors: Arc<Doors>, stop: CancellationT
         let Ok(tcp) = tcp.into_std() else { continue };
         let lane = doors.lanes.pick().clone();
         let (doors, stop) = (doors.clone(), stop.clone());
-        let span = info_span!("rtmp", %peer);
         let handle = lane.handle().clone();
         let task = async move {
             // The socket belongs to the lane's own reactor.
-            let ended = match TcpStream::from_std(tcp) {
-                Ok(tcp) => Connection::new(tcp, peer, lane, doors).run(stop).await,
-                Err(error) => Err(error.into()),
-            };
-            if let Err(error) = ended {
-                info!(error = format!("{error:#}"), "connection ended");
+            let Ok(tcp) = TcpStream::from_std(tcp) else { return };
+            let mut connection = Connection::new(tcp, peer, lane, doors);
+            if let Err(error) = connection.run(stop).await {
+                info!(parent: &connection.span, error = format!("{error:#}"), "connection ended");
             }
         };
-        connections.spawn_on(task.instrument(span), &handle);
+        connections.spawn_on(task, &handle);
     }
     while connections.join_next().await.is_some() {}
 }
@@ -106,6 +103,8 @@ struct Connection {
     peer: SocketAddr,
     lane: Lane,
     doors: Arc<Doors>,
+    /// What the log tells is told of this. It is named and never entered: entering costs at each poll.
+    span: Span,
 }
 
 impl Connection {
@@ -113,10 +112,10 @@ impl Connection {
         let _ = tcp.set_nodelay(true);
         let config = server::Config { idle: Duration::from_secs(15), ..server::Config::default() };
         let engine = Server::new(config, Instant::now(), rand::random());
-        Connection { wire: Wire::new(tcp), engine, peer, lane, doors }
+        Connection { wire: Wire::new(tcp), engine, peer, lane, doors, span: info_span!("rtmp", %peer) }
     }
 
-    async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+    async fn run(&mut self, stop: CancellationToken) -> anyhow::Result<()> {
         loop {
             let event = tokio::select! { biased;
                 () = stop.cancelled() => return Ok(()),
@@ -125,14 +124,14 @@ impl Connection {
             match event {
                 None => return Ok(()),
                 Some(Event::Publish(request)) => {
-                    let span = info_span!("publish", stream = %label(&request));
-                    if !self.publish(request).instrument(span).await? {
+                    self.span = info_span!("publish", stream = %label(&request), peer = %self.peer);
+                    if !self.publish(request).await? {
                         return Ok(());
                     }
                 }
                 Some(Event::Play(request)) => {
-                    let span = info_span!("play", stream = %label(&request));
-                    if !self.play(request, &stop).instrument(span).await? {
+                    self.span = info_span!("play", stream = %label(&request), peer = %self.peer);
+                    if !self.play(request, &stop).await? {
                         return Ok(());
                     }
                 }
@@ -165,7 +164,7 @@ impl Connection {
 
     /// Tells the peer why not, and lets it read that.
     async fn refuse(&mut self, code: &str, why: &str) {
-        warn!(code, why, "refused");
+        warn!(parent: &self.span, code, why, "refused");
         self.doors.metrics.rtmp_refused.inc();
         self.engine.reject(code, why);
         self.outputs();
@@ -208,6 +207,7 @@ impl Connection {
             flowing: false,
             low_water: 1,
             sweeps: 0,
+            span: self.span.clone(),
         };
         let end = self.take_in(&mut ingest).await;
         let how = match &end {
@@ -222,7 +222,8 @@ impl Connection {
 
     /// Feeds the publisher's frames to the hub until it ends.
     async fn take_in(&mut self, ingest: &mut Ingest) -> anyhow::Result<Leave> {
-        let mut seat = self.lane.sit();
+        let seat = self.lane.sit();
+        let mut sweeps = seat.sweeps();
         let mut mark = 1;
         let cut = ingest.hold.cut.clone();
         let mut cut = std::pin::pin!(cut.cancelled());
@@ -251,7 +252,7 @@ impl Connection {
             let turn = self.wire.turn(|bytes| Ok::<_, anyhow::Error>(self.engine.handle_input(Instant::now(), bytes)?));
             tokio::select! { biased;
                 turn = turn => if turn? == Turn::Closed { return Ok(Leave::Lost) },
-                () = seat.sweep() => {
+                () = &mut sweeps => {
                     ingest.sweep();
                     self.engine.handle_timeout(Instant::now())?;
                 }
@@ -307,6 +308,7 @@ struct Ingest {
     /// How much must come in before we want to be woken.
     low_water: u32,
     sweeps: u32,
+    span: Span,
 }
 
 impl Ingest {
@@ -322,19 +324,19 @@ impl Ingest {
         for item in items.drain(..) {
             match item {
                 Item::Track(track) => {
-                    info!(codec = %track.codec, format = ?track.format, "track");
+                    info!(parent: &self.span, codec = %track.codec, format = ?track.format, "track");
                     if self.tracks.set(track) {
                         self.hold.publisher.set_tracks(self.tracks.clone());
                     }
                 }
                 Item::Frame(raw) => self.frame(raw, message.timestamp, now),
-                Item::Ended(kind) => debug!(?kind, "end of sequence"),
+                Item::Ended(kind) => debug!(parent: &self.span, ?kind, "end of sequence"),
             }
         }
         self.items = items;
         match read {
             Err(error @ bywash_media::Error::Malformed(_)) => {
-                debug!(%error, "dropped");
+                debug!(parent: &self.span, %error, "dropped");
                 Ok(())
             }
             read => read,

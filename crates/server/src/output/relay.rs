@@ -16,8 +16,7 @@ use bywash_media::{Codec, Kind, Time};
 use bywash_rtmp::client::{self, Class, Client, Phase};
 use rand::Rng;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
 use self::connect::Socket;
 use crate::config;
@@ -47,8 +46,6 @@ pub struct Settings {
     pub config: config::Relay,
     /// Roots and protocol versions for rtmps://.
     pub tls: Arc<rustls::ClientConfig>,
-    /// Where we listen for RTMP: a relay from here into the same stream is a loop.
-    pub own_port: u16,
 }
 
 /// The rule as it is now.
@@ -70,7 +67,7 @@ pub struct Wish {
 pub struct Relay {
     /// What to relay.
     pub stream: hub::Stream,
-    /// The rule, which may change.
+    /// The rule, which may change. When its sender is gone, the rule is withdrawn.
     pub wish: watch::Receiver<Wish>,
     /// Where it runs.
     pub lane: Lane,
@@ -84,6 +81,8 @@ pub struct Relay {
     pub trace: String,
     /// Where each change of status goes. It must not block.
     pub note: Box<dyn Fn(Status) + Send>,
+    /// What the log tells is told of this. It is named and never entered: entering costs at each poll.
+    pub span: Span,
 }
 
 /// Why a session ended, which is also what to do next.
@@ -97,13 +96,13 @@ enum End {
 }
 
 impl Relay {
-    /// Runs until the stream ends or `stop` is cancelled.
-    pub async fn run(mut self, stop: CancellationToken) {
+    /// Runs until the stream ends or the rule is withdrawn.
+    pub async fn run(mut self) {
         let mut attempts = Attempts::default();
         let mut status = Status::new(State::Requesting, Reason::None);
         self.note(&status);
         loop {
-            let end = self.session(&mut attempts, &mut status, &stop).await;
+            let end = self.session(&mut attempts, &mut status).await;
             let (reason, error, wait) = match end {
                 End::Done => break,
                 End::Retry(reason, error) => (reason, error, attempts.wait(&self.settings.load().config.retry)),
@@ -113,7 +112,7 @@ impl Relay {
                 }
             };
             if wait > Duration::ZERO {
-                warn!(reason = %reason, error, retry_in_ms = wait.as_millis() as u64, "relay interrupted");
+                warn!(parent: &self.span, reason = %reason, error, retry_in_ms = wait.as_millis() as u64, "relay interrupted");
             }
             status.retries += 1;
             status.state = State::Requesting;
@@ -121,12 +120,12 @@ impl Relay {
             status.last_error = error;
             status.next_retry_ms = unix_ms() + wait.as_millis() as i64;
             self.note(&status);
-            if !self.wait(wait, &stop).await {
+            if !self.wait(wait).await {
                 break;
             }
             status.next_retry_ms = 0;
         }
-        info!("relay ended");
+        info!(parent: &self.span, "relay ended");
         self.note(&Status { state: State::None, reason: Reason::ActivelyDisconnected, next_retry_ms: 0, ..status });
     }
 
@@ -147,9 +146,8 @@ impl Relay {
     }
 
     /// Waits for the next try; false if there is to be none.
-    async fn wait(&mut self, wait: Duration, stop: &CancellationToken) -> bool {
+    async fn wait(&mut self, wait: Duration) -> bool {
         tokio::select! { biased;
-            () = stop.cancelled() => false,
             () = self.stream.ended() => false,
             // Asked to retry, or given another address: now.
             changed = self.wish.changed() => changed.is_ok(),
@@ -163,7 +161,7 @@ impl Relay {
         (self.note)(Status { state_ms: unix_ms(), ..status.clone() });
     }
 
-    async fn session(&mut self, attempts: &mut Attempts, status: &mut Status, stop: &CancellationToken) -> End {
+    async fn session(&mut self, attempts: &mut Attempts, status: &mut Status) -> End {
         let settings = self.settings.load_full();
         let wish = self.wish.borrow_and_update().clone();
         let deadline = tokio::time::Instant::now() + settings.config.connect_timeout;
@@ -175,16 +173,17 @@ impl Relay {
             return End::Retry(Reason::ServerError, error.to_string());
         }
 
+        let mut withdrawn = self.wish.clone();
         let mut link = tokio::select! { biased;
-            () = stop.cancelled() => return End::Done,
+            _ = withdrawn.wait_for(|_| false) => return End::Done,
             () = self.stream.ended() => return End::Done,
             link = Link::open(&wish, attempts, &settings, self.client(sound), deadline) => match link {
                 Ok(link) => link,
                 Err(end) => return end,
             },
         };
-        info!("target accepts");
-        let end = self.follow(&mut link, sound, &settings, attempts, status, stop).await;
+        info!(parent: &self.span, "target accepts");
+        let end = self.follow(&mut link, sound, &settings, attempts, status).await;
         if matches!(end, End::Done) {
             link.goodbye().await;
         }
@@ -199,17 +198,16 @@ impl Relay {
         settings: &Settings,
         attempts: &mut Attempts,
         status: &mut Status,
-        stop: &CancellationToken,
     ) -> End {
         let mut source = match Source::begin(&self.stream, sound, &self.renditions, &self.lane) {
             Ok(source) => source,
             Err(end) => return end,
         };
         let mut packer = Packer::to_server();
-        let mut seat = self.lane.sit();
+        let seat = self.lane.sit();
+        let mut beats = seat.beats();
         let mut batch = Vec::new();
         let mut progress = Progress::new(link);
-        let mut stopped = std::pin::pin!(stop.cancelled());
         loop {
             tokio::select! { biased;
                 turn = link.wire.turn(|bytes| Ok(link.client.handle_input(Instant::now(), bytes)?)) => match turn {
@@ -242,7 +240,7 @@ impl Relay {
                         }
                         if let hub::Event::Lagged { frames } = event {
                             self.live.frames_dropped.fetch_add(frames, Ordering::Relaxed);
-                            warn!(frames, "target too slow: skipped to a keyframe");
+                            warn!(parent: &self.span, frames, "target too slow: skipped to a keyframe");
                         }
                         let out = link.wire.out();
                         packer.pack(&event, |kind, timestamp, head, payload| {
@@ -250,36 +248,47 @@ impl Relay {
                         });
                     }
                 }
-                () = seat.beat() => {
-                    self.judge(&mut progress, link, attempts, status);
-                    self.live.bytes.measure(Instant::now());
-                    let quiet = progress.quiet_for();
-                    if quiet >= settings.config.stall_timeout {
-                        let error = format!("the target acknowledged nothing for {} s", quiet.as_secs());
-                        return End::Retry(Reason::CdnServerDisconnected, error);
-                    }
-                    if quiet >= settings.config.stall_timeout / 2 && status.state == State::Relaying {
-                        status.state = State::Requesting;
-                        status.reason = Reason::ServerError;
-                        status.last_error = "the target acknowledges nothing".into();
-                        warn!("target stalls");
-                        self.note(status);
-                    }
-                    if let Err(error) = link.client.handle_timeout(Instant::now()) {
-                        return End::Retry(Reason::CdnServerDisconnected, error.to_string());
-                    }
-                    link.outputs();
-                }
-                changed = self.wish.changed() => {
-                    let Ok(()) = changed else { return End::Done };
-                    let target = self.wish.borrow_and_update().target.clone();
-                    if target.url().expose() != link.url.expose() {
-                        info!("the rule's address has new parameters: they hold from the next connection");
+                () = &mut beats => {
+                    if let Err(end) = self.look(&mut progress, link, settings, attempts, status) {
+                        return end;
                     }
                 }
-                () = &mut stopped => return End::Done,
             }
         }
+    }
+
+    /// Once a second: does the target still take what it is sent, and do we still want it to?
+    fn look(
+        &mut self,
+        progress: &mut Progress,
+        link: &mut Link,
+        settings: &Settings,
+        attempts: &mut Attempts,
+        status: &mut Status,
+    ) -> Result<(), End> {
+        match self.wish.has_changed() {
+            Err(_) => return Err(End::Done),
+            // New parameters of the address hold from the next connection.
+            Ok(_) => self.wish.mark_unchanged(),
+        }
+        self.judge(progress, link, attempts, status);
+        self.live.bytes.measure(Instant::now());
+        let quiet = progress.quiet_for();
+        if quiet >= settings.config.stall_timeout {
+            let error = format!("the target acknowledged nothing for {} s", quiet.as_secs());
+            return Err(End::Retry(Reason::CdnServerDisconnected, error));
+        }
+        if quiet >= settings.config.stall_timeout / 2 && status.state == State::Relaying {
+            status.state = State::Requesting;
+            status.reason = Reason::ServerError;
+            status.last_error = "the target acknowledges nothing".into();
+            warn!(parent: &self.span, "target stalls");
+            self.note(status);
+        }
+        let alive = link.client.handle_timeout(Instant::now());
+        alive.map_err(|error| End::Retry(Reason::CdnServerDisconnected, error.to_string()))?;
+        link.outputs();
+        Ok(())
     }
 
     /// Compares what the target has acknowledged with what it had; tells where that changes the state.
@@ -289,7 +298,7 @@ impl Relay {
         if acknowledged > 0 && status.state != State::Relaying {
             attempts.succeeded();
             *status = Status { retries: status.retries, ..Status::new(State::Relaying, Reason::None) };
-            info!("relaying");
+            info!(parent: &self.span, "relaying");
             self.note(status);
         }
     }
@@ -302,7 +311,7 @@ struct Source {
     rendition: Option<Rendition>,
     reader: hub::Reader,
     /// The newest frame that was sent.
-    sent: Time,
+    sent: Option<Time>,
     /// The reader is new and may stand before what was sent: nothing is sent before a later keyframe.
     joins: bool,
     pictures: bool,
@@ -318,8 +327,7 @@ impl Source {
     fn begin(stream: &hub::Stream, sound: Sound, renditions: &Renditions, lane: &Lane) -> Result<Source, End> {
         let reader = stream.read(MAX_LAG);
         let stream = stream.clone();
-        let mut source =
-            Source { stream, sound, rendition: None, reader, sent: Time::ZERO, joins: false, pictures: false };
+        let mut source = Source { stream, sound, rendition: None, reader, sent: None, joins: false, pictures: false };
         if !sound.fits(&source.stream.tracks()) {
             source.switch(renditions, lane)?;
             source.joins = false;
@@ -334,12 +342,12 @@ impl Source {
             hub::Event::Tracks(tracks) => self.pictures = tracks.video.is_some(),
             hub::Event::Frame(frame) if self.joins => {
                 let start = frame.key && (frame.track == Kind::Video || !self.pictures);
-                if !start || frame.dts <= self.sent {
+                if !start || self.sent.is_some_and(|sent| frame.dts <= sent) {
                     return Step::Skip;
                 }
-                (self.joins, self.sent) = (false, frame.dts);
+                (self.joins, self.sent) = (false, Some(frame.dts));
             }
-            hub::Event::Frame(frame) => self.sent = self.sent.max(frame.dts),
+            hub::Event::Frame(frame) => self.sent = self.sent.max(Some(frame.dts)),
             hub::Event::Lagged { .. } => {}
         }
         Step::Send
@@ -359,6 +367,7 @@ impl Source {
 struct Link {
     wire: Wire<Socket>,
     client: Client,
+    /// The rule's address, whose secrets the target may repeat.
     url: crate::secret::Secret,
 }
 

@@ -7,6 +7,7 @@ mod command;
 mod crash;
 mod hostile;
 mod media;
+mod pressure;
 mod publish;
 mod relay;
 mod rule;

@@ -12,7 +12,7 @@
 //! Limit: 10 calls a second, 5 in the test environment. A stream has at most 32 rules. The same address again,
 //! whatever its query, is the same rule: the newer query is used from the next connect on.
 //!
-//! Data: null. Codes: 5005 bad Sequence or an eleventh rule; 30001 no address that can be pushed to; 30002 too
+//! Data: null. Codes: 5005 bad Sequence or one rule too many; 30001 no address that can be pushed to; 30002 too
 //! many calls; 30003 internal; 30004 IsTest; 30009 StreamId.
 //!
 //! ```text

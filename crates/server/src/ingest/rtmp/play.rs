@@ -36,16 +36,17 @@ impl Connection {
             return Ok(false);
         };
         self.engine.accept();
-        info!("player joins");
+        info!(parent: &self.span, "player joins");
         let again = self.follow(stream, stop).await?;
-        info!("player leaves");
+        info!(parent: &self.span, "player leaves");
         Ok(again)
     }
 
     async fn follow(&mut self, stream: hub::Stream, stop: &CancellationToken) -> anyhow::Result<bool> {
         let mut reader = stream.read(MAX_LAG);
         let mut packer = Packer::to_player();
-        let mut seat = self.lane.sit();
+        let seat = self.lane.sit();
+        let mut beats = seat.beats();
         let mut batch = Vec::new();
         let (mut taken, mut since) = (self.wire.taken(), Instant::now());
         let mut stopped = std::pin::pin!(stop.cancelled());
@@ -75,12 +76,12 @@ impl Connection {
                         return Ok(true);
                     }
                 }
-                () = seat.beat() => {
+                () = &mut beats => {
                     self.engine.handle_timeout(Instant::now())?;
                     if self.wire.is_idle() || self.wire.taken() != taken {
                         (taken, since) = (self.wire.taken(), Instant::now());
                     } else if since.elapsed() > STALL {
-                        warn!("player takes nothing: dropped");
+                        warn!(parent: &self.span, "player takes nothing: dropped");
                         return Ok(false);
                     }
                 }
