@@ -76,6 +76,8 @@ pub struct Reader {
     tracks: Option<Arc<Tracks>>,
     /// Nothing is passed on before the next frame that decoding can begin with.
     waits_for_start: bool,
+    /// When the frame was that it began with. Sound from before comes later than that, and belongs to nothing.
+    began: Time,
     max_lag: Time,
 }
 
@@ -219,6 +221,7 @@ impl Stream {
             slot,
             tracks: None,
             waits_for_start: true,
+            began: Time::ZERO,
             max_lag,
         }
     }
@@ -354,7 +357,10 @@ impl Reader {
                 if !is_start(frame, tracks) {
                     continue;
                 }
-                self.waits_for_start = false;
+                (self.waits_for_start, self.began) = (false, frame.dts);
+            }
+            if frame.dts < self.began {
+                continue;
             }
             if !self.tracks.as_ref().is_some_and(|told| Arc::ptr_eq(told, tracks)) {
                 self.tracks = Some(tracks.clone());

@@ -311,7 +311,7 @@ struct Source {
     rendition: Option<Rendition>,
     reader: hub::Reader,
     /// The newest frame that was sent.
-    sent: Time,
+    sent: Option<Time>,
     /// The reader is new and may stand before what was sent: nothing is sent before a later keyframe.
     joins: bool,
     pictures: bool,
@@ -327,8 +327,7 @@ impl Source {
     fn begin(stream: &hub::Stream, sound: Sound, renditions: &Renditions, lane: &Lane) -> Result<Source, End> {
         let reader = stream.read(MAX_LAG);
         let stream = stream.clone();
-        let mut source =
-            Source { stream, sound, rendition: None, reader, sent: Time::ZERO, joins: false, pictures: false };
+        let mut source = Source { stream, sound, rendition: None, reader, sent: None, joins: false, pictures: false };
         if !sound.fits(&source.stream.tracks()) {
             source.switch(renditions, lane)?;
             source.joins = false;
@@ -343,12 +342,12 @@ impl Source {
             hub::Event::Tracks(tracks) => self.pictures = tracks.video.is_some(),
             hub::Event::Frame(frame) if self.joins => {
                 let start = frame.key && (frame.track == Kind::Video || !self.pictures);
-                if !start || frame.dts <= self.sent {
+                if !start || self.sent.is_some_and(|sent| frame.dts <= sent) {
                     return Step::Skip;
                 }
-                (self.joins, self.sent) = (false, frame.dts);
+                (self.joins, self.sent) = (false, Some(frame.dts));
             }
-            hub::Event::Frame(frame) => self.sent = self.sent.max(frame.dts),
+            hub::Event::Frame(frame) => self.sent = self.sent.max(Some(frame.dts)),
             hub::Event::Lagged { .. } => {}
         }
         Step::Send
