@@ -29,6 +29,7 @@ use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::output::relay;
 use crate::plan::{self, Plan};
+use crate::rendition::Renditions;
 use crate::store::Store;
 use crate::webrtc::Port;
 use crate::{console, http, job, signalling};
@@ -114,13 +115,15 @@ impl Server {
         let lanes = Arc::new(Lanes::start(std::thread::available_parallelism().map_or(1, usize::from))?);
         let grace = Arc::new(ArcSwap::from_pointee(config.publish.grace));
 
+        let renditions = Arc::<Renditions>::default();
+
         // Plan's first pass comes before the listeners are served: publishers find the rows in order.
         let (plan, keeper) = Plan::start(plan::Parts {
             store: store.clone(),
             hub: hub.clone(),
             live: live.clone(),
             apps: apps.clone(),
-            renditions: Arc::default(),
+            renditions: renditions.clone(),
             relay: relay.clone(),
             grace: grace.clone(),
             public_url: config.http.public_url.clone(),
@@ -154,6 +157,7 @@ impl Server {
             hub,
             plan: plan.clone(),
             lanes,
+            renditions,
             port: port.clone(),
             config: config.webrtc.clone(),
         });

@@ -29,6 +29,7 @@ use crate::ingest::whip;
 use crate::lane::Lanes;
 use crate::output::whep;
 use crate::plan::{Arrival, Plan, Refusal};
+use crate::rendition::{Renditions, Sound};
 use crate::token::{self, Denied, Purpose};
 use crate::webrtc::offer::{Fragment, Offer, TEXT_MAX, Unfit};
 use crate::webrtc::peer::{Command, NotOpened, Patched};
@@ -56,11 +57,16 @@ pub struct Doors {
     pub plan: Plan,
     /// The threads.
     pub lanes: Arc<Lanes>,
+    /// Streams with the sound that players take.
+    pub renditions: Arc<Renditions>,
     /// The sessions.
     pub port: Arc<Port>,
     /// `[webrtc]`.
     pub config: Webrtc,
 }
+
+/// Bits a second of the Opus sound that is made for players of streams with other sound.
+const OPUS_BIT_RATE: u32 = 96_000;
 
 /// The routes of WHIP and WHEP.
 pub fn router(doors: &Arc<Doors>) -> Router {
@@ -256,9 +262,23 @@ impl Doors {
                     let reason = format!("the stream has {codec} pictures: WHEP plays H.264");
                     return Err(refused(StatusCode::NOT_ACCEPTABLE, reason));
                 }
+                let sound = Sound::Opus { bit_rate: OPUS_BIT_RATE };
+                let twin = match sound.fits(&stream.tracks()) {
+                    true => None,
+                    false => {
+                        let twin = self.renditions.of(&stream, sound, &lane);
+                        Some(twin.map_err(|error| refused(StatusCode::NOT_ACCEPTABLE, error))?)
+                    }
+                };
                 let (mut session, answer) = Peer::open(&self.port, key.clone(), offer, purpose)?;
                 let (id, tag) = (session.id(), session.tag());
-                self.port.spawn(&lane, whep::run(session, stream, lane.clone()).in_current_span());
+                let on = lane.clone();
+                let run = async move {
+                    // The twin lives as long as who plays it.
+                    let stream = twin.as_deref().cloned().unwrap_or(stream);
+                    whep::run(session, stream, on).await;
+                };
+                self.port.spawn(&lane, run.in_current_span());
                 (id, tag, answer)
             }
         };
