@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -95,8 +96,8 @@ pub fn interface_addresses() -> io::Result<Vec<IpAddr>> {
     Ok(found)
 }
 
-/// Becomes readable every `period` (timerfd_create(2)).
-pub fn metronome(period: Duration) -> io::Result<AsyncFd<OwnedFd>> {
+/// Becomes readable after each `period`, counted from when it was last read (timerfd_create(2)).
+pub fn metronome(period: Duration) -> io::Result<AsyncFd<File>> {
     // SAFETY: the call takes no pointer; a descriptor that it returns is ours alone.
     let fd = unsafe {
         let fd = libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC);
@@ -114,7 +115,7 @@ pub fn metronome(period: Duration) -> io::Result<AsyncFd<OwnedFd>> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the descriptor moves into the AsyncFd, which closes it only after it is no longer registered.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(File::from(fd), Interest::READABLE) }?)
 }
 
 /// Lets a command end quietly when whoever reads its output has gone (`bywash call … | head`); Rust ignores SIGPIPE.
