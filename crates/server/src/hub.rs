@@ -651,6 +651,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn sound_that_belongs_before_a_readers_first_picture_is_not_given_to_it() {
+        let hub = hub(1000);
+        let mut publisher = hub.publish(&key(), info(), Instant::now()).unwrap();
+        publisher.set_tracks(tracks("va"));
+        let mut reader = hub.get(&key()).unwrap().read(LAG);
+        for (track, ms) in [(Kind::Video, 100), (Kind::Audio, 60), (Kind::Audio, 99), (Kind::Audio, 120)] {
+            let payload = Bytes::from_static(b"x");
+            publisher.push(Frame { track, dts: Time::from_millis(ms), cts: Time::ZERO, key: true, payload });
+        }
+        let mut batch = Vec::new();
+        reader.take(&mut batch);
+        let times: Vec<_> =
+            batch.iter().filter_map(|it| if let Event::Frame(it) = it { Some(it.dts) } else { None }).collect();
+        assert_eq!(times, [100, 120].map(Time::from_millis));
+    }
+
+    #[tokio::test]
     async fn sound_rides_with_the_picture_and_never_waits_longer_than_its_hold() {
         let hub = hub(1000);
         let mut publisher = hub.publish(&key(), info(), Instant::now()).unwrap();

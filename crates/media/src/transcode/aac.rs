@@ -1,6 +1,5 @@
 //! AAC-LC: decoded by symphonia, encoded by Fraunhofer's FDK.
 
-use bytes::Bytes;
 use symphonia_core::codecs::audio::well_known::CODEC_ID_AAC;
 use symphonia_core::codecs::audio::{AudioCodecParameters, AudioDecoder as _, AudioDecoderOptions};
 use symphonia_core::packet::PacketRef;
@@ -67,6 +66,7 @@ pub use self::fdk::Encoder;
 
 #[cfg(feature = "aac-fdk")]
 mod fdk {
+    use bytes::Bytes;
     use fdk_aac::enc::{self, AudioObjectType, BitRate, ChannelMode, EncoderParams, Transport};
 
     use super::super::{AudioEncoder, RATE, track};
