@@ -78,6 +78,15 @@ pub fn metronome(period: Duration) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
+/// Keeps freed memory for a second before it goes back to the kernel. Streams take and free pictures all the time: given back after
+/// mimalloc's own 10 ms, the same pages are taken and cleared again for each.
+pub fn keep_freed_memory() {
+    /// mi_option_purge_delay of mimalloc.h, in milliseconds; the crate does not name it.
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: it sets a number of the allocator, which may be done at any time.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 1000) };
+}
+
 /// Lets a command end quietly when whoever reads its output has gone (`bywash call … | head`); Rust ignores SIGPIPE.
 pub fn end_on_broken_pipe() {
     // SAFETY: no handler is installed, the default action is.
