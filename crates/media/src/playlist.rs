@@ -111,7 +111,11 @@ mod tests {
     #[test]
     fn a_growing_list_of_ts_segments() {
         check(
-            vec![segment("0.ts", 6000, None, true), segment("1.ts", 5960, None, false), segment("2.ts", 6600, None, true)],
+            vec![
+                segment("0.ts", 6000, None, true),
+                segment("1.ts", 5960, None, false),
+                segment("2.ts", 6600, None, true),
+            ],
             false,
             "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:7\n#EXT-X-MEDIA-SEQUENCE:0\n#EXT-X-PLAYLIST-TYPE:EVENT\n\
              #EXT-X-INDEPENDENT-SEGMENTS\n#EXT-X-PROGRAM-DATE-TIME:2024-02-29T23:59:59.040Z\n#EXTINF:6.000,\n0.ts\n\

@@ -108,7 +108,11 @@ mod tests {
         check(Codec::Aac, &[0x2b, 0x11, 0x88, 0x00], "mp4a.40.5");
         check(Codec::Mp3, b"", "mp4a.40.34");
         check(Codec::Opus, b"", "opus");
-        let cut = Track { codec: Codec::H264, config: Bytes::from_static(b"\x01"), format: Format::Video { width: 0, height: 0 } };
+        let cut = Track {
+            codec: Codec::H264,
+            config: Bytes::from_static(b"\x01"),
+            format: Format::Video { width: 0, height: 0 },
+        };
         assert_eq!(parameter(&cut), None);
     }
 }

@@ -108,7 +108,12 @@ impl Writer {
     /// Begins a segment: appends the tables. A key frame should follow.
     pub fn start(&mut self, out: &mut Vec<u8>) {
         // Transport stream 1, version 0; program 1 is told by the PMT.
-        table(out, PAT, self.counters.next(PAT), &[0, 0xb0, 13, 0, 1, 0xc1, 0, 0, 0, 1, 0xe0 | (PMT >> 8) as u8, PMT as u8]);
+        table(
+            out,
+            PAT,
+            self.counters.next(PAT),
+            &[0, 0xb0, 13, 0, 1, 0xc1, 0, 0, 0, 1, 0xe0 | (PMT >> 8) as u8, PMT as u8],
+        );
         let mut streams = Vec::new();
         let mut stream = |kind: u8, pid: u16, about: &[u8]| {
             streams.extend([kind, 0xe0 | (pid >> 8) as u8, pid as u8, 0xf0, about.len() as u8]);

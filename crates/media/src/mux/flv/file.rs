@@ -158,7 +158,7 @@ impl Index {
         }
         if self.keys.len() == KEYS_MAX {
             let mut nth = 0..;
-            self.keys.retain(|_| nth.next().is_some_and(|nth: usize| nth % 2 == 0));
+            self.keys.retain(|_| nth.next().is_some_and(|nth: usize| nth.is_multiple_of(2)));
             self.stride = self.stride.max(1) * 2;
         }
         self.keys.push((at, timestamp));

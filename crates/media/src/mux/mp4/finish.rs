@@ -163,6 +163,9 @@ pub(crate) fn scan<S: Source + ?Sized>(file: &S, at: u64, heads: Option<Vec<Head
     Ok(scan)
 }
 
+/// The latest time that is believed, in ticks: a hundred years at 90 kHz.
+const START_MAX: u64 = 1 << 48;
+
 /// A `trun` of the form that [`Fragments`](super::Fragments) writes.
 struct Run<'a> {
     lane: usize,
@@ -185,7 +188,7 @@ impl Run<'_> {
             let (tfhd, tfdt, trun) = (next(b"tfhd")?, next(b"tfdt")?, next(b"trun")?);
             let id = u32_at(tfhd, 4).filter(|_| tfhd.starts_with(&[0, 2, 0, 0]))?;
             let lane = heads.iter().position(|head| head.id == id)?;
-            let start = u64_at(tfdt, 4).filter(|&start| tfdt[0] == 1 && start < 1 << 62)?;
+            let start = u64_at(tfdt, 4).filter(|&start| tfdt[0] == 1 && start < START_MAX)?;
             let entry_size = match u32_at(trun, 0)? {
                 0x701 => 12,
                 0xf01 => 16,

@@ -36,9 +36,11 @@ impl Table {
     }
 
     /// Takes the next sample. `duration` holds only for as long as none follows: then the difference of their times does.
+    /// A time that falls, as no writer writes it, is taken for that of the sample before.
     pub(crate) fn sample(&mut self, dts: u64, offset: u32, duration: u32, size: u32, key: bool) {
+        let dts = self.last.map_or(dts, |last| dts.max(last.dts));
         match self.last {
-            Some(last) => self.settle(last, dts.saturating_sub(last.dts).min(u32::MAX.into()) as u32),
+            Some(last) => self.settle(last, (dts - last.dts).min(u32::MAX.into()) as u32),
             None => self.first = dts,
         }
         self.last = Some(Sample { dts, offset, duration });
