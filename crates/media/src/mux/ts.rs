@@ -25,9 +25,9 @@ const RATE: u32 = 90_000;
 const WRAP: i64 = (1 << 33) - 1;
 /// How far decoding is behind the program clock: what a decoder's buffer may hold of sound before the pictures.
 const DELAY: i64 = 63_000;
-/// Sound is packed into PES packets of up to this many bytes and this long: each costs a header and the padding of its last packet.
+/// Sound is packed into PES packets of up to this many bytes and this long, for the clock must be told every 100 ms: each costs a header and the padding of its last packet.
 const SOUND_MAX: usize = 2900;
-const SOUND_LENGTH: Time = Time::from_millis(100);
+const SOUND_LENGTH: Time = Time::from_millis(70);
 
 /// Writes the segments of a stream.
 #[derive(Debug)]
@@ -142,7 +142,7 @@ impl Writer {
         if self.video.is_some() { VIDEO } else { AUDIO }
     }
 
-    /// Appends a frame. Sound is held back for up to 100 ms of its own time. A frame of no known track is passed over.
+    /// Appends a frame. Sound is held back for up to 70 ms of its own time. A frame of no known track is passed over.
     pub fn push(&mut self, frame: &Frame, out: &mut Vec<u8>) {
         match frame.track {
             Kind::Video => self.picture(frame, out),

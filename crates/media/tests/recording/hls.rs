@@ -133,6 +133,7 @@ fn fmp4_segments_are_what_went_in() {
         check_fmp4("fmp4_hevc", source::hevc());
         check_fmp4("fmp4_av1", source::av1());
         check_fmp4("fmp4_b_frames", source::b_frames());
+        check_fmp4("fmp4_sound", source::sound());
     }
 }
 

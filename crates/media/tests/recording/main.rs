@@ -131,7 +131,7 @@ pub fn packets(file: &Path) -> Vec<Vec<String>> {
 
 fn hashes(file: &Path, how: &[&str]) -> Vec<Vec<String>> {
     let how = [&["-map", "0:v?", "-map", "0:a?"], how, &["-f", "framemd5", "-"]].concat();
-    let told = run("ffmpeg", &["-xerror"], file, &how);
+    let told = run("ffmpeg", &["-xerror", "-threads", "1"], file, &how);
     let mut streams = vec![Vec::new(); 2];
     for line in told.lines().filter(|line| !line.starts_with('#')) {
         let (stream, rest) = line.split_once(',').unwrap();

@@ -36,7 +36,7 @@ fn check(name: &str, stream: Stream) {
     let frames = decoded(&file).concat().len();
     assert!(frames >= stream.frames.len() - 2, "{name} {frames}");
     let (whole, done) = open.finish(mp4::finish).unwrap();
-    let file = path(&format!("{name}.mp4"));
+    let file = path(&format!("{name}.finished.mp4"));
     std::fs::write(&file, &whole.0).unwrap();
     assert!((duration(&file) - done.duration.as_nanos() as f64 / 1e9).abs() < 0.002, "{:?}", done.duration);
     for (kind, letter) in stream.kinds() {
@@ -130,6 +130,23 @@ fn a_killed_writer_leaves_a_file_that_plays() {
     }
     assert!(media > 40, "{media}");
     assert_eq!(last, unfinished(&stream).finish(mp4::finish).unwrap().1.duration);
+}
+
+#[test]
+fn a_kill_costs_a_second_at_most() {
+    let stream = source::demo();
+    let (mut disk, mut writes) = (Disk::default(), Vec::new());
+    let mut writer = mp4::Writer::new(&stream.tracks, &mut writes);
+    disk.apply(&writes);
+    for frame in &stream.frames {
+        writes.clear();
+        writer.push(frame, &mut writes);
+        // Before any of a fragment is there, or all but its commit word.
+        let kept = mp4::finish(&disk.0[..]).unwrap().map_or(Time::ZERO, |done| done.duration);
+        let lost = frame.dts - kept;
+        assert!(lost <= Time::from_millis(600), "{lost:?} at {:?}", frame.dts);
+        disk.apply(&writes);
+    }
 }
 
 #[test]

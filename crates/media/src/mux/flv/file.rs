@@ -1,7 +1,7 @@
 //! FLV files with an index, so that players can seek them over HTTP.
 //!
-//! The file begins with `onMetaData` and a script tag of zeros, together [`RESERVED`] bytes however long the index is:
-//! [`finish`] writes both anew in one piece, and moves nothing.
+//! The file begins with `onMetaData`, whose length does not depend on the index: what the index does not take, an array
+//! of zeros does. [`finish`] writes the tag anew and moves nothing.
 //!
 //! Invariant: finishing and repairing are one function that believes the tags and nothing else.
 
@@ -13,8 +13,6 @@ use crate::{Codec, Format, Frame, Kind, Time, Tracks};
 
 /// Key frames in the index; of more, every second, fourth and so on is listed. Enough for 2 h with one every 2 s.
 const KEYS_MAX: usize = 3600;
-/// How many bytes metadata and filler take: 18 for each key frame, and what is told besides.
-const RESERVED: usize = 18 * KEYS_MAX + 1024;
 /// What stands before the metadata.
 const FILE_HEAD: usize = 13;
 
@@ -29,7 +27,7 @@ impl Writer {
     /// Begins a file: head, metadata with nothing in the index, and sequence headers.
     pub fn new(tracks: &Tracks, out: &mut Vec<u8>) -> Writer {
         out.extend(file_head(tracks.video.is_some(), tracks.audio.is_some()));
-        out.extend(script(&about(tracks), &Index::default(), 0));
+        out.extend(metadata(&about(tracks), &Index::default(), 0));
         for track in [&tracks.video, &tracks.audio].into_iter().flatten() {
             let kind = tag_kind(track.codec.kind());
             track_body(track).iter().for_each(|body| tag(out, kind, 0, &[body]));
@@ -68,10 +66,11 @@ fn tag(out: &mut Vec<u8>, kind: TagKind, timestamp: u32, body: &[&[u8]]) {
 
 /// What makes a file whole: the cut behind its last whole tag, and the index. `None` if there is no media in it.
 pub fn finish<S: Source + ?Sized>(file: &S) -> io::Result<Option<Finish>> {
-    let Some(found) = metadata(file)? else { return Ok(None) };
+    let Some(found) = first_tag(file)? else { return Ok(None) };
+    let Some(about) = told(&found) else { return Ok(None) };
     let size = file.size();
     let mut index = Index::default();
-    let mut at = (FILE_HEAD + RESERVED) as u64;
+    let mut at = (FILE_HEAD + found.len()) as u64;
     // A tag's head and the first bytes of its body.
     let mut head = [0; TAG_HEAD + 2];
     while at + (head.len() as u64) + 4 <= size {
@@ -101,13 +100,16 @@ pub fn finish<S: Source + ?Sized>(file: &S) -> io::Result<Option<Finish>> {
         at = end;
     }
     let Some(duration) = index.duration() else { return Ok(None) };
-    let script = script(found.about(), &index, at);
+    let metadata = metadata(about, &index, at);
+    if metadata.len() != found.len() {
+        return Ok(None);
+    }
     let mut writes = Vec::new();
     if at < size {
         writes.push(Write::Truncate(at));
     }
-    if script != found.bytes {
-        writes.extend([Write::At(FILE_HEAD as u64, vec![script.into()]), Write::Sync]);
+    if metadata != found {
+        writes.extend([Write::At(FILE_HEAD as u64, vec![metadata.into()]), Write::Sync]);
     }
     Ok(Some(Finish { writes, len: at, duration }))
 }
@@ -180,31 +182,30 @@ impl Index {
     }
 }
 
-/// The script tags of a file as they stand.
-struct Metadata {
-    bytes: Vec<u8>,
-}
-
-impl Metadata {
-    /// What is told of the tracks: all behind the numbers and before the index.
-    fn about(&self) -> &[u8] {
-        let from = TAG_HEAD + ON_META_DATA.len() + NUMBERS;
-        let end = self.bytes.windows(INDEX.len()).position(|it| it == INDEX).unwrap_or(from);
-        self.bytes.get(from..end).unwrap_or_default()
-    }
-}
-
-/// Those of a file that a [`Writer`] began.
-fn metadata<S: Source + ?Sized>(file: &S) -> io::Result<Option<Metadata>> {
-    if file.size() < (FILE_HEAD + RESERVED) as u64 {
+/// The first tag of a file, whole; `None` if there is none that could be metadata.
+fn first_tag<S: Source + ?Sized>(file: &S) -> io::Result<Option<Vec<u8>>> {
+    const LONGEST: usize = 1 << 20;
+    let mut head = [0; FILE_HEAD + TAG_HEAD];
+    if file.size() < head.len() as u64 {
         return Ok(None);
     }
-    let mut head = [0; 3];
     file.read_at(0, &mut head)?;
-    let mut bytes = vec![0; RESERVED];
-    file.read_at(FILE_HEAD as u64, &mut bytes)?;
-    let ours = &head == b"FLV" && bytes.get(TAG_HEAD..).is_some_and(|body| body.starts_with(ON_META_DATA));
-    Ok(ours.then_some(Metadata { bytes }))
+    let &[kind, l0, l1, l2, ..] = &head[FILE_HEAD..] else { return Ok(None) };
+    let len = TAG_HEAD + u32::from_be_bytes([0, l0, l1, l2]) as usize + 4;
+    let fits = len <= LONGEST && (FILE_HEAD + len) as u64 <= file.size();
+    if !head.starts_with(b"FLV") || kind != TagKind::Script.number() || !fits {
+        return Ok(None);
+    }
+    let mut tag = vec![0; len];
+    file.read_at(FILE_HEAD as u64, &mut tag)?;
+    Ok(Some(tag))
+}
+
+/// What the metadata of a [`Writer`] tells of the tracks: all behind the numbers and before the index.
+fn told(tag: &[u8]) -> Option<&[u8]> {
+    let body = tag.get(TAG_HEAD..)?.strip_prefix(ON_META_DATA)?.get(NUMBERS..)?;
+    let end = body.windows(INDEX.len()).position(|it| it == INDEX)?;
+    Some(&body[..end])
 }
 
 /// The name, and an array that does not say how many values it has: readers go by its end.
@@ -214,8 +215,8 @@ const OBJECT_END: [u8; 3] = [0, 0, 9];
 /// How long the numbers before what is told of the tracks are.
 const NUMBERS: usize = (2 + 8 + 9) + (2 + 8 + 9) + (2 + 13 + 9) + (2 + 12 + 2) + (2 + 12 + 2);
 
-/// Metadata and filler: [`RESERVED`] bytes.
-fn script(about: &[u8], index: &Index, filesize: u64) -> Vec<u8> {
+/// The tag `onMetaData`, as long for each index.
+fn metadata(about: &[u8], index: &Index, filesize: u64) -> Vec<u8> {
     let duration = index.duration().unwrap_or_default().as_millis() as f64 / 1000.0;
     let mut body = ON_META_DATA.to_vec();
     number(&mut body, "duration", duration);
@@ -228,13 +229,11 @@ fn script(about: &[u8], index: &Index, filesize: u64) -> Vec<u8> {
     array(&mut body, "filepositions", index.keys.iter().map(|&(at, _)| at as f64));
     array(&mut body, "times", index.keys.iter().map(|&(_, time)| f64::from(time) / 1000.0));
     body.extend(OBJECT_END);
+    // Not a tag of its own, which FFmpeg takes for a stream, nor a long string, of which it complains.
+    array(&mut body, "spacer", (0..2 * (KEYS_MAX - index.keys.len())).map(|_| 0.0));
     body.extend(OBJECT_END);
-    let mut out = Vec::with_capacity(RESERVED);
+    let mut out = Vec::with_capacity(body.len() + TAG_HEAD + 4);
     tag(&mut out, TagKind::Script, 0, &[&body]);
-    // A null, then zeros that no reader looks at. A long string would make FFmpeg complain.
-    const FILLER: &[u8] = b"\x02\0\x06filler\x05";
-    let zeros = vec![0; RESERVED - out.len() - TAG_HEAD - FILLER.len() - 4];
-    tag(&mut out, TagKind::Script, 0, &[FILLER, &zeros]);
     out
 }
 
