@@ -94,7 +94,7 @@ impl Server {
         let http_listener = bind(config.http.listen, "http.listen").await?;
         let rtmp_listener = bind(config.rtmp.listen, "rtmp.listen").await?;
         let (http, rtmp) = (http_listener.local_addr()?, rtmp_listener.local_addr()?);
-        let relay = Arc::new(ArcSwap::from_pointee(relay_settings(&config, rtmp)?));
+        let relay = Arc::new(ArcSwap::from_pointee(relay_settings(&config)?));
 
         // What runs is built from the inside out: rows and counters, the hub, then who uses them.
         let store = Store::open(&config.store, &config.data_dir).await.context("open the database")?;
@@ -119,7 +119,12 @@ impl Server {
         let keeper = tokio::spawn(keeper);
 
         let callbacks_stop = CancellationToken::new();
-        let callbacks = job::callback::run(store.clone(), config.callback.clone(), callbacks_stop.clone());
+        let callbacks = job::callback::run(
+            store.clone(),
+            config.callback.clone(),
+            metrics.callbacks.clone(),
+            callbacks_stop.clone(),
+        );
         let callbacks = (callbacks_stop, tokio::spawn(callbacks));
 
         let stop = CancellationToken::new();
@@ -171,7 +176,7 @@ impl Server {
         for key in &reload.restart {
             warn!(key, "changed, but holds only after a restart");
         }
-        match relay_settings(&reload.config, self.rtmp) {
+        match relay_settings(&reload.config) {
             Ok(settings) => self.relay.store(Arc::new(settings)),
             Err(error) => error!(error = format!("{error:#}"), "relay settings stay as they were"),
         }
@@ -209,9 +214,9 @@ impl Server {
     }
 }
 
-fn relay_settings(config: &Config, rtmp: SocketAddr) -> anyhow::Result<relay::Settings> {
+fn relay_settings(config: &Config) -> anyhow::Result<relay::Settings> {
     let tls = relay::tls(config.relay.ca_file.as_deref())?;
-    Ok(relay::Settings { config: config.relay.clone(), tls, own_port: rtmp.port() })
+    Ok(relay::Settings { config: config.relay.clone(), tls })
 }
 
 fn api_settings(config: &Config, rtmp: SocketAddr) -> api::Settings {

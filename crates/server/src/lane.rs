@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::sys;
 
 /// How often a lane's connections look whether something is held back in vain.
-pub const SWEEP: Duration = Duration::from_millis(100);
+pub const SWEEP: Duration = Duration::from_millis(200);
 
 /// How often outputs compare what was acknowledged.
 pub const BEAT: Duration = Duration::from_secs(1);
@@ -153,23 +153,40 @@ async fn tick(ticks: &mut watch::Receiver<()>) {
     }
 }
 
-/// One tick for all connections of a lane: a timer for each would wake the thread for each.
+/// One tick for all connections of a lane: a timer for each would wake the thread for each. The kernel keeps it, since a timer of
+/// the runtime costs two more wake-ups and two more system calls every time that it is set again.
 async fn ticks(shared: Arc<Shared>, sweep: watch::Sender<()>, beat: watch::Sender<()>) {
-    let mut used = sys::thread_cpu_time();
-    for n in 1u64.. {
+    loop {
         while shared.seats.load(Ordering::Relaxed) == 0 {
             shared.load.store(0, Ordering::Relaxed);
             shared.taken.notified().await;
         }
-        tokio::time::sleep(SWEEP).await;
+        if let Err(error) = tick_on(&shared, &sweep, &beat).await {
+            // Out of file descriptors: publishers are not served worse for it than a sound that waits for the next picture.
+            tracing::warn!(%error, "a media thread does not tick");
+            tokio::time::sleep(BEAT).await;
+        }
+    }
+}
+
+/// Ticks until nobody sits on the lane.
+async fn tick_on(shared: &Shared, sweep: &watch::Sender<()>, beat: &watch::Sender<()>) -> std::io::Result<()> {
+    let metronome = sys::metronome(SWEEP)?;
+    let mut used = sys::thread_cpu_time();
+    let mut n = 0;
+    while shared.seats.load(Ordering::Relaxed) > 0 {
+        // Each expiry is an event of its own; nothing needs to be read.
+        metronome.readable().await?.clear_ready();
+        n += 1;
         sweep.send_replace(());
-        if n % (BEAT.as_millis() / SWEEP.as_millis()) as u64 == 0 {
+        if n % (BEAT.as_millis() / SWEEP.as_millis()) == 0 {
             beat.send_replace(());
             let now = sys::thread_cpu_time();
             shared.load.store((now - used).as_millis() as u64, Ordering::Relaxed);
             used = now;
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]

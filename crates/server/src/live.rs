@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
 use bywash_media::{StreamKey, Tracks};
@@ -63,11 +63,17 @@ pub struct Relay {
 }
 
 /// A counter of bytes and its rate over the last seconds.
-#[derive(Default)]
 pub struct Meter {
     total: AtomicU64,
     bits_per_second: AtomicU64,
-    mark: std::sync::Mutex<Option<(Instant, u64)>>,
+    /// When it was last measured, and what it stood at then.
+    mark: Mutex<(Instant, u64)>,
+}
+
+impl Default for Meter {
+    fn default() -> Meter {
+        Meter { total: AtomicU64::new(0), bits_per_second: AtomicU64::new(0), mark: Mutex::new((Instant::now(), 0)) }
+    }
 }
 
 impl Meter {
@@ -90,7 +96,7 @@ impl Meter {
     pub fn measure(&self, now: Instant) {
         let total = self.total();
         let mut mark = self.mark.lock().expect("no holder panics");
-        let (then, before) = mark.replace((now, total)).unwrap_or((now, total));
+        let (then, before) = std::mem::replace(&mut *mark, (now, total));
         let elapsed = now.saturating_duration_since(then).as_secs_f64();
         if elapsed > 0.0 {
             let rate = (total - before) as f64 * 8.0 / elapsed;

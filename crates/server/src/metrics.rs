@@ -11,6 +11,7 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::job;
 use crate::live::Live;
 
 /// The counters of the process.
@@ -20,6 +21,8 @@ pub struct Metrics {
     pub rtmp_refused: Counter,
     /// API calls answered, whatever the answer.
     pub api_calls: Counter,
+    /// Attempts to deliver callbacks.
+    pub callbacks: job::callback::Counters,
 }
 
 impl Metrics {
@@ -29,8 +32,12 @@ impl Metrics {
         let (rtmp_refused, api_calls) = (Counter::default(), Counter::default());
         registry.register("rtmp_refused", "Connections and requests refused on the RTMP port", rtmp_refused.clone());
         registry.register("api_calls", "API calls answered", api_calls.clone());
+        let callbacks = job::callback::Counters::default();
+        registry.register("callbacks_delivered", "Callbacks answered with a 2xx", callbacks.delivered.clone());
+        registry.register("callbacks_failed", "Attempts that will be repeated", callbacks.failed.clone());
+        registry.register("callbacks_dead", "Callbacks given up", callbacks.dead.clone());
         registry.register_collector(Box::new(Running(live)));
-        Arc::new(Metrics { registry, rtmp_refused, api_calls })
+        Arc::new(Metrics { registry, rtmp_refused, api_calls, callbacks })
     }
 
     /// The page, in OpenMetrics text.

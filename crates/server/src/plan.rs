@@ -426,6 +426,8 @@ impl Keeper {
                 info!(stream = %key, from = %arrival.address, "publisher is back");
                 place.stream = Some(live);
                 place.ends_at = None;
+                // The same stream goes on, and the customer hears so: stream_create with `recreate`.
+                (place.announced, place.recreate) = (false, true);
             }
             None => {
                 info!(stream = %key, from = %arrival.address, protocol = arrival.protocol, "stream begins");

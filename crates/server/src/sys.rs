@@ -6,8 +6,11 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Asks the kernel to wake a reader only once `bytes` have come in (SO_RCVLOWAT, socket(7)). End of file and errors wake it as ever.
 pub fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
@@ -51,6 +54,34 @@ pub fn tcp_bytes_waiting(socket: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: the request fills one c_int.
     let rc = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut waiting) };
     if rc == 0 { Ok(waiting.max(0) as u64) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Becomes readable every `period` (timerfd_create(2)).
+pub fn metronome(period: Duration) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the call takes no pointer; a descriptor that it returns is ours alone.
+    let fd = unsafe {
+        let fd = libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    let every =
+        libc::timespec { tv_sec: period.as_secs() as libc::time_t, tv_nsec: period.subsec_nanos() as libc::c_long };
+    let spec = libc::itimerspec { it_interval: every, it_value: every };
+    // SAFETY: `spec` outlives the call, and no old value is asked for.
+    let rc = unsafe { libc::timerfd_settime(fd.as_raw_fd(), 0, &raw const spec, std::ptr::null_mut()) };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor moves into the AsyncFd, which closes it only after it is no longer registered.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+}
+
+/// Lets a command end quietly when whoever reads its output has gone (`bywash call … | head`); Rust ignores SIGPIPE.
+pub fn end_on_broken_pipe() {
+    // SAFETY: no handler is installed, the default action is.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// CPU time that the calling thread has used.

@@ -138,7 +138,7 @@ codes! {
     BAD_DISPATCH = 1006, "bad parameter";
     /// DeleteCDNTransferRule: CDNUrl is not an RTMP address.
     BAD_URL = 5004, "invalid CDN address";
-    /// Transfer rules and bywash's own actions: a bad parameter, a Sequence out of order, or an eleventh rule of a stream.
+    /// Transfer rules and bywash's own actions: a bad parameter, a Sequence out of order, or more rules than a stream may have.
     INVALID_REQUEST = 5005, "invalid request";
     /// CreatCDNTransferRule: no RTMP address, one that the server does not push to, or none given and the app has no default.
     BAD_TARGET = 30001, "invalid CDN address";

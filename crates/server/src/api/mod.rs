@@ -236,7 +236,6 @@ impl Gateway {
 
     async fn answer(&self, request: Request, now: Now) -> Response {
         self.calls.inc();
-        self.calls.inc();
         let query = Query::parse(request.uri().query().unwrap_or(""));
         let caller = host(request.headers()).and_then(|()| guard::caller(&query, &self.apps, now.wall_ms));
         let outcome = match caller {

@@ -478,23 +478,23 @@ async fn without_an_address_the_rule_is_for_the_apps_own_cdn() {
 }
 
 #[tokio::test]
-async fn a_stream_has_a_rule_for_an_address_and_ten_at_most() {
+async fn a_stream_has_a_rule_for_an_address_and_32_at_most() {
     let mut api = Api::new().await;
-    for n in 0..10 {
+    for n in 0..32 {
         api.check(&[(&format!("CreatCDNTransferRule StreamId=s CDNUrl=rtmp://h/a/{n}"), 0)]).await;
     }
     api.check(&[
-        ("CreatCDNTransferRule StreamId=s CDNUrl=rtmp://h/a/10", 5005),
+        ("CreatCDNTransferRule StreamId=s CDNUrl=rtmp://h/a/32", 5005),
         ("CreatCDNTransferRule StreamId=s CDNUrl=rtmp://H:1935/a/0?k%3Dv", 0),
         ("DeleteCDNTransferRule StreamId=s CDNUrl=rtmp://h/a/1?other", 0),
         ("DeleteCDNTransferRule StreamId=s CDNUrl=rtmp://h/a/1", 0),
         ("DeleteCDNTransferRule StreamId=s CDNUrl=rtmp://h", 5004),
         ("DeleteCDNTransferRule StreamId=s", 5004),
-        ("CreatCDNTransferRule StreamId=s CDNUrl=rtmp://h/a/10", 0),
+        ("CreatCDNTransferRule StreamId=s CDNUrl=rtmp://h/a/32", 0),
     ])
     .await;
     let addresses = api.addresses("s").await;
-    assert!(addresses.len() == 10 && addresses.contains(&"rtmp://H:1935/a/0?k=v".to_owned()), "{addresses:?}");
+    assert!(addresses.len() == 32 && addresses.contains(&"rtmp://H:1935/a/0?k=v".to_owned()), "{addresses:?}");
 }
 
 #[tokio::test]

@@ -16,10 +16,15 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, App, Config, Problems};
+use crate::sys;
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    if !matches!(command, Command::Serve(_) | Command::Demo(_)) {
+        sys::end_on_broken_pipe();
+    }
+    let result = match command {
         Command::Serve(it) => serve::serve(it),
         Command::Demo(it) => serve::demo(it),
         Command::Call(it) => call::call(it),

@@ -249,7 +249,7 @@ impl Scope for Config {
                     "relay.retry.first",
                     "100ms"..="10m",
                     |c| &mut c.relay.retry.first,
-                    "The first wait before a relay connects again; each next one doubles, with jitter.",
+                    "The shortest wait before a relay connects again; it is a sixteenth of the outage so far, with jitter.",
                 ),
                 Config::ranged::<Span>(
                     "relay.retry.max",

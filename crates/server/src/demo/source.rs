@@ -31,8 +31,9 @@ impl Clip {
     /// Reads the clip that is built in.
     pub fn load() -> anyhow::Result<Clip> {
         let tags: Vec<Tag> = Demuxer::new(Bytes::from_static(CLIP))?.collect::<Result<_, _>>()?;
-        let media = tags.into_iter().filter(|tag| tag.kind != TagKind::Script);
-        // AVC and AAC say in their second byte whether a tag is a sequence header (FLV 10.1 §E.4.3.1, §E.4.2.1).
+        // AVC and AAC say in their second byte what a tag is: 0 a sequence header, 1 frames, 2 the sequence's end, which
+        // comes once a round and is no picture (FLV 10.1 §E.4.3.1, §E.4.2.1).
+        let media = tags.into_iter().filter(|tag| tag.kind != TagKind::Script && tag.body.get(1) != Some(&2));
         let (headers, frames): (Vec<_>, Vec<_>) = media.partition(|tag| tag.body.get(1) == Some(&0));
         ensure!(headers.len() == 2 && !frames.is_empty(), "the clip that is built in is broken");
         Ok(Clip { headers, frames })

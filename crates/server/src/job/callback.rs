@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use prometheus_client::metrics::counter::Counter;
 use reqwest::Client;
 use reqwest::header::CONTENT_TYPE;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -50,15 +51,22 @@ const FORGET: Duration = Duration::from_secs(3600);
 const ANSWER_MAX: usize = 64 * 1024;
 
 /// Sends callbacks until `stop`, then ends within seconds; what is not delivered by then stays in the outbox.
-pub async fn run(store: Store, limits: CallbackLimits, stop: CancellationToken) {
+pub async fn run(store: Store, limits: CallbackLimits, counters: Counters, stop: CancellationToken) {
     let now_ms = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
-    run_by(now_ms, store, limits, stop).await;
+    run_by(now_ms, store, limits, counters, stop).await;
 }
 
 /// [`run`] by another clock.
-async fn run_by(now_ms: impl Fn() -> i64, store: Store, limits: CallbackLimits, stop: CancellationToken) {
+async fn run_by(
+    now_ms: impl Fn() -> i64,
+    store: Store,
+    limits: CallbackLimits,
+    counters: Counters,
+    stop: CancellationToken,
+) {
     let mut sender = Sender {
         store: store.clone(),
+        counters,
         client: client(&limits),
         look: true,
         look_from: Instant::now(),
@@ -95,8 +103,20 @@ async fn run_by(now_ms: impl Fn() -> i64, store: Store, limits: CallbackLimits, 
     }
 }
 
+/// What came of the attempts.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// Answered with a 2xx.
+    pub delivered: Counter,
+    /// Not answered, or not with a 2xx; tried again.
+    pub failed: Counter,
+    /// Given up after the last attempt.
+    pub dead: Counter,
+}
+
 struct Sender {
     store: Store,
+    counters: Counters,
     client: Client,
     /// There may be more due in the outbox than in `due`.
     look: bool,
@@ -168,7 +188,13 @@ impl Sender {
             let callback = self.under_way[&id].clone();
             // What waited behind it may be due now, or did not fit into the last look.
             self.look |= !self.due.iter().any(|it| same_receiver(it, &callback));
-            self.ended.push(judge(callback, answer, now_ms));
+            let judged = judge(callback, answer, now_ms);
+            match judged.state {
+                Delivery::Delivered => self.counters.delivered.inc(),
+                Delivery::Pending => self.counters.failed.inc(),
+                Delivery::Dead => self.counters.dead.inc(),
+            };
+            self.ended.push(judged);
             next = self.attempts.next().now_or_never().flatten();
         }
     }
@@ -344,7 +370,13 @@ mod tests {
             let (clock, stop) = (Arc::new(AtomicI64::new(1000)), CancellationToken::new());
             let read = clock.clone();
             let now_ms = move || read.load(Ordering::Relaxed);
-            let task = tokio::spawn(run_by(now_ms, store.clone(), CallbackLimits { timeout }, stop.clone()));
+            let task = tokio::spawn(run_by(
+                now_ms,
+                store.clone(),
+                CallbackLimits { timeout },
+                Counters::default(),
+                stop.clone(),
+            ));
             World { store, clock, stop, task }
         }
 
@@ -518,7 +550,7 @@ mod tests {
         store.close().await;
         let stop = CancellationToken::new();
         let limits = CallbackLimits { timeout: Duration::from_secs(5) };
-        let task = tokio::spawn(run(dir.open().await, limits, stop.clone()));
+        let task = tokio::spawn(run(dir.open().await, limits, Counters::default(), stop.clone()));
         assert_eq!(receiver.next().await, "/200 application/json body of a");
         stop.cancel();
         task.await.unwrap();

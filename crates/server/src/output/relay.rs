@@ -46,8 +46,6 @@ pub struct Settings {
     pub config: config::Relay,
     /// Roots and protocol versions for rtmps://.
     pub tls: Arc<rustls::ClientConfig>,
-    /// Where we listen for RTMP: a relay from here into the same stream is a loop.
-    pub own_port: u16,
 }
 
 /// The rule as it is now.
@@ -504,4 +502,64 @@ fn jitter(wait: Duration) -> Duration {
 
 fn unix_ms() -> i64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_millis() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RETRY: config::Retry = config::Retry { first: Duration::from_secs(1), max: Duration::from_secs(30) };
+
+    fn down_for(seconds: u64) -> Attempts {
+        let down_since = Instant::now().checked_sub(Duration::from_secs(seconds));
+        Attempts { down_since, ..Attempts::default() }
+    }
+
+    #[test]
+    fn the_wait_grows_with_the_outage_and_an_outage_of_20_s_is_over_within_2_s() {
+        for (outage, least, most) in
+            [(0, 0.8, 1.2), (10, 0.8, 1.2), (20, 1.0, 1.6), (160, 8.0, 12.1), (3600, 24.0, 36.0)]
+        {
+            for _ in 0..100 {
+                let wait = down_for(outage).wait(&RETRY).as_secs_f64();
+                assert!((least..=most).contains(&wait), "after {outage} s: {wait} s");
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_tried_once_with_the_other_key_and_then_slowly() {
+        let mut attempts = Attempts { has_backup: true, ..Attempts::default() };
+        assert_eq!(attempts.wait_refused(Class::Auth, &RETRY), Duration::ZERO);
+        assert_eq!(attempts.key, Key::Backup);
+        assert!(attempts.wait_refused(Class::Auth, &RETRY) >= Duration::from_secs(24));
+        // The next round begins with the key that was refused last: either may be the one that is put right.
+        assert_eq!(attempts.wait_refused(Class::Auth, &RETRY), Duration::ZERO);
+        assert_eq!(attempts.key, Key::Main);
+
+        let mut attempts = Attempts::default();
+        assert!(attempts.wait_refused(Class::BadName, &RETRY) >= Duration::from_secs(24));
+    }
+
+    #[test]
+    fn a_name_that_our_own_last_session_still_holds_is_tried_again_soon() {
+        let mut attempts = Attempts::default();
+        attempts.succeeded();
+        assert!(attempts.wait_refused(Class::BadName, &RETRY) <= Duration::from_millis(1200));
+        assert!(attempts.wait_refused(Class::Auth, &RETRY) >= Duration::from_secs(24));
+    }
+
+    #[test]
+    fn a_targets_words_are_cut_and_lose_their_queries() {
+        let url = crate::secret::Secret::new("rtmp://h/a/s?key=k1");
+        for (said, want) in [
+            ("no such stream", "no such stream"),
+            ("s?key=k1 refused", "s?*** refused"),
+            ("rtmp://h/a/s?txSecret=abc&txTime=1 denied", "rtmp://h/a/s?*** denied"),
+            ("bad key=k1", "bad ***"),
+        ] {
+            assert_eq!(mask(said, &url), want);
+        }
+        assert_eq!(mask(&"x".repeat(5000), &url).len(), 200);
+    }
 }

@@ -46,7 +46,7 @@ pub struct Status {
     pub reason: Reason,
     /// Since when, Unix milliseconds.
     pub state_ms: i64,
-    /// Connects that failed since the last that relayed.
+    /// Connects that failed, over all sessions since the relay was started.
     pub retries: i64,
     /// When the next connect is, Unix milliseconds; 0 if none waits.
     pub next_retry_ms: i64,

@@ -9,10 +9,10 @@
 //! | CDNUrl | String | no | `rtmp://` or `rtmps://` address of at most 2048 bytes, URL-encoded. Without it the app's `cdn.default_target` and the StreamId |
 //! | Sequence | String | yes | a number that grows from call to call of a stream; milliseconds of the clock serve |
 //!
-//! Limit: 10 calls a second, 5 in the test environment. A stream has at most 10 rules. The same address again,
+//! Limit: 10 calls a second, 5 in the test environment. A stream has at most 32 rules. The same address again,
 //! whatever its query, is the same rule: the newer query is used from the next connect on.
 //!
-//! Data: null. Codes: 5005 bad Sequence or an eleventh rule; 30001 no address that can be pushed to; 30002 too
+//! Data: null. Codes: 5005 bad Sequence or one rule too many; 30001 no address that can be pushed to; 30002 too
 //! many calls; 30003 internal; 30004 IsTest; 30009 StreamId.
 //!
 //! ```text
@@ -32,8 +32,8 @@ use crate::api::{Action, Context, Reply, Settings};
 use crate::store::{Origin, Tx};
 use crate::vendor::Target;
 
-/// Rules that one stream may have.
-const RULES_MAX: u64 = 10;
+/// Rules that one stream may have. ZEGO states no number.
+const RULES_MAX: u64 = 32;
 
 /// The call.
 pub struct CreatCdnTransferRule {

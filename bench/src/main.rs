@@ -1,0 +1,205 @@
+//! What a stream costs here and in nginx-rtmp, side by side on one machine in one invocation.
+//!
+//! The load, publishers and targets, runs in a process of its own ([`load`]), so that the server's processor time
+//! is the server's alone. Runs alternate between the servers; only ratios within one invocation mean anything.
+
+mod load;
+mod report;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use bywash_testkit::server::APP;
+use bywash_testkit::{Nginx, Process, Server, Setup, secs};
+use serde_json::{Value, json};
+
+const HELP: &str = "bywash-bench: what a stream costs here and in nginx-rtmp
+
+  --seconds N    length of each measured window (10)
+  --rounds N     windows per server and scenario, alternating (3)
+  --outage N     seconds a target is away (20; 0 leaves this out)
+  --only NAME    bywash or nginx alone, to look closer at one
+  --write-docs   also write docs/benchmark.md
+
+Example: bywash-bench --seconds 30 --rounds 3
+Results go to bench/out/latest.json; a table is printed.";
+
+/// Streams and targets of each.
+struct Scenario {
+    name: &'static str,
+    streams: usize,
+    targets: usize,
+}
+
+const SCENARIOS: [Scenario; 3] = [
+    Scenario { name: "1 → 1", streams: 1, targets: 1 },
+    Scenario { name: "10 → 10", streams: 10, targets: 1 },
+    Scenario { name: "1 → 20", streams: 1, targets: 20 },
+];
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|it| it == "load") {
+        let number = |n: usize| args.get(n).and_then(|it| it.parse().ok()).expect("load STREAMS TARGETS");
+        return load::run(number(1), number(2));
+    }
+    let (mut seconds, mut rounds, mut outage, mut write_docs) = (10, 3, 20, false);
+    let mut servers = vec!["bywash", "nginx"];
+    let mut rest = args.iter();
+    while let Some(arg) = rest.next() {
+        if arg == "--only" {
+            let name = rest.next().cloned().unwrap_or_default();
+            servers.retain(|it| *it == name);
+            if servers.is_empty() {
+                fail("--only takes bywash or nginx");
+            }
+            continue;
+        }
+        let mut number = || match rest.next().and_then(|it| it.parse::<u64>().ok()) {
+            Some(number) => number,
+            None => fail(&format!("{arg} takes a number")),
+        };
+        match arg.as_str() {
+            "--seconds" => seconds = number().max(1),
+            "--rounds" => rounds = number().max(1),
+            "--outage" => outage = number(),
+            "--write-docs" => write_docs = true,
+            "--help" | "-h" => return println!("{HELP}"),
+            _ => fail(&format!("unknown argument {arg}")),
+        }
+    }
+    let mut runs = Vec::new();
+    for scenario in &SCENARIOS {
+        for round in 0..rounds {
+            for subject in &servers {
+                // A target's absence is measured once a server: it takes long and varies little.
+                let outage = if round == 0 && scenario.streams * scenario.targets == 1 { outage } else { 0 };
+                let run = measure(scenario, subject, seconds, outage);
+                eprintln!("{run}");
+                runs.push(run);
+            }
+        }
+    }
+    let scenarios = SCENARIOS.map(|it| it.name);
+    let results = json!({ "seconds": seconds, "rounds": rounds, "runs": runs });
+    std::fs::create_dir_all("bench/out").expect("a folder for results; run it from the repository's root");
+    std::fs::write("bench/out/latest.json", format!("{results:#}\n")).expect("a file of results");
+    let table = report::table(&scenarios, &runs, seconds, rounds);
+    println!("{table}");
+    if write_docs {
+        std::fs::create_dir_all("docs").expect("a folder of documents");
+        std::fs::write(Path::new("docs/benchmark.md"), report::page(&table)).expect("docs/benchmark.md");
+    }
+}
+
+fn fail(why: &str) -> ! {
+    eprintln!("{why}\n\n{HELP}");
+    std::process::exit(2)
+}
+
+/// A server under measurement.
+enum Subject {
+    Bywash(Box<Server>),
+    Nginx(Nginx),
+}
+
+impl Subject {
+    fn start(name: &str, streams: usize, ports: &[u16]) -> Subject {
+        let target = |port: &u16| format!("rtmp://127.0.0.1:{port}/live");
+        if name == "nginx" {
+            let pushes: Vec<_> = ports.iter().map(|port| format!("push {};", target(port))).collect();
+            return Subject::Nginx(Nginx::with_directives(&pushes.join(" ")));
+        }
+        let server = Server::start(Setup::default());
+        for stream in 0..streams {
+            for port in ports {
+                server.relay(&format!("s{stream}"), &format!("{}/s{stream}", target(port)));
+            }
+        }
+        Subject::Bywash(Box::new(server))
+    }
+
+    /// What publish addresses begin with.
+    fn base(&self) -> String {
+        match self {
+            Subject::Bywash(server) => format!("rtmp://127.0.0.1:{}/{APP}", server.rtmp_port()),
+            Subject::Nginx(nginx) => format!("rtmp://127.0.0.1:{}/live", nginx.port()),
+        }
+    }
+
+    fn process(&self) -> &Process {
+        match self {
+            Subject::Bywash(server) => server.process(),
+            Subject::Nginx(nginx) => nginx.process(),
+        }
+    }
+}
+
+/// One window of one server in one scenario.
+fn measure(scenario: &Scenario, name: &str, seconds: u64, outage: u64) -> Value {
+    let mut load = Load::start(scenario);
+    let ports: Vec<u16> = load.answer().split(' ').filter_map(|port| port.parse().ok()).collect();
+    let subject = Subject::start(name, scenario.streams, &ports);
+    thread::sleep(secs(1));
+    let (idle_rss, idle_from) = (subject.process().rss(), subject.process().cpu());
+    thread::sleep(secs(3));
+    let idle_cpu = subject.process().cpu() - idle_from;
+    load.ask(&format!("publish {}", subject.base()));
+    assert_eq!(load.answer(), "flowing");
+    thread::sleep(secs(3));
+    load.ask("window");
+    let before = subject.process().cpu();
+    thread::sleep(Duration::from_secs(seconds));
+    let cpu = subject.process().cpu() - before;
+    let rss = subject.process().rss();
+    load.ask("report");
+    let arrived: Value = serde_json::from_str(&load.answer()).expect("a report of ours");
+    let back = (outage > 0).then(|| {
+        load.ask(&format!("outage {outage}"));
+        load.answer().parse::<f64>().expect("seconds")
+    });
+    let cpu_ms = cpu.as_secs_f64() * 1e3;
+    let megabits = arrived["bytes"].as_f64().unwrap_or(0.0) * 8e-6;
+    let expected = 30 * seconds * (scenario.streams * scenario.targets) as u64;
+    json!({
+        "scenario": scenario.name,
+        "server": name,
+        "cpu_ms_per_stream_second": cpu_ms / seconds as f64 / scenario.streams as f64,
+        "cpu_ms_per_megabit": cpu_ms / megabits,
+        "p50_ms": arrived["p50_ms"],
+        "p99_ms": arrived["p99_ms"],
+        "delivered": arrived["pictures"].as_f64().unwrap_or(0.0) / expected as f64,
+        "rss_mb_per_stream": rss.saturating_sub(idle_rss) as f64 / 1e6 / scenario.streams as f64,
+        "idle_rss_mb": idle_rss as f64 / 1e6,
+        "idle_cpu_ms_per_second": idle_cpu.as_secs_f64() * 1e3 / 3.0,
+        "target_back_seconds": back,
+    })
+}
+
+/// The load's process and the lines that go to and fro.
+struct Load {
+    process: Process,
+    answers: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Load {
+    fn start(scenario: &Scenario) -> Load {
+        let this = std::env::current_exe().expect("a running program");
+        let mut command = Command::new(this);
+        command.args(["load", &scenario.streams.to_string(), &scenario.targets.to_string()]);
+        let mut process = Process::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+        let answers = BufReader::new(process.child().stdout.take().expect("it is piped")).lines();
+        Load { process, answers }
+    }
+
+    fn ask(&mut self, line: &str) {
+        writeln!(self.process.child().stdin.as_ref().expect("it is piped"), "{line}").expect("the load runs");
+    }
+
+    fn answer(&mut self) -> String {
+        self.answers.next().expect("the load answers").expect("it is text")
+    }
+}

@@ -1,0 +1,58 @@
+//! The runs as a table: the median of each server, and the ratio.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+/// A Markdown table of `runs`.
+pub fn table(scenarios: &[&str], runs: &[Value], seconds: u64, rounds: u64) -> String {
+    let mut out = String::from("| | bywash | nginx-rtmp | ratio |\n|---|---|---|---|\n");
+    for scenario in scenarios {
+        for (what, field) in [
+            ("CPU, ms per stream and second", "cpu_ms_per_stream_second"),
+            ("CPU, ms per relayed megabit", "cpu_ms_per_megabit"),
+            ("latency of pictures p50, ms", "p50_ms"),
+            ("p99, ms", "p99_ms"),
+            ("memory per stream, MB", "rss_mb_per_stream"),
+            ("pictures delivered, share", "delivered"),
+        ] {
+            row(&mut out, &format!("{scenario}: {what}"), field, |run| run["scenario"] == *scenario, runs);
+        }
+    }
+    row(&mut out, "idle: CPU, ms per second", "idle_cpu_ms_per_second", |_| true, runs);
+    row(&mut out, "idle: memory, MB", "idle_rss_mb", |_| true, runs);
+    row(&mut out, "target back after an outage, s", "target_back_seconds", |_| true, runs);
+    let _ = writeln!(out, "\nMedians of {rounds} windows of {seconds} s each, the servers in turn.");
+    out
+}
+
+/// The page `docs/benchmark.md`.
+pub fn page(table: &str) -> String {
+    format!(
+        "# What a stream costs
+
+Made by `make bench BENCH=--write-docs`; the numbers are this one run's.
+
+Publishers send 1280×720 H.264 at 30 pictures a second, 2.5 Mbit/s, and AAC at 128 kbit/s, in real time, from one
+process on the same machine that also takes the relayed streams. CPU is the server's alone, user and system. Latency is
+from the publisher's write to the whole message at the target. nginx-rtmp relays with `push` and its defaults. Machines
+are noisy: only the ratios mean anything.
+
+{table}"
+    )
+}
+
+fn row(out: &mut String, what: &str, field: &str, of: impl Fn(&Value) -> bool, runs: &[Value]) {
+    let median = |server: &str| {
+        let chosen = runs.iter().filter(|run| run["server"] == server && of(run));
+        let mut values: Vec<f64> = chosen.filter_map(|run| run[field].as_f64()).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied()
+    };
+    let (ours, theirs) = (median("bywash"), median("nginx"));
+    let ratio = ours.zip(theirs).filter(|(_, theirs)| *theirs > 0.0).map(|(ours, theirs)| ours / theirs);
+    let cell = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.2}"));
+    if ours.or(theirs).is_some() {
+        let _ = writeln!(out, "| {what} | {} | {} | {} |", cell(ours), cell(theirs), cell(ratio));
+    }
+}

@@ -1,0 +1,121 @@
+//! What measures time: one at a time, with the machine to itself.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bywash_testkit::publisher::{Flow, Pace};
+use bywash_testkit::sink::{latencies, quantile};
+use bywash_testkit::{Manner, Publisher, Server, Setup, Sink, Unanswered, alone, eventually, secs};
+
+/// The latencies of `count` calls at 30 a second, in milliseconds, sorted.
+fn call_latencies(server: &Server, count: u32) -> Vec<f64> {
+    let begin = Instant::now();
+    let mut all: Vec<f64> = (0..count)
+        .map(|n| {
+            thread::sleep((begin + secs(1) / 30 * n).saturating_duration_since(Instant::now()));
+            let called = Instant::now();
+            let action = if n % 2 == 0 { "DescribeStreams" } else { "DescribeCDNTransferRules" };
+            let answer = server.call(action, &[]);
+            assert!(answer["Code"] == 0, "{answer}");
+            called.elapsed().as_secs_f64() * 1e3
+        })
+        .collect();
+    all.sort_by(f64::total_cmp);
+    all
+}
+
+#[test]
+fn one_black_holed_target_leaves_the_others_real_time() {
+    let _alone = alone();
+    let server = Server::start(Setup::default());
+    let sinks = [(); 3].map(|()| Sink::start(Manner::Take));
+    let _flow = Flow::start(vec![Publisher::connect(&server.rtmp("show")).expect("it is taken")], Pace::FULL);
+    for sink in &sinks {
+        server.relay("show", &sink.url("show"));
+    }
+    sinks.iter().for_each(|sink| sink.wait_for("show", secs(5)));
+    sinks[1].set(Manner::Deaf);
+    sinks[2].set(Manner::BlackHole);
+    let from = Instant::now();
+    thread::sleep(secs(15));
+    let session = sinks[0].session("show").expect("a session");
+    let arrivals: Vec<_> = session.arrivals.into_iter().filter(|it| it.at > from && !it.is_header()).collect();
+    let counts: Vec<u32> = arrivals.iter().map(|it| it.count()).collect();
+    assert!(counts.windows(2).all(|pair| pair[1] == pair[0] + 1), "every message arrives, in order");
+    assert!(arrivals.len() > 15 * 70, "{} messages", arrivals.len());
+    let late = latencies(&arrivals);
+    assert!(quantile(&late, 0.5) < 10.0 && quantile(&late, 0.95) < 100.0, "p95 {} ms", quantile(&late, 0.95));
+    assert_eq!(sinks[0].sessions().len(), 1);
+}
+
+#[test]
+fn api_is_fast_while_targets_hang() {
+    let _alone = alone();
+    let server = Server::start(Setup::default());
+    let (silent, unanswered) = (Sink::start(Manner::Silent), Unanswered::start());
+    let names: Vec<String> = (0..5).map(|n| format!("show{n}")).collect();
+    let publishers = names.iter().map(|name| Publisher::connect(&server.rtmp(name)).expect("it is taken")).collect();
+    let _flow = Flow::start(publishers, Pace::SMALL);
+    for name in &names {
+        for n in 0..5 {
+            server.relay(name, &silent.url(&format!("{name}-{n}")));
+            server.relay(name, &format!("rtmp://127.0.0.1:{}/live/{name}-{n}", unanswered.port));
+        }
+    }
+    eventually("they hang", secs(5), || (silent.connects().len() >= 25).then_some(()));
+    let late = call_latencies(&server, 150);
+    assert!(quantile(&late, 0.99) < 50.0, "p50 {} ms, p99 {} ms", quantile(&late, 0.5), quantile(&late, 0.99));
+}
+
+#[test]
+fn nothing_to_do_costs_nothing() {
+    let _alone = alone();
+    let server = Server::start(Setup::default());
+    thread::sleep(secs(1));
+    let before = server.process().cpu();
+    thread::sleep(secs(5));
+    let used = server.process().cpu() - before;
+    assert!(used < Duration::from_millis(10), "{used:?} in five idle seconds");
+}
+
+#[test]
+fn scale_300_publishers_200_hanging_targets() {
+    let _alone = alone();
+    let server = Server::start(Setup::default());
+    let (good, silent) = (Sink::start(Manner::Take), Sink::start(Manner::Silent));
+    let names: Vec<String> = (0..300).map(|n| format!("s{n}")).collect();
+    let publishers = names.iter().map(|name| Publisher::connect(&server.rtmp(name)).expect("it is taken")).collect();
+    let _flow = Flow::start(publishers, Pace::SMALL);
+    // Ten good targets, and twenty streams with ten hanging ones each.
+    for name in &names[..10] {
+        server.relay(name, &good.url(name));
+    }
+    for name in &names[10..30] {
+        for n in 0..10 {
+            server.relay(name, &silent.url(&format!("{name}-{n}")));
+        }
+    }
+    eventually("they hang", secs(10), || (silent.connects().len() >= 200).then_some(()));
+    let from = Instant::now();
+    let late = call_latencies(&server, 150);
+    thread::sleep(secs(5));
+    assert!(quantile(&late, 0.99) < 50.0, "p50 {} ms, p99 {} ms", quantile(&late, 0.5), quantile(&late, 0.99));
+    for name in &names[..10] {
+        let session = good.session(name).expect("a session");
+        let arrivals: Vec<_> = session.arrivals.into_iter().filter(|it| it.at > from).collect();
+        let counts: Vec<u32> = arrivals.iter().filter(|it| !it.is_header()).map(|it| it.count()).collect();
+        assert!(counts.len() > 9 * 15 && counts.windows(2).all(|pair| pair[1] == pair[0] + 1), "{name} lost frames");
+        // A busy machine delays a few; a server that cannot keep up delays ever more.
+        let (late, lately) = (latencies(&arrivals), latencies(&arrivals[arrivals.len() - 30..]));
+        let (p95, end) = (quantile(&late, 0.95), quantile(&lately, 0.5));
+        assert!(p95 < 250.0 && end < 100.0, "{name}: p95 {p95} ms, at the end {end} ms");
+    }
+    // A rate is measured from one look to the next.
+    server.ok("DescribeStreams", &[("PageSize", "1000")]);
+    thread::sleep(secs(2));
+    let data = server.ok("DescribeStreams", &[("PageSize", "1000")]);
+    assert_eq!(data["Total"], 300);
+    let streams = data["Streams"].as_array().expect("a list");
+    let slow: Vec<_> = streams.iter().filter(|it| it["Bitrate"].as_u64() < Some(60_000)).collect();
+    assert!(slow.is_empty(), "{} streams are not taken in real time: {:?}", slow.len(), slow.first());
+}

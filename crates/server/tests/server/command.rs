@@ -1,0 +1,128 @@
+//! The command line as a newcomer meets it.
+
+use std::process::{Command, Output, Stdio};
+
+use bywash_testkit::server::{APP, binary};
+use bywash_testkit::{Manner, Process, Publisher, Scratch, Server, Setup, Sink, eventually, secs};
+use serde_json::Value;
+
+fn bywash(args: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn run(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = command.output().expect("the binary runs");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    (status.code(), text(stdout), text(stderr))
+}
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    for command in ["serve", "demo", "call", "sign", "token", "check"] {
+        let (code, out, _) = run(&mut bywash(&[command, "--help"]));
+        assert!(code == Some(0) && out.contains("Example: "), "{command}: {out}");
+    }
+    let (code, _, errors) = run(&mut bywash(&["serv"]));
+    assert!(code != Some(0) && errors.contains("serve"), "the nearest command is named: {errors}");
+}
+
+#[test]
+fn a_first_start_just_works() {
+    let dir = Scratch::new();
+    let (http, rtmp, webrtc) = (bywash_testkit::port(), bywash_testkit::port(), bywash_testkit::port());
+    let settings = [
+        format!("http.listen=127.0.0.1:{http}"),
+        format!("http.public_url=http://127.0.0.1:{http}"),
+        format!("rtmp.listen=127.0.0.1:{rtmp}"),
+        format!("webrtc.listen=127.0.0.1:{webrtc}"),
+    ];
+    let output = std::fs::File::create(dir.join("output")).expect("a file");
+    let mut serve = bywash(&["serve"]);
+    serve.args(settings.iter().flat_map(|it| ["--set", it])).current_dir(dir.join("")).stdout(output);
+    let _serving = Process::start(serve.stderr(Stdio::null()));
+    let written = || std::fs::read_to_string(dir.join("output")).unwrap_or_default();
+    let ready = eventually("the ready line", secs(10), || Some(written()).filter(|it| it.contains("ready")));
+    for port in [http, rtmp] {
+        assert!(ready.contains(&format!(":{port}")), "one line for each listener: {ready}");
+    }
+    let secrets = dir.join("data/dev-app.toml");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&secrets.metadata().expect("the fresh app").permissions());
+    assert_eq!(mode & 0o777, 0o600);
+
+    let call = |args: &[&str]| {
+        let mut call = bywash(args);
+        run(call.args(settings.iter().flat_map(|it| ["--set", it])).current_dir(dir.join("")))
+    };
+    let sink = Sink::start(Manner::Take);
+    let url = format!("CDNUrl={}", sink.url("show"));
+    let (code, out, errors) = call(&["call", "CreatCDNTransferRule", "StreamId=show", &url]);
+    assert_eq!(code, Some(0), "{out}{errors}");
+    assert_eq!(serde_json::from_str::<Value>(&out).expect("JSON")["Code"], 0);
+    let (code, out, _) = call(&["call", "CreatCDNTransferRule", "StreamId=a b", &url]);
+    assert!(code != Some(0) && out.contains("30009"), "{out}");
+    let (code, out, errors) = call(&["token", "show"]);
+    assert_eq!(code, Some(0), "{errors}");
+    let words = out.split_whitespace().map(|word| word.trim_matches(['"', ',']));
+    let publish = words.clone().find(|word| word.starts_with("rtmp://")).expect("an RTMP address");
+    let mut publisher = Publisher::connect(publish).expect("the printed address works");
+    publisher.begin(false).expect("it is taken");
+    for n in 0..30 {
+        publisher.video(n * 33, n == 0, 1000).expect("the publish goes on");
+    }
+    eventually("it is relayed", secs(5), || (sink.pictures("show") > 10).then_some(()));
+}
+
+#[test]
+fn check_names_every_problem_with_its_line() {
+    let dir = Scratch::new();
+    let file = dir.join("bywash.toml");
+    std::fs::write(
+        &file,
+        "[rtmp]\nlisten = \"nowhere\"\n[relay]\nconnect_timeot = 1\n[publish]\ngrace = \"3 fortnights\"\n",
+    )
+    .expect("a file");
+    let (code, out, errors) = run(bywash(&["check", "--config"]).arg(&file));
+    let said = out + &errors;
+    assert_eq!(code, Some(1), "{said}");
+    for want in ["2", "4", "6", "rtmp.listen", "connect_timeout", "grace"] {
+        assert!(said.contains(want), "{want} is missing: {said}");
+    }
+    std::fs::write(
+        &file,
+        format!(
+            "[[app]]\nid = {APP}\nserver_secret = \"{}\"\ncallback_secret = \"{}\"\n",
+            "a".repeat(32),
+            "b".repeat(32)
+        ),
+    )
+    .expect("a file");
+    let (code, out, errors) = run(bywash(&["check", "--config"]).arg(&file));
+    assert_eq!(code, Some(0), "{out}{errors}");
+}
+
+#[test]
+fn a_signed_address_works_and_a_changed_one_does_not() {
+    let server = Server::start(Setup::default());
+    let mut sign = bywash(&["sign", "DescribeStreams", "--config"]);
+    let (code, out, errors) = run(sign.arg(server.config()));
+    assert_eq!(code, Some(0), "{errors}");
+    let url = out.split_whitespace().find(|word| word.starts_with("http://")).expect("an address");
+    let path = &url[url.find("/?").expect("a query")..];
+    let answer = |path: &str| {
+        let (_, body) = server.get(path).expect("an answer");
+        serde_json::from_str::<Value>(&body).expect("JSON")["Code"].clone()
+    };
+    assert_eq!(answer(path), 0);
+    assert_eq!(answer(&path.replace("Signature=", "Signature=0")), 100_000_005);
+    assert_eq!(answer(&path.replace("Timestamp=", "Timestamp=1")), 100_000_004);
+}
+
+#[test]
+fn demo_shows_whole_media() {
+    let dir = Scratch::new();
+    let (code, out, errors) = run(bywash(&["demo", "--for", "6s"]).current_dir(dir.join("")));
+    assert_eq!(code, Some(0), "{out}{errors}");
+    assert!(out.contains("CreatCDNTransferRule"), "it shows the call it made: {out}");
+}

@@ -1,0 +1,149 @@
+//! Ends, asked for and not: what was answered with Code 0 is there afterwards.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use bywash_testkit::publisher::{Flow, Pace};
+use bywash_testkit::{Manner, Publisher, Receiver, Scratch, Server, Setup, Sink, eventually, secs, stays};
+
+fn live(server: &Server, name: &str) -> Flow {
+    Flow::start(vec![Publisher::connect(&server.rtmp(name)).expect("it is taken")], Pace::SMALL)
+}
+
+#[test]
+fn sigterm_drains() {
+    let (sink, receiver) = (Sink::start(Manner::Take), Receiver::start());
+    let server = Server::start(Setup::app(format!("callback.stream = {:?}", receiver.url())));
+    server.relay("show", &sink.url("show"));
+    let flow = live(&server, "show");
+    sink.wait_for("show", secs(5));
+    let (code, took, stopped) = server.terminate();
+    assert_eq!(code, 0);
+    assert!(took < secs(5), "{took:?} though nothing had to be waited for");
+    let ended = eventually("the session is over", secs(2), || sink.session("show").filter(|it| it.closed));
+    assert!(ended.unpublished, "the CDN was told");
+    drop(flow);
+    let _server = stopped.start_again();
+    let close = receiver.wait("stream_close", "show", secs(5), |_| true);
+    assert_eq!(close["stream_sid"], receiver.of("stream_create", "show")[0]["stream_sid"]);
+}
+
+#[test]
+fn sigterm_ends_in_time_though_everyone_hangs() {
+    let (silent, deaf) = (Sink::start(Manner::Silent), Sink::start(Manner::Take));
+    let server = Server::start(Setup::server("shutdown_timeout = \"4s\""));
+    server.relay("show", &silent.url("show"));
+    server.relay("show", &deaf.url("show"));
+    let publisher = Publisher::connect(&server.rtmp("show")).expect("it is taken");
+    let _flow = Flow::start(vec![publisher], Pace { picture: 40_000, ..Pace::FULL });
+    deaf.wait_for("show", secs(5));
+    deaf.set(Manner::Deaf);
+    thread::sleep(secs(2));
+    let (code, took, _) = server.terminate();
+    assert!(took < secs(6), "{took:?}");
+    assert_eq!(code, 0);
+}
+
+#[test]
+fn kill_at_random_points() {
+    let rounds = if std::env::var_os("BYWASH_SOAK").is_some() { 60 } else { 5 };
+    let sink = Sink::start(Manner::Take);
+    let mut server = Server::start(Setup::default());
+    let mut acknowledged = BTreeSet::new();
+    let mut dice = std::process::id();
+    for round in 0..rounds {
+        dice = dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let flow = live(&server, "show");
+        for n in 0..3 {
+            let url = sink.url(&format!("r{round}n{n}"));
+            server.relay(&format!("stream{round}"), &url);
+            acknowledged.insert(url);
+        }
+        if round % 2 == 0 {
+            let url = sink.url(&format!("r{round}n1"));
+            server.unrelay(&format!("stream{round}"), &url);
+            acknowledged.remove(&url);
+        }
+        server.relay("show", &sink.url("show"));
+        thread::sleep(Duration::from_millis(u64::from(dice >> 16) % 400));
+        server = server.kill_9_and_start();
+        drop(flow);
+        let data = server.ok("DescribeCDNTransferRules", &[("PageSize", "1000")]);
+        let rules = data["Rules"].as_array().expect("a list");
+        let kept: BTreeSet<String> = rules
+            .iter()
+            .filter_map(|it| it["CDNUrl"].as_str())
+            .filter(|it| !it.ends_with("/show"))
+            .map(Into::into)
+            .collect();
+        assert_eq!(kept, acknowledged, "round {round}");
+    }
+    let _flow = live(&server, "show");
+    sink.wait_for("show", secs(5));
+}
+
+/// A small file system of its own, unmounted when dropped.
+struct Disk(Scratch);
+
+impl Disk {
+    fn mount() -> Option<Disk> {
+        let dir = Scratch::new();
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=6m", "none"]).arg(dir.join("")).output();
+        mount.is_ok_and(|it| it.status.success()).then_some(Disk(dir))
+    }
+
+    fn fill(&self) {
+        // Down to the last page: write until there is no space, in ever smaller pieces.
+        let mut file = std::fs::File::create(self.0.join("filler")).expect("a file");
+        for size in [65_536, 4096, 512] {
+            while std::io::Write::write_all(&mut file, &vec![0; size]).is_ok() {}
+        }
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.0.join("filler")).expect("it was made");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.join("")).status();
+    }
+}
+
+#[test]
+fn disk_full_refuses_calls_and_relays_go_on() {
+    let Some(disk) = Disk::mount() else {
+        eprintln!("SKIPPED: no file system can be mounted here; run as root to test a full disk");
+        return;
+    };
+    let sink = Sink::start(Manner::Take);
+    let server = Server::start(Setup { data_dir: Some(disk.0.join("data")), ..Setup::default() });
+    server.relay("show", &sink.url("show"));
+    let _flow = live(&server, "show");
+    sink.wait_for("show", secs(5));
+    disk.fill();
+    let mut refused = None;
+    for n in 0..40 {
+        let url = sink.url(&format!("{n}-{}", "x".repeat(900)));
+        let answer = server.call("CreatCDNTransferRule", &[("StreamId", &format!("s{n}")), ("CDNUrl", &url)]);
+        match answer["Code"].as_i64() {
+            Some(0) => assert!(server.rule(&format!("s{n}"), &url).is_some(), "Code 0 and no rule"),
+            Some(30002 | 5007) => {}
+            _ => refused = Some(answer),
+        }
+        thread::sleep(Duration::from_millis(110));
+    }
+    let refused = refused.expect("a call is refused when nothing can be stored");
+    assert!([30003, 5000, 5001, 5002, 5006].map(Into::into).contains(&refused["Code"]), "{refused}");
+    sink.wait_for("show", secs(2));
+    stays("the relay goes on in one session", secs(1), || sink.sessions().len() == 1);
+    disk.free();
+    eventually("calls are taken again", secs(5), || {
+        thread::sleep(Duration::from_millis(150));
+        (server.call("CreatCDNTransferRule", &[("StreamId", "after"), ("CDNUrl", &sink.url("after"))])["Code"] == 0)
+            .then_some(())
+    });
+}

@@ -1,0 +1,15 @@
+//! The whole server against real and hostile surroundings. Each test is named for its promise.
+//!
+//! These share the machine; what measures time is in `tests/alone`.
+
+mod callback;
+mod command;
+mod crash;
+mod hostile;
+mod media;
+mod pressure;
+mod publish;
+mod relay;
+mod rule;
+mod secret;
+mod target;

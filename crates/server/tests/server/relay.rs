@@ -1,0 +1,164 @@
+//! A stream goes to its CDN, and comes back to it after everything that can happen in between.
+
+use std::time::{Duration, Instant};
+
+use bywash_testkit::flv::Tag;
+use bywash_testkit::publisher::{Flow, Pace};
+use bywash_testkit::{Manner, Media, Nginx, Publisher, Server, Setup, Sink, eventually, media, secs, stays};
+
+#[test]
+fn relay_to_nginx_decodes_clean() {
+    let (cdn, server) = (Nginx::start(), Server::start(Setup::default()));
+    let table = [Media::Plain, Media::BFrames, Media::VideoOnly, Media::AudioOnly];
+    let publishing = table.map(|media| {
+        let name = format!("{media:?}");
+        let publishing = media.publish(&server.rtmp(&name));
+        server.relay(&name, &cdn.url(&name));
+        publishing
+    });
+    let files = table.map(|media| cdn.wait_for(&format!("{media:?}"), 120));
+    for media in table {
+        let name = format!("{media:?}");
+        let rule = server.wait_state(&name, &cdn.url(&name), 2, secs(5));
+        assert_eq!(rule["UpdateReason"], 0, "{rule}");
+        assert!(rule["BytesSent"].as_u64() > Some(0), "{rule}");
+    }
+    drop(publishing);
+    for (media, file) in table.into_iter().zip(files) {
+        let (pictures, packets) = media::count(&media::assert_clean(&file));
+        assert_eq!(pictures > 30, media != Media::AudioOnly, "{media:?}: {pictures} pictures");
+        assert_eq!(packets > 30, media != Media::VideoOnly, "{media:?}: {packets} packets");
+    }
+}
+
+#[test]
+fn one_stream_goes_to_several_targets() {
+    let (cdn, server) = (Nginx::start(), Server::start(Setup::default()));
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    for name in ["a", "b", "c"] {
+        server.relay("show", &cdn.url(name));
+    }
+    for name in ["a", "b", "c"] {
+        media::assert_clean(&cdn.wait_for(name, 100));
+    }
+    server.unrelay("show", &cdn.url("b"));
+    assert!(server.rule("show", &cdn.url("b")).is_none());
+    let had = bywash_testkit::flv::tags(&cdn.recordings("a")[0]).0.len();
+    cdn.wait_for("a", had + 50);
+    assert_eq!(cdn.sessions("a"), 1);
+}
+
+#[test]
+fn every_stream_goes_to_the_default_target_where_the_app_says_so() {
+    let sink = Sink::start(Manner::Take);
+    let base = sink.url("");
+    let base = base.trim_end_matches('/');
+    let server = Server::start(Setup::app(format!("cdn.default_target = \"{base}\"\ncdn.relay_everything = true")));
+    let publisher = Publisher::connect(&server.rtmp("any")).expect("it is taken");
+    let _flow = Flow::start(vec![publisher], Pace::SMALL);
+    sink.wait_for("any", secs(5));
+}
+
+#[test]
+fn a_rule_without_an_address_takes_the_default_target() {
+    let sink = Sink::start(Manner::Take);
+    let base = sink.url("");
+    let server = Server::start(Setup::app(format!("cdn.default_target = {:?}", base.trim_end_matches('/'))));
+    let publisher = Publisher::connect(&server.rtmp("show")).expect("it is taken");
+    let _flow = Flow::start(vec![publisher], Pace::SMALL);
+    server.ok("CreatCDNTransferRule", &[("StreamId", "show")]);
+    sink.wait_for("show", secs(5));
+}
+
+#[test]
+fn relay_survives_cdn_restart() {
+    let (mut cdn, server) = (Nginx::start(), Server::start(Setup::default()));
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    server.relay("show", &cdn.url("show"));
+    cdn.wait_for("show", 50);
+    for outage in [secs(1), secs(5)] {
+        let sessions = cdn.sessions("show");
+        cdn.down();
+        std::thread::sleep(outage);
+        cdn.up();
+        let up = Instant::now();
+        eventually("the relay is back", secs(20), || (cdn.sessions("show") > sessions).then_some(()));
+        assert!(up.elapsed() < secs(2), "back {:?} after the CDN, outage {outage:?}", up.elapsed());
+        std::thread::sleep(secs(2));
+    }
+    for file in cdn.recordings("show") {
+        media::assert_clean(&file);
+    }
+}
+
+#[test]
+fn cdn_drop_reconnects_and_second_publisher_is_refused() {
+    let (sink, server) = (Sink::start(Manner::Take), Server::start(Setup::default()));
+    let _flow = Flow::start(vec![Publisher::connect(&server.rtmp("show")).expect("it is taken")], Pace::SMALL);
+    server.relay("show", &sink.url("show"));
+    sink.wait_for("show", secs(5));
+    let refusal = Publisher::connect(&server.rtmp("show")).err().expect("a second publisher is refused");
+    assert!(refusal.to_string().contains("BadName"), "{refusal}");
+    stays("one session", secs(1), || sink.sessions().len() == 1);
+    sink.set(Manner::Close);
+    eventually("the CDN drops it", secs(2), || sink.session("show").filter(|it| it.closed));
+    sink.set(Manner::Take);
+    sink.wait_for("show", secs(4));
+    assert_eq!(sink.sessions().len(), 2, "one relay, come back once");
+    let again = sink.session("show").expect("a session");
+    let first = again.arrivals.iter().find(|it| !it.is_header()).expect("a picture");
+    assert!(again.arrivals[0].is_header() && first.is_key(), "it begins with header and keyframe");
+}
+
+#[test]
+fn publisher_blip_keeps_cdn_session() {
+    let (cdn, server) = (Nginx::start(), Server::start(Setup::default()));
+    let publishing = Media::Plain.publish(&server.rtmp("show"));
+    server.relay("show", &cdn.url("show"));
+    cdn.wait_for("show", 150);
+    drop(publishing);
+    let away = Instant::now();
+    std::thread::sleep(Duration::from_millis(500));
+    let had = bywash_testkit::flv::tags(&cdn.recordings("show")[0]).0.len();
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    cdn.wait_for("show", had);
+    let away = away.elapsed().as_millis() as i64;
+    let file = cdn.wait_for("show", had + 150);
+    assert_eq!(cdn.sessions("show"), 1, "the CDN saw one session");
+    let tags = media::assert_clean(&file);
+    let times: Vec<i64> = tags.iter().filter(|tag| tag.kind == 9 && tag.is_frame()).map(|tag| tag.timestamp).collect();
+    let gap = times.windows(2).map(|pair| pair[1] - pair[0]).max().expect("pictures");
+    assert!(gap < away + 1000, "the timeline leaps by {gap} ms, the publisher was away for {away} ms");
+}
+
+#[test]
+fn a_publisher_that_stays_away_ends_the_cdn_session() {
+    let sink = Sink::start(Manner::Take);
+    let server = Server::start(Setup::server("publish.grace = \"1s\""));
+    let flow = Flow::start(vec![Publisher::connect(&server.rtmp("show")).expect("it is taken")], Pace::SMALL);
+    server.relay("show", &sink.url("show"));
+    sink.wait_for("show", secs(5));
+    drop(flow);
+    let ended = eventually("the session ends", secs(4), || sink.session("show").filter(|it| it.closed));
+    assert!(ended.unpublished, "with FCUnpublish or deleteStream");
+    server.wait_state("show", &sink.url("show"), 0, secs(2));
+    let _flow = Flow::start(vec![Publisher::connect(&server.rtmp("show")).expect("it is taken")], Pace::SMALL);
+    eventually("the rule fires again", secs(5), || (sink.sessions().len() == 2).then_some(()));
+}
+
+#[test]
+fn a_paused_cdn_gets_whole_pictures_afterwards() {
+    let (cdn, server) = (Nginx::start(), Server::start(Setup::default()));
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    server.relay("show", &cdn.url("show"));
+    cdn.wait_for("show", 50);
+    cdn.process().signal("STOP");
+    std::thread::sleep(secs(4));
+    cdn.process().signal("CONT");
+    let had = bywash_testkit::flv::tags(cdn.recordings("show").last().expect("a file")).0.len();
+    cdn.wait_for("show", had + 100);
+    for file in cdn.recordings("show") {
+        let tags = media::assert_clean(&file);
+        assert!(tags.iter().any(Tag::is_frame));
+    }
+}

@@ -1,0 +1,144 @@
+//! Targets that are slow, gone, deceiving or encrypted.
+
+use std::thread;
+
+use bywash_testkit::publisher::{Flow, Pace};
+use bywash_testkit::tls::Tls;
+use bywash_testkit::{Manner, Media, Nginx, Publisher, Receiver, Server, Setup, Sink, eventually, media, secs, stays};
+
+fn live(server: &Server, pace: Pace) -> Flow {
+    Flow::start(vec![Publisher::connect(&server.rtmp("show")).expect("it is taken")], pace)
+}
+
+#[test]
+fn a_stalled_target_is_bounded_and_retried() {
+    let sink = Sink::start(Manner::Take);
+    let server = Server::start(Setup::server("publish.buffer = \"4MiB\"\nrelay.stall_timeout = \"4s\""));
+    let url = sink.url("show");
+    let _flow = live(&server, Pace { picture: 40_000, ..Pace::FULL });
+    server.relay("show", &url);
+    sink.wait_for("show", secs(5));
+    let before = server.process().rss();
+    sink.set(Manner::Deaf);
+    let mut most = before;
+    // 11 Mbit/s for ten seconds: 14 MB come in while nothing goes out.
+    stays("memory is bounded", secs(10), || {
+        most = most.max(server.process().rss());
+        most < before + (16 << 20)
+    });
+    let rule = server.rule("show", &url).expect("the rule");
+    assert_ne!(rule["State"], 2, "{rule}");
+    assert!(sink.connects().len() > 1, "it is tried again");
+    sink.set(Manner::Take);
+    server.wait_state("show", &url, 2, secs(20));
+    assert!(server.rule("show", &url).expect("the rule")["Retries"].as_i64() > Some(0));
+}
+
+#[test]
+fn status_tells_the_truth() {
+    let (sink, receiver) = (Sink::start(Manner::Silent), Receiver::start());
+    let server = Server::start(Setup {
+        server: "relay.stall_timeout = \"3s\"".into(),
+        app: format!("callback.state = {:?}", receiver.url()),
+        ..Setup::default()
+    });
+    let url = sink.url("show");
+    let _flow = live(&server, Pace::FULL);
+    server.relay("show", &url);
+    let state = || server.rule("show", &url).expect("the rule")["State"].clone();
+    stays("an open socket is no relay", secs(3), || state() != 2);
+    sink.set(Manner::Take);
+    server.wait_state("show", &url, 2, secs(20));
+    let callback = receiver.wait("relay_state", "show", secs(5), |it| it["state"] == "2");
+    assert!(callback["url"].as_str().is_some_and(|it| it.starts_with(&url)), "{callback}");
+    sink.set(Manner::BlackHole);
+    eventually("no acknowledgement: no longer relaying", secs(6), || (state() != 2).then_some(()));
+    let told = |it: &serde_json::Value| it["state"] != "2" && it["update_reason"] != "0";
+    let callback = receiver.wait("relay_state", "show", secs(5), told);
+    assert!(callback["last_error"].as_str().is_some_and(|it| !it.is_empty()), "{callback}");
+    sink.set(Manner::Take);
+    server.wait_state("show", &url, 2, secs(20));
+    let back = || receiver.of("relay_state", "show").last().is_some_and(|it| it["state"] == "2");
+    eventually("the return is told", secs(5), || back().then_some(()));
+}
+
+#[test]
+fn refusals_back_off() {
+    let server = Server::start(Setup::default());
+    let sink = Sink::start(Manner::Refuse("NetStream.Publish.BadName"));
+    let _flow = live(&server, Pace::SMALL);
+    server.relay("show", &sink.url("show"));
+    eventually("it is tried", secs(3), || (!sink.connects().is_empty()).then_some(()));
+    thread::sleep(secs(8));
+    let connects = sink.connects();
+    assert!(connects.len() <= 3, "{} connects in 8 s", connects.len());
+    let rule = server.rule("show", &sink.url("show")).expect("the rule");
+    assert_eq!(rule["UpdateReason"], 5, "{rule}");
+}
+
+#[test]
+fn a_relay_to_ourselves_is_refused() {
+    let server = Server::start(Setup::default());
+    let port = server.rtmp_port();
+    let _flow = live(&server, Pace::SMALL);
+    let app = bywash_testkit::server::APP;
+    for host in ["127.0.0.1", "localhost", "127.1"] {
+        let url = format!("rtmp://{host}:{port}/{app}/show");
+        let answer = server.call("CreatCDNTransferRule", &[("StreamId", "show"), ("CDNUrl", &url)]);
+        if answer["Code"] == 0 {
+            // A name may lead anywhere; what it led to is seen when it is connected to.
+            stays("no loop", secs(3), || server.rule("show", &url).is_some_and(|rule| rule["State"] != 2));
+            server.unrelay("show", &url);
+        } else {
+            assert_eq!(answer["Code"], 30001, "{answer}");
+        }
+    }
+}
+
+#[test]
+fn private_targets_are_refused_unless_allowed() {
+    let sink = Sink::start(Manner::Take);
+    let server = Server::start(Setup::server("relay.retry = { first = \"1s\", max = \"2s\" }").public_only());
+    let _flow = live(&server, Pace::SMALL);
+    for host in ["127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254"] {
+        let url = format!("rtmp://{host}:{}/live/show", sink.port());
+        let answer = server.call("CreatCDNTransferRule", &[("StreamId", "show"), ("CDNUrl", &url)]);
+        assert!(answer["Code"] == 0 || answer["Code"] == 30001, "{answer}");
+    }
+    stays("nobody is called", secs(3), || sink.connects().is_empty());
+    for url in ["http://example.com/live/x", "rtmp://example.com/", "file:///etc/passwd", "rtmp://u:p@example.com/a/b"]
+    {
+        let answer = server.call("CreatCDNTransferRule", &[("StreamId", "show"), ("CDNUrl", url)]);
+        assert_eq!(answer["Code"], 30001, "{url}: {answer}");
+    }
+}
+
+#[test]
+fn rtmps_target() {
+    let cdn = Nginx::start();
+    let tls = Tls::start("localhost", cdn.port());
+    let server = Server::start(Setup::server(format!("relay.ca_file = {:?}", tls.roots())));
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    server.relay("show", &tls.url("localhost", "show"));
+    media::assert_clean(&cdn.wait_for("show", 100));
+    server.wait_state("show", &tls.url("localhost", "show"), 2, secs(5));
+}
+
+#[test]
+fn wrong_certificate_is_refused() {
+    let cdn = Nginx::start();
+    let other_name = Tls::start("other.example", cdn.port());
+    let other_root = Tls::start("localhost", cdn.port());
+    let server = Server::start(Setup::server(format!("relay.ca_file = {:?}", other_name.roots())));
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    for tls in [&other_name, &other_root] {
+        let url = tls.url("localhost", "show");
+        server.relay("show", &url);
+        let rule = eventually("the refusal shows", secs(6), || {
+            server.rule("show", &url).filter(|rule| rule["UpdateReason"] != 0)
+        });
+        assert_eq!(rule["UpdateReason"], 2, "{rule}");
+        assert!(rule["LastError"].as_str().is_some_and(|it| it.contains("certificate")), "{rule}");
+    }
+    assert_eq!(cdn.sessions("show"), 0);
+}

@@ -1,0 +1,200 @@
+//! The server's surroundings: a customer, a publisher, a CDN and a callback receiver, each as a test needs it.
+//!
+//! Nothing here shares code with the server. A test whose peer runs our own engines agrees with itself about
+//! a mistake, so signatures, RTMP and FLV are written a second time, and only as far as the tests go.
+//!
+//! Everything is blocking and owned: whoever holds a value keeps its process or thread alive, and dropping it
+//! ends that one process by its id.
+
+pub mod flv;
+pub mod media;
+pub mod nginx;
+pub mod publisher;
+pub mod receiver;
+pub mod rtmp;
+pub mod server;
+pub mod sink;
+pub mod tls;
+
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub use media::Media;
+pub use nginx::Nginx;
+pub use publisher::Publisher;
+pub use receiver::{Answer, Receiver};
+pub use server::{Server, Setup};
+pub use sink::{Manner, Sink};
+
+/// Polls `probe` until it gives something; panics with `what` after `limit`.
+#[track_caller]
+pub fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(begin.elapsed() < limit, "not within {limit:?}: {what}");
+        thread::sleep(Duration::from_millis(60));
+    }
+}
+
+/// Watches for `span` that `probe` stays true: for promises that something does not happen.
+#[track_caller]
+pub fn stays(what: &str, span: Duration, mut probe: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while begin.elapsed() < span {
+        assert!(probe(), "after {:?} no longer: {what}", begin.elapsed());
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Seconds, because every test speaks of them.
+pub const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// Keeps the machine for the caller among the tests that measure time.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// A port that is free and stays so: below the range that the kernel hands to outgoing connections.
+pub fn port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = (std::process::id() % 20_000) as u16;
+    for _ in 0..20_000 {
+        let port = 11_000 + (start + NEXT.fetch_add(1, Relaxed)) % 20_000;
+        let at = (Ipv4Addr::LOCALHOST, port);
+        if TcpListener::bind(at).is_ok() && UdpSocket::bind(at).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port");
+}
+
+/// A port where a connect is never answered: the queue of waiting connections is full, so the kernel drops each
+/// further SYN.
+pub struct Unanswered {
+    _listener: socket2::Socket,
+    _waiting: Vec<socket2::Socket>,
+    /// The port.
+    pub port: u16,
+}
+
+impl Unanswered {
+    /// Fills the queue of a new port.
+    pub fn start() -> Unanswered {
+        let port = port();
+        let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        let at = std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into();
+        let listener = socket();
+        listener.bind(&at).expect("our own port");
+        listener.listen(0).expect("a socket of ours");
+        let waiting = (0..4).map(|_| {
+            let one = socket();
+            one.set_nonblocking(true).expect("a socket of ours");
+            let _ = one.connect(&at);
+            one
+        });
+        Unanswered { _waiting: waiting.collect(), _listener: listener, port }
+    }
+}
+
+/// A folder of one test, gone when the test has passed.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes an empty folder.
+    pub fn new() -> Scratch {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("bywash-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).expect("a temporary folder");
+        Scratch(path)
+    }
+
+    /// A path inside.
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Scratch::new()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("kept for a look: {}", self.0.display());
+        } else {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+/// A child process that ends with its owner.
+pub struct Process(Child);
+
+impl Process {
+    /// Starts `command`.
+    #[track_caller]
+    pub fn start(command: &mut Command) -> Process {
+        Process(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}; run `make setup`")))
+    }
+
+    /// Its id.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Sends a signal by name, as `TERM` or `STOP`.
+    pub fn signal(&self, name: &str) {
+        let kill = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", self.id())).status();
+        assert!(kill.is_ok_and(|status| status.success()), "kill -{name}");
+    }
+
+    /// Its exit code once it has ended; -1 for a signal.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.0.try_wait().expect("a child of ours").map(|status| status.code().unwrap_or(-1))
+    }
+
+    /// The underlying child, for its pipes.
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.0
+    }
+
+    /// Resident memory in bytes.
+    pub fn rss(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
+    }
+
+    /// Processor time of all its threads, user and system. The scheduler's nanoseconds: ticks of 10 ms are too
+    /// coarse for what one stream costs.
+    pub fn cpu(&self) -> Duration {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).into_iter().flatten().flatten();
+        let nanos = threads.filter_map(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            stat.split_whitespace().next()?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(nanos.sum())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

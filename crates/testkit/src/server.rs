@@ -1,0 +1,316 @@
+//! The server under test, as its users have it: a process, its configuration file, its API.
+
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use md5::{Digest, Md5};
+use serde_json::Value;
+
+use crate::{Process, Scratch, eventually, secs};
+
+/// The app that every server here has.
+pub const APP: u32 = 1_234_567_890;
+/// Signs API calls.
+pub const SERVER_SECRET: &str = "0123456789abcdef0123456789abcdef";
+/// Signs callbacks.
+pub const CALLBACK_SECRET: &str = "fedcba9876543210fedcba9876543210";
+/// Key of publish tokens.
+pub const PUBLISH_KEY: &str = "publishkey0123456789publishkey01";
+
+/// What a test configures beyond the common: TOML lines with dotted keys.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// Top-level lines, as `publish.grace = "1s"`.
+    pub server: String,
+    /// Lines of the one app, as `publish_auth = "token"`.
+    pub app: String,
+    /// Where state lives, if not in the test's own folder.
+    pub data_dir: Option<PathBuf>,
+    /// Everything is logged that can be.
+    pub loud: bool,
+    /// Targets must be public addresses, as by default; tests allow loopback otherwise.
+    pub public_only: bool,
+}
+
+impl Setup {
+    /// Nothing beyond the common but these lines of the app.
+    pub fn app(lines: impl Into<String>) -> Setup {
+        Setup { app: lines.into(), ..Setup::default() }
+    }
+
+    /// Nothing beyond the common but these top-level lines.
+    pub fn server(lines: impl Into<String>) -> Setup {
+        Setup { server: lines.into(), ..Setup::default() }
+    }
+
+    /// The same, with targets on public addresses only.
+    pub fn public_only(self) -> Setup {
+        Setup { public_only: true, ..self }
+    }
+}
+
+/// A running server.
+pub struct Server {
+    process: Process,
+    dir: Scratch,
+    http: u16,
+    rtmp: u16,
+    loud: bool,
+    sequence: AtomicI64,
+}
+
+impl Server {
+    /// Starts the binary that was built beside the test and waits until it is ready.
+    #[track_caller]
+    pub fn start(setup: Setup) -> Server {
+        let (dir, http, rtmp, webrtc) = (Scratch::new(), crate::port(), crate::port(), crate::port());
+        let data_dir = setup.data_dir.unwrap_or_else(|| dir.join("data"));
+        let config = format!(
+            r#"data_dir = {data_dir:?}
+http.listen = "127.0.0.1:{http}"
+http.public_url = "http://127.0.0.1:{http}"
+rtmp.listen = "127.0.0.1:{rtmp}"
+webrtc.listen = "127.0.0.1:{webrtc}"
+relay.allow_private_targets = {}
+{}
+[[app]]
+id = {APP}
+server_secret = "{SERVER_SECRET}"
+callback_secret = "{CALLBACK_SECRET}"
+publish_key = "{PUBLISH_KEY}"
+play_key = "playkey0123456789playkey01234567"
+{}
+"#,
+            !setup.public_only, setup.server, setup.app
+        );
+        std::fs::write(dir.join("bywash.toml"), config).expect("a configuration file");
+        let sequence = AtomicI64::new(now_ms());
+        let loud = setup.loud;
+        let server = Server { process: spawn(&dir, loud), dir, http, rtmp, loud, sequence };
+        server.ready()
+    }
+
+    /// Ends it as a power cut does, and starts it again on the same data and ports.
+    #[track_caller]
+    pub fn kill_9_and_start(self) -> Server {
+        self.kill_9().start_again()
+    }
+
+    /// Ends it as a power cut does.
+    pub fn kill_9(self) -> Stopped {
+        let Server { process, dir, http, rtmp, loud, sequence } = self;
+        drop(process);
+        Stopped { dir, http, rtmp, loud, sequence }
+    }
+
+    /// Sends SIGTERM; gives the exit code and how long it took.
+    #[track_caller]
+    pub fn terminate(mut self) -> (i32, Duration, Stopped) {
+        let begin = Instant::now();
+        self.process.signal("TERM");
+        let code = eventually("the server ends", secs(40), || self.process.exit_code());
+        let took = begin.elapsed();
+        (code, took, self.kill_9())
+    }
+
+    /// Everything it has written to stdout and stderr so far.
+    pub fn output(&self) -> String {
+        std::fs::read_to_string(self.dir.join("output")).unwrap_or_default()
+    }
+
+    /// The process, for its memory and processor time.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("bywash.toml")
+    }
+
+    /// The publish address of a stream.
+    pub fn rtmp(&self, stream: &str) -> String {
+        format!("rtmp://127.0.0.1:{}/{APP}/{stream}", self.rtmp)
+    }
+
+    /// The port of RTMP.
+    pub fn rtmp_port(&self) -> u16 {
+        self.rtmp
+    }
+
+    /// GETs a path: status and body.
+    pub fn get(&self, path: &str) -> std::io::Result<(u16, String)> {
+        let mut socket = TcpStream::connect(("127.0.0.1", self.http))?;
+        socket.set_read_timeout(Some(secs(15)))?;
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\n\r\n", self.http)?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+        Ok((status, body.to_owned()))
+    }
+
+    /// A signed call: the whole envelope.
+    #[track_caller]
+    pub fn call(&self, action: &str, params: &[(&str, &str)]) -> Value {
+        let now = now_ms();
+        let before = self.sequence.fetch_update(Relaxed, Relaxed, |last| Some(now.max(last + 1)));
+        let sequence = now.max(before.expect("always some") + 1).to_string();
+        let nonce = format!("{:016x}", now as u64 ^ 0x9e37_79b9_7f4a_7c15);
+        let timestamp = (now / 1000).to_string();
+        let signature = hex::encode(Md5::digest(format!("{APP}{nonce}{SERVER_SECRET}{timestamp}")));
+        let app = APP.to_string();
+        let common = [
+            ("Action", action),
+            ("AppId", &app),
+            ("SignatureNonce", &nonce),
+            ("Timestamp", &timestamp),
+            ("Signature", &signature),
+            ("SignatureVersion", "2.0"),
+            ("Sequence", &sequence),
+        ];
+        let query: Vec<_> =
+            common.iter().chain(params).map(|(name, value)| format!("{}={}", escape(name), escape(value))).collect();
+        let (status, body) = self.get(&format!("/?{}", query.join("&"))).unwrap_or_else(|error| {
+            panic!("{action}: {error}");
+        });
+        assert_eq!(status, 200, "{action}: {body}");
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{action}: {error}: {body}"))
+    }
+
+    /// A signed call that has to succeed: its Data. Waits where the rate limit says so.
+    #[track_caller]
+    pub fn ok(&self, action: &str, params: &[(&str, &str)]) -> Value {
+        let mut answer = self.call(action, params);
+        for _ in 0..50 {
+            if !matches!(answer["Code"].as_i64(), Some(30002 | 5007 | 6 | 1010)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+            answer = self.call(action, params);
+        }
+        assert_eq!(answer["Code"], 0, "{action} {params:?}: {answer}");
+        answer["Data"].take()
+    }
+
+    /// CreatCDNTransferRule.
+    #[track_caller]
+    pub fn relay(&self, stream: &str, url: &str) {
+        self.ok("CreatCDNTransferRule", &[("StreamId", stream), ("CDNUrl", url)]);
+    }
+
+    /// DeleteCDNTransferRule.
+    #[track_caller]
+    pub fn unrelay(&self, stream: &str, url: &str) {
+        self.ok("DeleteCDNTransferRule", &[("StreamId", stream), ("CDNUrl", url)]);
+    }
+
+    /// All rules of a stream as DescribeCDNTransferRules shows them.
+    #[track_caller]
+    pub fn rules(&self, stream: &str) -> Vec<Value> {
+        let data = self.ok("DescribeCDNTransferRules", &[("StreamId", stream)]);
+        data["Rules"].as_array().unwrap_or_else(|| panic!("Rules is a list: {data}")).clone()
+    }
+
+    /// The one rule of a stream whose address begins as `url` does.
+    #[track_caller]
+    pub fn rule(&self, stream: &str, url: &str) -> Option<Value> {
+        let bare = url.split('?').next().unwrap_or(url);
+        self.rules(stream).into_iter().find(|rule| rule["CDNUrl"].as_str().is_some_and(|it| it.starts_with(bare)))
+    }
+
+    /// Waits until a rule has this State.
+    #[track_caller]
+    pub fn wait_state(&self, stream: &str, url: &str, state: i64, limit: Duration) -> Value {
+        let mut last = None;
+        let begin = Instant::now();
+        loop {
+            let rule = self.rule(stream, url);
+            if let Some(rule) = rule.clone().filter(|rule| rule["State"] == state) {
+                return rule;
+            }
+            if rule.is_some() {
+                last = rule;
+            }
+            assert!(begin.elapsed() < limit, "not State {state} within {limit:?}: {last:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    #[track_caller]
+    fn ready(mut self) -> Server {
+        let begin = Instant::now();
+        loop {
+            if self.get("/ready").is_ok_and(|(status, _)| status == 200) {
+                return self;
+            }
+            let ended = self.process.exit_code();
+            let late = begin.elapsed() > secs(20);
+            assert!(ended.is_none() && !late, "not ready (exit {ended:?}):\n{}", self.output());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// A server that is down; its data is kept.
+pub struct Stopped {
+    dir: Scratch,
+    http: u16,
+    rtmp: u16,
+    loud: bool,
+    sequence: AtomicI64,
+}
+
+impl Stopped {
+    /// Starts it on the same data and ports.
+    #[track_caller]
+    pub fn start_again(self) -> Server {
+        let Stopped { dir, http, rtmp, loud, sequence } = self;
+        Server { process: spawn(&dir, loud), dir, http, rtmp, loud, sequence }.ready()
+    }
+}
+
+/// `key=value` pairs of a publish token, as ZEGO's documentation makes it.
+pub fn publish_query(stream: &str, key: &str, lives: i64) -> String {
+    let expired = now_ms() / 1000 + lives;
+    let signed = format!("appid={APP}&streamId={stream}&zgExpired={expired}&zgNonce=17&zgPrivilege=1&key={key}");
+    let token = hex::encode(sha2::Sha256::digest(signed));
+    format!("userId=u1&zgVer=v1&zgExpired={expired}&zgNonce=17&zgToken={token}")
+}
+
+/// Unix milliseconds.
+pub fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as i64
+}
+
+/// The server's binary: beside the running test or benchmark, or `BYWASH_BIN`.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("BYWASH_BIN") {
+        return path.into();
+    }
+    let here = std::env::current_exe().expect("a running program");
+    let near = here.ancestors().skip(1).take(2).map(|dir| dir.join("bywash")).find(|path| path.is_file());
+    near.expect("the bywash binary beside this one: cargo build")
+}
+
+fn spawn(dir: &Scratch, loud: bool) -> Process {
+    let output = OpenOptions::new().create(true).append(true).open(dir.join("output")).expect("an output file");
+    let errors = output.try_clone().expect("a second handle");
+    let mut serve = Command::new(binary());
+    serve.arg("serve").arg("--config").arg(dir.join("bywash.toml")).stdout(output).stderr(errors);
+    // Variables of this name configure the server; what is meant for the tests is not meant for it.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"BYWASH_")) {
+        serve.env_remove(name);
+    }
+    Process::start(serve.env("BYWASH_LOG", if loud { "trace" } else { "info" }))
+}
+
+fn escape(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
