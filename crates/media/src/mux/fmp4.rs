@@ -1,12 +1,12 @@
 //! fMP4 for HLS (RFC 8216 §3.3): one initialization section, and segments of fragments behind it.
 //!
-//! Invariant: a segment begins with the frame that [`Writer::cut`] was called behind, so with a key frame if that was one.
+//! Invariant: a segment begins with the frame that was pushed last before [`Writer::cut`], so with a key frame if that was one.
 
 use std::io;
 
 use bytes::Bytes;
 
-use super::mp4::{FTYP, Fragments, Head, Parts, fragmented_moov, scan};
+use super::mp4::{FTYP, Fragments, Head, fragmented_moov, scan};
 use super::{Finish, Source};
 use crate::{Error, Frame, Tracks};
 
@@ -36,8 +36,7 @@ impl Writer {
 
     /// Appends the rest of a segment to `out`: everything before the last frame of each track. The next segment begins with these.
     pub fn cut(&mut self, out: &mut Vec<Bytes>) {
-        let parts: Option<Parts> = self.fragments.cut();
-        out.extend(parts.into_iter().flatten());
+        out.extend(self.fragments.cut().into_iter().flatten());
     }
 
     /// Appends all that is left to `out`: the end of the last segment.
@@ -48,7 +47,7 @@ impl Writer {
 
 /// What makes a torn segment whole: the cut behind its last whole fragment. `None` if there is none.
 pub fn finish<S: Source + ?Sized>(init: &[u8], segment: &S) -> io::Result<Option<Finish>> {
-    let Some(heads) = heads(init) else { return Err(io::Error::other(Error::Malformed("initialization section"))) };
+    let heads = heads(init).ok_or_else(|| io::Error::other(Error::Malformed("initialization section")))?;
     let scan = scan(segment, 0, Some(heads))?;
     Ok(Finish::cut(segment.size(), scan.end, scan.duration()))
 }

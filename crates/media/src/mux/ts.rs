@@ -51,8 +51,9 @@ struct Sound {
     track: Arc<Track>,
     /// Of AAC only.
     header: Option<adts::Header>,
-    /// Frames for the next PES packet, the time of the first, and the first PES header's room.
+    /// Frames for the next PES packet.
     pending: Vec<u8>,
+    /// The time of the first of them.
     begun: Time,
 }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::table::{Edit, Table};
-use crate::codec::{aac, opus};
+use crate::codec::{aac, mp3, opus};
 use crate::{Codec, Format, Kind, Track};
 
 /// Ticks a second of the movie as a whole.
@@ -303,7 +303,7 @@ pub(super) fn packet_ticks(track: &Track, payload: &[u8]) -> u32 {
     match track.codec {
         Codec::Aac => aac::Config::parse(&track.config)
             .map_or(0, |asc| u32::from(asc.frame_length) * (asc.sample_rate / asc.core_rate).max(1)),
-        Codec::Mp3 => crate::codec::mp3::Header::parse(payload).map_or(0, |head| head.samples.into()),
+        Codec::Mp3 => mp3::Header::parse(payload).map_or(0, |head| head.samples.into()),
         Codec::Opus => opus::duration(payload).map_or(0, |it| it.as_ticks(48_000) as u32),
         _ => 0,
     }

@@ -3,6 +3,8 @@
 //! Times are computed from the stream's own line, never by adding up rounded durations, and count from the smallest
 //! decoding time of the first fragment. Sound is counted in samples instead, as long as its stamps agree within a packet.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::boxes::{Head, boxed, full, packet_ticks};
@@ -31,7 +33,7 @@ pub(crate) struct Fragments {
 #[derive(Debug)]
 struct Lane {
     head: Head,
-    track: std::sync::Arc<Track>,
+    track: Arc<Track>,
     samples: Vec<Sample>,
     /// Where the packet after the last one belongs by the count of samples.
     expected: Option<i64>,
@@ -55,7 +57,7 @@ pub(crate) type Parts = Vec<Bytes>;
 
 impl Fragments {
     pub(crate) fn new(tracks: &Tracks) -> Fragments {
-        let lane = |(id, track): (u32, &std::sync::Arc<Track>)| Lane {
+        let lane = |(id, track): (u32, &Arc<Track>)| Lane {
             head: Head::new(id, track),
             track: track.clone(),
             samples: Vec::new(),

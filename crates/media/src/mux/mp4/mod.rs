@@ -23,10 +23,11 @@ mod table;
 use bytes::Bytes;
 
 pub use self::finish::finish;
+use self::fragment::Parts;
 pub(super) use self::{
     boxes::{Head, fragmented_moov},
     finish::scan,
-    fragment::{Fragments, Parts},
+    fragment::Fragments,
 };
 use super::Write;
 use crate::{Frame, Tracks};

@@ -185,3 +185,66 @@ impl Edit {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tables of samples, each with decoding time and offset in milliseconds and 40 ms long by itself, and with a
+    /// priming; gives delay, length and start of each edit.
+    fn check(tracks: &[(&[(u64, u32)], u64)], want: &[(u64, u64, u64)]) {
+        let table = |samples: &[(u64, u32)]| {
+            let mut table = Table::default();
+            samples.iter().for_each(|&(dts, offset)| table.sample(dts, offset, 40, 1, true));
+            table.end();
+            table
+        };
+        let tables: Vec<_> = tracks.iter().map(|&(samples, priming)| (table(samples), priming)).collect();
+        let list: Vec<_> = tables.iter().map(|(table, priming)| (table, 1000, *priming)).collect();
+        let got: Vec<_> = Edit::list(&list).into_iter().map(|it| (it.delay, it.length, it.from)).collect();
+        assert_eq!(got, want, "{tracks:?}");
+    }
+
+    const SOUND: (&[(u64, u32)], u64) = (&[(0, 0), (40, 0), (80, 0), (120, 0)], 0);
+    /// Shown at 80, 200, 120 and 160.
+    const REORDERED: &[(u64, u32)] = &[(0, 80), (40, 160), (80, 40), (120, 40)];
+
+    #[test]
+    fn what_is_presented_keeps_its_offset_to_the_first_of_all() {
+        check(&[SOUND], &[(0, 160, 0)]);
+        check(&[(REORDERED, 0)], &[(0, 160, 80)]);
+        check(&[(REORDERED, 0), SOUND], &[(80, 160, 80), (0, 160, 0)]);
+        check(&[(&[(3000, 80), (3040, 80)], 0), SOUND], &[(3080, 80, 80), (0, 160, 0)]);
+    }
+
+    #[test]
+    fn priming_is_not_presented() {
+        check(&[(SOUND.0, 6), (REORDERED, 0)], &[(0, 154, 6), (74, 160, 80)]);
+    }
+
+    #[test]
+    fn the_end_is_that_of_the_picture_shown_last() {
+        // The frame before the stall is decoded for 400 ms, and long shown when the last one ends.
+        check(&[(&[(0, 0), (40, 80), (440, 0)], 0)], &[(0, 480, 0)]);
+    }
+
+    #[test]
+    fn a_track_without_samples_does_not_count() {
+        check(&[(&[], 0), (&[(500, 0)], 0)], &[(0, 0, 0), (0, 40, 0)]);
+    }
+
+    #[test]
+    fn equal_steps_are_one_run_and_far_chunks_take_64_bits() {
+        let mut table = Table::default();
+        for (dts, at) in [(0, 100), (40, 200), (80, 1 << 32)] {
+            table.chunk(at, 1);
+            table.sample(dts, 0, 40, 7, true);
+        }
+        table.end();
+        assert_eq!((table.duration(), &table.steps.0[..]), (120, &[(3, 40)][..]));
+        let mut out = Vec::new();
+        table.write(&mut out);
+        let has = |kind: &[u8]| out.windows(4).any(|it| it == kind);
+        assert!(has(b"stts") && has(b"co64") && !has(b"stco") && !has(b"ctts") && !has(b"stss"));
+    }
+}
