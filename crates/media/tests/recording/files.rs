@@ -8,7 +8,7 @@ use bywash_media::mux::{Finish, Write, adts, flv, mp3};
 use bywash_media::{Frame, Kind, Time};
 
 use crate::source::{self, Stream};
-use crate::{Dice, Disk, decoded, duration, ffmpeg, path, run};
+use crate::{Dice, Disk, decoded, decoded_source, ffmpeg, path, probe, run};
 
 fn flv_of(stream: &Stream) -> Disk {
     let mut out = Vec::new();
@@ -37,7 +37,7 @@ fn check(name: &str, stream: &Stream, file: Disk, finish: fn(&[u8]) -> io::Resul
     let (whole, done) = file.clone().finish(finish).unwrap();
     std::fs::write(&at, &whole.0).unwrap();
     let source = stream.file.as_ref().unwrap();
-    let (got, want) = (decoded(&at), decoded(source));
+    let (got, want) = (decoded(&at), decoded_source(source));
     assert!(if name.ends_with("flv") { got == want } else { got[0] == want[1] }, "{name}");
     let mut dice = Dice(6);
     let (mut last, mut files) = ((0, Time::ZERO), Vec::new());
@@ -100,7 +100,7 @@ fn an_flv_file_is_finished_in_place() {
     if ffmpeg() {
         let file = path("finished.flv");
         std::fs::write(&file, &whole.0).unwrap();
-        assert!((duration(&file) - 10.24).abs() < 0.002);
+        assert!((probe(&file).0 - 10.24).abs() < 0.002);
         // The index: each of its eight places is that of the tag of a key frame.
         let at = whole.0.windows(13).position(|it| it == b"filepositions").unwrap() + 13;
         assert_eq!(whole.0[at..at + 5], [10, 0, 0, 0, 8]);

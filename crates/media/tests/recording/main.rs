@@ -6,10 +6,11 @@ mod mp4;
 mod source;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use bywash_media::mux::{Finish, Source, Write};
 
@@ -142,16 +143,25 @@ fn hashes(file: &Path, how: &[&str]) -> Vec<Vec<String>> {
     streams
 }
 
-/// How long FFmpeg takes the file to be, in seconds.
-pub fn duration(file: &Path) -> f64 {
-    run("ffprobe", &[], file, &["-show_entries", "format=duration", "-of", "csv=p=0"]).trim().parse().unwrap()
+/// The hash of each decoded frame of a file that does not change.
+pub fn decoded_source(file: &Path) -> Vec<Vec<String>> {
+    static KNOWN: Mutex<BTreeMap<PathBuf, Vec<Vec<String>>>> = Mutex::new(BTreeMap::new());
+    // Whoever else wants it waits for it.
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    known.entry(file.to_owned()).or_insert_with(|| decoded(file)).clone()
 }
 
-/// The time of each packet of one kind, in seconds and in the order that they are shown.
-pub fn shown(file: &Path, kind: &str) -> Vec<f64> {
-    let told =
-        run("ffprobe", &["-select_streams", kind], file, &["-show_entries", "packet=pts_time", "-of", "csv=p=0"]);
-    let mut times: Vec<f64> = told.split([',', '\n']).filter_map(|time| time.trim().parse().ok()).collect();
-    times.sort_by(f64::total_cmp);
-    times
+/// How long FFmpeg takes the file to be, and when it takes the packets of each stream to be shown; in seconds, ascending.
+pub fn probe(file: &Path) -> (f64, Vec<Vec<f64>>) {
+    let what = ["-show_entries", "format=duration:packet=stream_index,pts_time", "-of", "csv"];
+    let (mut duration, mut streams) = (0.0, vec![Vec::new(); 2]);
+    for line in run("ffprobe", &[], file, &what).lines() {
+        match line.split(',').collect::<Vec<_>>()[..] {
+            ["packet", stream, time, ..] => streams[stream.parse::<usize>().unwrap()].push(time.parse().unwrap()),
+            ["format", time, ..] => duration = time.parse().unwrap(),
+            _ => {}
+        }
+    }
+    streams.iter_mut().for_each(|times: &mut Vec<f64>| times.sort_by(f64::total_cmp));
+    (duration, streams)
 }

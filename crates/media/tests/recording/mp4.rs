@@ -10,7 +10,7 @@ use bywash_media::mux::{Write, mp4};
 use bywash_media::{Codec, Frame, Kind, Time, Tracks};
 
 use crate::source::{self, Stream};
-use crate::{Dice, Disk, OnDisk, decoded, duration, ffmpeg, packets, path, shown};
+use crate::{Dice, Disk, OnDisk, decoded, decoded_source, ffmpeg, packets, path, probe};
 
 fn recorded(stream: &Stream) -> Vec<Write> {
     let mut writes = Vec::new();
@@ -38,17 +38,18 @@ fn check(name: &str, stream: Stream) {
     let (whole, done) = open.finish(mp4::finish).unwrap();
     let file = path(&format!("{name}.finished.mp4"));
     std::fs::write(&file, &whole.0).unwrap();
-    assert!((duration(&file) - done.duration.as_nanos() as f64 / 1e9).abs() < 0.002, "{:?}", done.duration);
-    for (kind, letter) in stream.kinds() {
-        let (got, want) = (shown(&file, letter), stream.shown(kind));
+    let (duration, shown) = probe(&file);
+    assert!((duration - done.duration.as_nanos() as f64 / 1e9).abs() < 0.002, "{:?}", done.duration);
+    for (kind, got) in stream.kinds().zip(shown) {
+        let want = stream.shown(kind);
         assert_eq!(got.len(), want.len());
         for (got, want) in got.iter().zip(&want) {
             // Stamps of sound in milliseconds are smoothed.
-            assert!((got - want).abs() < 0.0015, "{name} {letter}: {got} {want}");
+            assert!((got - want).abs() < 0.0015, "{name} {kind:?}: {got} {want}");
         }
     }
     if let Some(source) = &stream.file {
-        let (got, want) = (decoded(&file), decoded(source));
+        let (got, want) = (decoded(&file), decoded_source(source));
         assert_eq!(got[0], want[0], "{name}");
         // The source of what has Opus is silent in another way.
         assert!(got[1] == want[1] || stream.has(Codec::Opus), "{name}");

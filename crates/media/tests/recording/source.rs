@@ -174,12 +174,13 @@ impl Stream {
         times
     }
 
-    /// Both kinds that the stream has, with the letters that FFmpeg has for them.
-    pub fn kinds(&self) -> impl Iterator<Item = (Kind, &'static str)> + use<> {
-        let present = [(Kind::Video, "v"), (Kind::Audio, "a")].map(|it| self.tracks.get(it.0).map(|_| it));
-        present.into_iter().flatten()
+    /// The kinds that the stream has.
+    pub fn kinds(&self) -> impl Iterator<Item = Kind> + use<> {
+        let tracks = self.tracks.clone();
+        [Kind::Video, Kind::Audio].into_iter().filter(move |&kind| tracks.get(kind).is_some())
     }
 
+    /// Whether one of its tracks is of this codec.
     pub fn has(&self, codec: Codec) -> bool {
         [&self.tracks.video, &self.tracks.audio].into_iter().flatten().any(|track: &Arc<_>| track.codec == codec)
     }
