@@ -5,6 +5,7 @@
 pub mod codec;
 pub mod frame;
 pub mod mux;
+pub mod playlist;
 pub mod timeline;
 
 pub use frame::{Codec, Environment, Format, Frame, Kind, StreamKey, Time, Track, Tracks};

@@ -123,6 +123,11 @@ impl Sets {
         Some(sets)
     }
 
+    /// The NAL units of the sets.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.sets.iter().map(|set| &set[..])
+    }
+
     /// How many bytes a NAL length takes in the frames, as the record said.
     pub fn length_size(&self) -> usize {
         self.length_size
