@@ -5,6 +5,7 @@
 pub mod codec;
 pub mod frame;
 pub mod mux;
+pub mod playlist;
 pub mod sync;
 pub mod timeline;
 pub mod transcode;

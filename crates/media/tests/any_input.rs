@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use bywash_media::codec::{self, aac, av1, h264, h265, mp3, nal, opus};
-use bywash_media::mux::flv;
-use bywash_media::{Codec, Kind, Time, Timeline, timeline};
+use bywash_media::mux::{self, Write, adts, flv, fmp4, mp4, ts};
+use bywash_media::{Codec, Frame, Kind, Time, Timeline, Tracks, timeline};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -84,6 +84,36 @@ proptest! {
     }
 
     #[test]
+    fn recordings(bodies in vec((any::<bool>(), body(), 0i64..3000), 1..40)) {
+        let mut reader = flv::Reader::new();
+        let (mut items, mut tracks, mut frames, mut now) = (Vec::new(), Tracks::default(), Vec::new(), 0);
+        for (video, body, step) in bodies {
+            let body = Bytes::from(body);
+            let _ = if video { reader.video(&body, &mut items) } else { reader.audio(&body, &mut items) };
+            now += step;
+            for item in items.drain(..) {
+                match item {
+                    flv::Item::Track(track) => {
+                        tracks.set(track);
+                    }
+                    flv::Item::Frame(flv::Raw { track, cts, key, payload }) => {
+                        frames.push(Frame { track, dts: Time::from_millis(now), cts, key, payload });
+                    }
+                    flv::Item::Ended(_) => {}
+                }
+            }
+        }
+        record(&tracks, &frames);
+    }
+
+    #[test]
+    fn torn_files(file in vec(any::<u8>(), 0..300)) {
+        let _ = (mp4::finish(&file[..]).unwrap(), ts::finish(&file[..]).unwrap(), flv::file::finish(&file[..]).unwrap());
+        let _ = (adts::finish(&file[..]).unwrap(), mux::mp3::finish(&file[..]).unwrap());
+        let _ = fmp4::finish(&file, &file[..]);
+    }
+
+    #[test]
     fn codec_parsers(seed in body(), skip in 0usize..10) {
         let bytes = seed.get(skip..).unwrap_or_default();
         for codec in CODECS {
@@ -117,6 +147,46 @@ proptest! {
             prop_assert!(dts <= arrival + arrival / 100 + timeline::AHEAD_MAX_MS + count, "{dts} at {arrival}");
             *last = dts;
         }
+    }
+}
+
+/// Writes the frames in every format; what has a frame in it must be finished.
+fn record(tracks: &Tracks, frames: &[Frame]) {
+    let mut writes = Vec::new();
+    let mut writer = mp4::Writer::new(tracks, &mut writes);
+    frames.iter().for_each(|frame| writer.push(frame, &mut writes));
+    writer.flush(&mut writes);
+    let mut file = Vec::new();
+    for write in writes {
+        let Write::At(at, parts) = write else { continue };
+        let (at, bytes) = (at as usize, parts.concat());
+        file.resize(file.len().max(at + bytes.len()), 0);
+        file[at..at + bytes.len()].copy_from_slice(&bytes);
+    }
+    assert_eq!(mp4::finish(&file[..]).unwrap().is_some(), !frames.is_empty());
+
+    let mut writer = fmp4::Writer::new(tracks);
+    let (init, mut segment) = (writer.init(), Vec::new());
+    frames.iter().for_each(|frame| writer.push(frame, &mut segment));
+    writer.flush(&mut segment);
+    if !frames.is_empty() {
+        let segment = segment.concat();
+        let whole = fmp4::finish(&init, &segment[..]).unwrap().unwrap();
+        assert_eq!((whole.writes.len(), whole.len), (0, segment.len() as u64));
+    }
+
+    let mut file = Vec::new();
+    let mut writer = flv::file::Writer::new(tracks, &mut file);
+    frames.iter().for_each(|frame| writer.push(frame, &mut file));
+    assert_eq!(flv::file::finish(&file[..]).unwrap().is_some(), !frames.is_empty());
+
+    if let Some(mut writer) = ts::Writer::new(tracks) {
+        let mut file = Vec::new();
+        writer.start(&mut file);
+        frames.iter().for_each(|frame| writer.push(frame, &mut file));
+        writer.end(&mut file);
+        assert!(file.len().is_multiple_of(188) && file.chunks(188).all(|packet| packet[0] == 0x47));
+        ts::finish(&file[..]).unwrap();
     }
 }
 

@@ -250,7 +250,8 @@ mod tests {
 
     const NOW_MS: i64 = 1_470_820_198_999;
 
-    /// Reads a JSON body as a receiver does; says `name=value` for all but the random fields, whose signature it checks.
+    /// Reads a JSON body as a receiver does; says `name=value`, sorted, for all but the random fields, whose signature it
+    /// checks.
     fn read(owed: &Owed) -> Vec<String> {
         let Value::Object(fields) = serde_json::from_str(&owed.body).unwrap() else { panic!("{}", owed.body) };
         let text = |name: &str| fields[name].as_str().unwrap();
@@ -258,7 +259,10 @@ mod tests {
         assert!(text("nonce").parse::<u64>().is_ok());
         let random = ["signature", "nonce"];
         let fields = fields.iter().filter(|(name, _)| !random.contains(&name.as_str()));
-        fields.map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or(&value.to_string()))).collect()
+        let mut told: Vec<_> =
+            fields.map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or(&value.to_string()))).collect();
+        told.sort();
+        told
     }
 
     #[test]

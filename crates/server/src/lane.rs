@@ -7,7 +7,6 @@
 //! Invariant: a lane with nothing on it sleeps; its ticks run only while a [`Seat`] is taken.
 
 use std::future::pending;
-use std::io::Read;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -19,7 +18,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::sys;
+use crate::sys::{self, Metronome};
 
 /// How often a lane's connections look whether something is held back in vain.
 pub const SWEEP: Duration = Duration::from_millis(200);
@@ -194,15 +193,11 @@ async fn ticks(shared: Arc<Shared>, sweep: watch::Sender<()>, beat: watch::Sende
 
 /// Ticks until nobody sits on the lane.
 async fn tick_on(shared: &Shared, sweep: &watch::Sender<()>, beat: &watch::Sender<()>) -> std::io::Result<()> {
-    let metronome = sys::metronome(SWEEP)?;
+    let metronome = Metronome::new(SWEEP)?;
     let mut used = sys::thread_cpu_time();
     let mut n = 0;
     while shared.seats.load(Ordering::Relaxed) > 0 {
-        let mut expired = metronome.readable().await?;
-        // The kernel does not set the timer again before it is read.
-        let Ok(read) = expired.try_io(|file| file.get_ref().read(&mut [0; 8])) else { continue };
-        read?;
-        expired.clear_ready();
+        metronome.beat().await?;
         n += 1;
         sweep.send_replace(());
         if n % (BEAT.as_millis() / SWEEP.as_millis()) == 0 {

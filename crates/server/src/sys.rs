@@ -4,7 +4,6 @@
 
 #![allow(unsafe_code)]
 
-use std::fs::File;
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -96,26 +95,59 @@ pub fn interface_addresses() -> io::Result<Vec<IpAddr>> {
     Ok(found)
 }
 
-/// Becomes readable after each `period`, counted from when it was last read (timerfd_create(2)).
-pub fn metronome(period: Duration) -> io::Result<AsyncFd<File>> {
-    // SAFETY: the call takes no pointer; a descriptor that it returns is ours alone.
-    let fd = unsafe {
-        let fd = libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC);
-        if fd < 0 {
+/// Beats every so often, by the kernel's clock (timerfd_create(2)).
+pub struct Metronome(AsyncFd<OwnedFd>);
+
+impl Metronome {
+    /// Beats for the first time after one `period`.
+    pub fn new(period: Duration) -> io::Result<Metronome> {
+        // SAFETY: the call takes no pointer; a descriptor that it returns is ours alone.
+        let fd = unsafe {
+            let fd = libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        let every =
+            libc::timespec { tv_sec: period.as_secs() as libc::time_t, tv_nsec: period.subsec_nanos() as libc::c_long };
+        let spec = libc::itimerspec { it_interval: every, it_value: every };
+        // SAFETY: `spec` outlives the call, and no old value is asked for.
+        let rc = unsafe { libc::timerfd_settime(fd.as_raw_fd(), 0, &raw const spec, std::ptr::null_mut()) };
+        if rc != 0 {
             return Err(io::Error::last_os_error());
         }
-        OwnedFd::from_raw_fd(fd)
-    };
-    let every =
-        libc::timespec { tv_sec: period.as_secs() as libc::time_t, tv_nsec: period.subsec_nanos() as libc::c_long };
-    let spec = libc::itimerspec { it_interval: every, it_value: every };
-    // SAFETY: `spec` outlives the call, and no old value is asked for.
-    let rc = unsafe { libc::timerfd_settime(fd.as_raw_fd(), 0, &raw const spec, std::ptr::null_mut()) };
-    if rc != 0 {
-        return Err(io::Error::last_os_error());
+        // SAFETY: the descriptor moves into the AsyncFd, which closes it only after it is no longer registered.
+        Ok(Metronome(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?))
     }
-    // SAFETY: the descriptor moves into the AsyncFd, which closes it only after it is no longer registered.
-    Ok(unsafe { AsyncFd::register_with_interest(File::from(fd), Interest::READABLE) }?)
+
+    /// Waits for the next beat. Beats that were missed are one.
+    pub async fn beat(&self) -> io::Result<()> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            // The kernel sets the timer again when its count is read.
+            let mut count = [0u8; 8];
+            // SAFETY: the kernel writes at most the eight bytes of `count`.
+            let read = unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+            ready.clear_ready();
+            if read > 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::WouldBlock {
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// Keeps freed memory for a second before it goes back to the kernel. Streams take and free pictures all the time: given back after
+/// mimalloc's own 10 ms, the same pages are taken and cleared again for each.
+pub fn keep_freed_memory() {
+    /// mi_option_purge_delay of mimalloc.h, in milliseconds; the crate does not name it.
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: it sets a number of the allocator, which may be done at any time.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 1000) };
 }
 
 /// Lets a command end quietly when whoever reads its output has gone (`bywash call … | head`); Rust ignores SIGPIPE.
@@ -151,6 +183,14 @@ mod tests {
         while tcp_bytes_acked(ours.as_fd()).unwrap() - before != 5000 || tcp_bytes_waiting(ours.as_fd()).unwrap() != 0 {
             assert!(std::time::Instant::now() < deadline, "the count never came to 5000");
             std::thread::yield_now();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_metronome_goes_on() {
+        let metronome = Metronome::new(Duration::from_millis(5)).unwrap();
+        for _ in 0..5 {
+            tokio::time::timeout(Duration::from_secs(5), metronome.beat()).await.unwrap().unwrap();
         }
     }
 

@@ -168,7 +168,11 @@ mod tests {
         wire.out().push_back(Bytes::from_static(b"much too long for the pipe"));
         theirs.write_all(b"hi").await.unwrap();
         let mut got = Vec::new();
-        let turn = wire.turn::<io::Error>(|bytes| Ok(got.extend_from_slice(bytes))).await.unwrap();
+        let turn = wire.turn::<io::Error>(|bytes| {
+            got.extend_from_slice(bytes);
+            Ok(())
+        });
+        let turn = turn.await.unwrap();
         assert_eq!((turn, got.as_slice()), (Turn::Read, &b"hi"[..]));
         drop(theirs);
         assert!(wire.turn::<io::Error>(|_| Ok(())).await.is_err(), "a broken pipe is told");

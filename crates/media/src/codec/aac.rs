@@ -15,10 +15,15 @@ pub struct Config {
     pub core_rate: u32,
     /// Channels; 0 where neither the configuration nor a program config element tells them.
     pub channels: u8,
+    /// The channel configuration as it stands, 0 to 15 (table 1.19); that of the core where parametric stereo makes two of one.
+    pub layout: u8,
     /// Samples in a frame at [`core_rate`](Self::core_rate): 1024 or 960.
     pub frame_length: u16,
 }
 
+/// The rates that have a number, in Hz (table 1.18).
+pub(crate) const RATES: [u32; 13] =
+    [96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350];
 const SBR: u32 = 5;
 const PS: u32 = 29;
 
@@ -34,6 +39,7 @@ impl Config {
             sample_rate: core_rate,
             core_rate,
             channels: [0, 1, 2, 3, 4, 5, 6, 8, 0, 0, 0, 7, 8, 0, 8, 0][layout as usize],
+            layout: layout as u8,
             frame_length: 1024,
         };
         // Announced before the core's own fields: explicit, hierarchical signalling.
@@ -99,6 +105,11 @@ impl Config {
     }
 }
 
+/// The audio object type that a configuration begins with: that of the extension, where one is told first.
+pub(super) fn announced_type(config: &[u8]) -> Option<u32> {
+    object_type(&mut Bits::new(config))
+}
+
 fn object_type(bits: &mut Bits) -> Option<u32> {
     match bits.u(5)? {
         31 => Some(32 + bits.u(6)?),
@@ -107,8 +118,6 @@ fn object_type(bits: &mut Bits) -> Option<u32> {
 }
 
 fn sample_rate(bits: &mut Bits) -> Option<u32> {
-    const RATES: [u32; 13] =
-        [96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350];
     match bits.u(4)? {
         15 => bits.u(24).filter(|&rate| rate > 0),
         index => RATES.get(index as usize).copied(),
@@ -144,7 +153,7 @@ mod tests {
 
     fn check(config: &[u8], sample_rate: u32, core_rate: u32, channels: u8, frame_length: u16) {
         let got = Config::parse(config).unwrap_or_else(|| panic!("{config:x?}"));
-        let want = Config { object_type: 2, sample_rate, core_rate, channels, frame_length };
+        let want = Config { object_type: 2, sample_rate, core_rate, channels, layout: got.layout, frame_length };
         assert_eq!(got, want, "{config:x?}");
     }
 

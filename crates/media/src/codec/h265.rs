@@ -73,6 +73,21 @@ pub(super) fn build_record(sets: &[Bytes]) -> Option<Bytes> {
     Some(out.into())
 }
 
+/// The `codecs` parameter of an `hvcC` record (ISO/IEC 14496-15 annex E.3).
+pub(super) fn parameter(record: &[u8]) -> Option<String> {
+    let &[head, c0, c1, c2, c3, ref constraints @ .., level] = record.get(1..13)?.first_chunk::<12>()?;
+    let space = ["", "A", "B", "C"][usize::from(head >> 6)];
+    let tier = if head & 0x20 == 0 { 'L' } else { 'H' };
+    // From the lowest bit up, without the zeros in front.
+    let compatible = u32::from_be_bytes([c0, c1, c2, c3]).reverse_bits();
+    let mut out = format!("hvc1.{space}{}.{compatible:X}.{tier}{level}", head & 0x1f);
+    let end = constraints.iter().rposition(|&it| it != 0).map_or(0, |last| last + 1);
+    for byte in &constraints[..end] {
+        out += &format!(".{byte:X}");
+    }
+    Some(out)
+}
+
 /// What a sequence parameter set says (H.265 §7.3.2.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sps {

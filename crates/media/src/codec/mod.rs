@@ -47,6 +47,29 @@ pub fn track(codec: Codec, config: Bytes) -> Result<Track, Error> {
     Ok(Track { codec, config, format })
 }
 
+/// The `codecs` parameter of a track (RFC 6381; ISO/IEC 14496-15 annex E; AV1 ISOBMFF §5), as HLS and browsers want it;
+/// `None` for a record that is cut off.
+pub fn parameter(track: &Track) -> Option<String> {
+    let record = &track.config;
+    Some(match track.codec {
+        Codec::H264 => format!("avc1.{:02X}{:02X}{:02X}", record.get(1)?, record.get(2)?, record.get(3)?),
+        Codec::H265 => h265::parameter(record)?,
+        Codec::Av1 => {
+            let (head, depth) = (record.get(1)?, record.get(2)?);
+            let tier = if depth & 0x80 == 0 { 'M' } else { 'H' };
+            let bits = match depth >> 5 & 3 {
+                3 => 12,
+                2 => 10,
+                _ => 8,
+            };
+            format!("av01.{}.{:02}{tier}.{bits:02}", head >> 5, head & 0x1f)
+        }
+        Codec::Aac => format!("mp4a.40.{}", aac::announced_type(record)?),
+        Codec::Mp3 => "mp4a.40.34".into(),
+        Codec::Opus => "opus".into(),
+    })
+}
+
 /// Whether decoding can begin at this frame.
 pub fn is_key(codec: Codec, payload: &[u8]) -> bool {
     match codec {
@@ -75,4 +98,32 @@ pub fn is_first_slice(codec: Codec, unit: &[u8]) -> Option<bool> {
         _ => return None,
     };
     unit.get(at).map(|byte| byte & 0x80 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_track_has_the_name_that_browsers_know_it_by() {
+        let check = |codec, config: &[u8], want: &str| {
+            let format = Format::Video { width: 0, height: 0 };
+            let track = Track { codec, config: Bytes::copy_from_slice(config), format };
+            assert_eq!(parameter(&track).as_deref(), Some(want));
+        };
+        check(Codec::H264, b"\x01\x64\x00\x1e\xff", "avc1.64001E");
+        check(Codec::H265, h265::tests::RECORD_360, "hvc1.1.6.L63.90");
+        check(Codec::Av1, av1::tests::RECORD_360, "av01.0.01M.08");
+        check(Codec::Av1, b"\x81\x28\xc0\x00", "av01.1.08H.10");
+        check(Codec::Aac, &[0x11, 0x90], "mp4a.40.2");
+        check(Codec::Aac, &[0x2b, 0x11, 0x88, 0x00], "mp4a.40.5");
+        check(Codec::Mp3, b"", "mp4a.40.34");
+        check(Codec::Opus, b"", "opus");
+        let cut = Track {
+            codec: Codec::H264,
+            config: Bytes::from_static(b"\x01"),
+            format: Format::Video { width: 0, height: 0 },
+        };
+        assert_eq!(parameter(&cut), None);
+    }
 }

@@ -6,6 +6,8 @@
 //!
 //! Invariant: a payload read from a tag and written into one again is the same bytes, and is not copied.
 
+pub mod file;
+
 use std::fmt;
 use std::ops::Deref;
 

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::Source;
 use crate::config::{self, Config};
-use crate::{app, demo, log};
+use crate::{app, demo, log, sys};
 
 /// Runs the server
 ///
@@ -80,5 +80,6 @@ fn reread(source: &Source) -> Result<Config, config::Problems> {
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    sys::keep_freed_memory();
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
 }

@@ -1,0 +1,371 @@
+//! MPEG-TS (ISO/IEC 13818-1) for HLS: H.264 or H.265 pictures and AAC or MP3 sound.
+//!
+//! Each PES packet is written contiguously, its transport packets not mixed with those of the other track. So a torn file is
+//! repaired by dropping from the last packet that begins one ([`finish`]).
+//!
+//! Invariant: what is written is whole packets of 188 bytes, and their continuity counters go on across segments.
+
+use std::io;
+use std::sync::Arc;
+
+use super::adts;
+use super::{Finish, Source};
+use crate::codec::nal;
+use crate::{Codec, Format, Frame, Kind, Time, Track, Tracks};
+
+const PACKET: usize = 188;
+/// What a transport packet's header leaves.
+const ROOM: usize = PACKET - 4;
+const PAT: u16 = 0;
+const PMT: u16 = 0x1000;
+const VIDEO: u16 = 0x100;
+const AUDIO: u16 = 0x101;
+/// Times are in ticks of 90 kHz and wrap at 33 bits.
+const RATE: u32 = 90_000;
+const WRAP: i64 = (1 << 33) - 1;
+/// How far decoding is behind the program clock: what a decoder's buffer may hold of sound before the pictures.
+const DELAY: i64 = 63_000;
+/// Sound is packed into PES packets of up to this many bytes and this long, for the clock must be told every 100 ms: each costs a header and the padding of its last packet.
+const SOUND_MAX: usize = 2900;
+const SOUND_LENGTH: Time = Time::from_millis(70);
+
+/// Writes the segments of a stream.
+#[derive(Debug)]
+pub struct Writer {
+    video: Option<Picture>,
+    audio: Option<Sound>,
+    counters: Counters,
+    /// The elementary stream of the frame at hand, behind its PES header. Kept for its memory.
+    scratch: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Picture {
+    codec: Codec,
+    /// The parameter sets with start codes.
+    sets: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Sound {
+    track: Arc<Track>,
+    /// Of AAC only.
+    header: Option<adts::Header>,
+    /// Frames for the next PES packet.
+    pending: Vec<u8>,
+    /// The time of the first of them.
+    begun: Time,
+}
+
+/// The next continuity counter of each PID.
+#[derive(Debug, Default)]
+struct Counters {
+    pat: u8,
+    pmt: u8,
+    video: u8,
+    audio: u8,
+}
+
+impl Counters {
+    fn next(&mut self, pid: u16) -> u8 {
+        let counter = match pid {
+            PAT => &mut self.pat,
+            PMT => &mut self.pmt,
+            VIDEO => &mut self.video,
+            _ => &mut self.audio,
+        };
+        let next = *counter;
+        *counter = (next + 1) & 15;
+        next
+    }
+}
+
+/// Whether MPEG-TS as players take it has a form for this codec.
+pub const fn carries(codec: Codec) -> bool {
+    matches!(codec, Codec::H264 | Codec::H265 | Codec::Aac | Codec::Mp3)
+}
+
+impl Writer {
+    /// For a stream with these tracks; `None` if one of them has no form in MPEG-TS: then [`fmp4`](super::fmp4) has.
+    pub fn new(tracks: &Tracks) -> Option<Writer> {
+        let mut writer = Writer { video: None, audio: None, counters: Counters::default(), scratch: Vec::new() };
+        if let Some(track) = &tracks.video {
+            let sets = nal::Sets::parse(track.codec, &track.config).filter(|_| carries(track.codec))?;
+            let mut stream = Vec::new();
+            sets.iter().for_each(|set| start_code(&mut stream, set));
+            writer.video = Some(Picture { codec: track.codec, sets: stream });
+        }
+        if let Some(track) = tracks.audio.as_ref() {
+            let header = adts::Header::new(&track.config);
+            if !carries(track.codec) || track.codec == Codec::Aac && header.is_none() {
+                return None;
+            }
+            let track = track.clone();
+            writer.audio = Some(Sound { track, header, pending: Vec::new(), begun: Time::ZERO });
+        }
+        Some(writer)
+    }
+
+    /// Begins a segment: appends the tables. A key frame should follow.
+    pub fn start(&mut self, out: &mut Vec<u8>) {
+        // Transport stream 1, version 0; program 1 is told by the PMT.
+        table(
+            out,
+            PAT,
+            self.counters.next(PAT),
+            &[0, 0xb0, 13, 0, 1, 0xc1, 0, 0, 0, 1, 0xe0 | (PMT >> 8) as u8, PMT as u8],
+        );
+        let mut streams = Vec::new();
+        let mut stream = |kind: u8, pid: u16, about: &[u8]| {
+            streams.extend([kind, 0xe0 | (pid >> 8) as u8, pid as u8, 0xf0, about.len() as u8]);
+            streams.extend(about);
+        };
+        match self.video.as_ref().map(|video| video.codec) {
+            Some(Codec::H265) => stream(0x24, VIDEO, b"\x05\x04HEVC"),
+            Some(_) => stream(0x1b, VIDEO, &[]),
+            None => {}
+        }
+        match self.audio.as_ref().map(|audio| (audio.track.codec, audio.track.format)) {
+            Some((Codec::Aac, _)) => stream(0x0f, AUDIO, &[]),
+            // Low rates are of MPEG-2 audio.
+            Some((_, Format::Audio { sample_rate, .. })) if sample_rate < 32_000 => stream(0x04, AUDIO, &[]),
+            Some(_) => stream(0x03, AUDIO, &[]),
+            None => {}
+        }
+        let clock = self.clock_pid();
+        let mut body = vec![2, 0xb0, streams.len() as u8 + 13, 0, 1, 0xc1, 0, 0];
+        body.extend([0xe0 | (clock >> 8) as u8, clock as u8, 0xf0, 0]);
+        body.extend(streams);
+        table(out, PMT, self.counters.next(PMT), &body);
+    }
+
+    fn clock_pid(&self) -> u16 {
+        if self.video.is_some() { VIDEO } else { AUDIO }
+    }
+
+    /// Appends a frame. Sound is held back for up to 70 ms of its own time. A frame of no known track is passed over.
+    pub fn push(&mut self, frame: &Frame, out: &mut Vec<u8>) {
+        match frame.track {
+            Kind::Video => self.picture(frame, out),
+            Kind::Audio => self.sound(frame, out),
+        }
+    }
+
+    /// Appends what is held back: the end of a segment.
+    pub fn end(&mut self, out: &mut Vec<u8>) {
+        let clock = self.clock_pid();
+        let Some(audio) = &mut self.audio else { return };
+        if audio.pending.is_empty() {
+            return;
+        }
+        let pts = ticks(audio.begun);
+        self.scratch.clear();
+        pes_head(&mut self.scratch, 0xc0, audio.pending.len(), pts, pts);
+        self.scratch.append(&mut audio.pending);
+        let counter = || self.counters.next(AUDIO);
+        packets(out, AUDIO, counter, &self.scratch, (clock == AUDIO).then_some(pts), true);
+    }
+
+    fn picture(&mut self, frame: &Frame, out: &mut Vec<u8>) {
+        if self.audio.as_ref().is_some_and(|audio| frame.dts - audio.begun >= SOUND_LENGTH) {
+            self.end(out);
+        }
+        let Some(video) = &self.video else { return };
+        let delimiter: &[u8] = match video.codec {
+            Codec::H264 => b"\0\0\0\x01\x09\xf0",
+            _ => b"\0\0\0\x01\x46\x01\x50",
+        };
+        self.scratch.clear();
+        // A picture may be longer than the length field holds, which 0 leaves open.
+        pes_head(&mut self.scratch, 0xe0, usize::MAX, ticks(frame.dts + frame.cts), ticks(frame.dts));
+        self.scratch.extend(delimiter);
+        if frame.key {
+            self.scratch.extend(&video.sets);
+        }
+        for unit in nal::nals(&frame.payload, 4) {
+            // It must be the first, once (H.264 §7.4.1.2.3).
+            if unit.get(..1) != delimiter.get(4..5) {
+                start_code(&mut self.scratch, unit);
+            }
+        }
+        let counter = || self.counters.next(VIDEO);
+        packets(out, VIDEO, counter, &self.scratch, Some(ticks(frame.dts)), frame.key);
+    }
+
+    fn sound(&mut self, frame: &Frame, out: &mut Vec<u8>) {
+        let Some(audio) = &self.audio else { return };
+        let full = audio.pending.len() + adts::HEAD + frame.payload.len() > SOUND_MAX;
+        if full || frame.dts - audio.begun >= SOUND_LENGTH {
+            self.end(out);
+        }
+        let Some(audio) = &mut self.audio else { return };
+        let head = audio.header.map(|header| header.frame(frame.payload.len()));
+        if head == Some(None) {
+            // Longer than ADTS can say, and than AAC can be.
+            return;
+        }
+        if audio.pending.is_empty() {
+            audio.begun = frame.dts;
+        }
+        audio.pending.extend(head.flatten().iter().flatten());
+        audio.pending.extend(&frame.payload[..]);
+    }
+}
+
+fn start_code(out: &mut Vec<u8>, unit: &[u8]) {
+    out.extend([0, 0, 0, 1]);
+    out.extend(unit);
+}
+
+fn ticks(time: Time) -> i64 {
+    (time.as_ticks(RATE) + DELAY) & WRAP
+}
+
+/// A PES header (§2.4.3.6) for `len` bytes of elementary stream.
+fn pes_head(out: &mut Vec<u8>, stream: u8, len: usize, pts: i64, dts: i64) {
+    let reordered = pts != dts;
+    let times: u8 = if reordered { 10 } else { 5 };
+    let len = u16::try_from(len.saturating_add(3 + usize::from(times))).unwrap_or(0);
+    out.extend([0, 0, 1, stream]);
+    out.extend(len.to_be_bytes());
+    // The data is aligned: a frame begins here.
+    out.extend([0x84, if reordered { 0xc0 } else { 0x80 }, times]);
+    let mut stamp = |mark: u8, time: i64| {
+        let part = |shift: u32| (time >> shift) as u8;
+        let (high, middle, low) = (part(29) & 0x0e | 1, part(14) & 0xfe | 1, (part(0) << 1) | 1);
+        out.extend([mark << 4 | high, part(22), middle, part(7), low]);
+    };
+    if reordered {
+        stamp(3, pts);
+        stamp(1, dts);
+    } else {
+        stamp(2, pts);
+    }
+}
+
+/// Appends a PES packet as transport packets (§2.4.3.2). The first tells the clock, if its time `dts` is given, and whether decoding can begin there.
+fn packets(out: &mut Vec<u8>, pid: u16, mut counter: impl FnMut() -> u8, pes: &[u8], dts: Option<i64>, key: bool) {
+    let (mut rest, mut first) = (pes, true);
+    out.reserve(pes.len() / ROOM * PACKET + 2 * PACKET);
+    while !rest.is_empty() {
+        // The adaptation field behind its length byte.
+        let mut field = [0xff; 7];
+        let mut len = 0;
+        if first && (dts.is_some() || key) {
+            const RANDOM_ACCESS: u8 = 0x40;
+            const CLOCK: u8 = 0x10;
+            field[0] = if key { RANDOM_ACCESS } else { 0 };
+            len = 2;
+            if let Some(dts) = dts {
+                let clock = (dts - DELAY) & WRAP;
+                field[0] |= CLOCK;
+                field[1..5].copy_from_slice(&((clock >> 1) as u32).to_be_bytes());
+                field[5..].copy_from_slice(&[(clock << 7) as u8 | 0x7e, 0]);
+                len = 8;
+            }
+        }
+        let (now, later) = rest.split_at(rest.len().min(ROOM - len));
+        let padding = ROOM - len - now.len();
+        let adapted = len + padding > 0;
+        let start = if first { 0x40 } else { 0 };
+        let control = if adapted { 0x30 } else { 0x10 };
+        out.extend([0x47, start | (pid >> 8) as u8, pid as u8, control | counter()]);
+        if adapted {
+            let size = len + padding - 1;
+            out.push(size as u8);
+            if len == 0 && size > 0 {
+                field[0] = 0;
+            }
+            let told = size.min(len.max(2) - 1);
+            out.extend(&field[..told]);
+            out.resize(out.len() + size - told, 0xff);
+        }
+        out.extend(now);
+        (rest, first) = (later, false);
+    }
+}
+
+/// Appends a packet with a table (§2.4.4).
+fn table(out: &mut Vec<u8>, pid: u16, counter: u8, body: &[u8]) {
+    let end = out.len() + PACKET;
+    out.extend([0x47, 0x40 | (pid >> 8) as u8, pid as u8, 0x10 | counter, 0]);
+    out.extend(body);
+    out.extend(crc(body).to_be_bytes());
+    out.resize(end, 0xff);
+}
+
+/// The CRC of tables (§ annex A).
+fn crc(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(u32::MAX, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte) << 24, |crc, _| {
+            let carry = crc >> 31 == 1;
+            crc << 1 ^ if carry { 0x04c1_1db7 } else { 0 }
+        })
+    })
+}
+
+/// What makes a torn segment whole: the cut before the PES packet that was being written. `None` if no picture, or without
+/// pictures no sound, is left.
+pub fn finish<S: Source + ?Sized>(file: &S) -> io::Result<Option<Finish>> {
+    const WINDOW: u64 = 348 * PACKET as u64;
+    let whole = file.size() / PACKET as u64 * PACKET as u64;
+    let mut window = Vec::new();
+    let (mut video, mut audio) = (Clock::default(), Clock::default());
+    let (mut end, mut at) = (0, 0);
+    'file: while at < whole {
+        window.resize(WINDOW.min(whole - at) as usize, 0);
+        file.read_at(at, &mut window)?;
+        for packet in window.chunks(PACKET) {
+            if packet[0] != 0x47 {
+                break 'file;
+            }
+            let pid = u16::from_be_bytes([packet[1] & 0x1f, packet[2]]);
+            let clock = match pid {
+                VIDEO => Some(&mut video),
+                AUDIO => Some(&mut audio),
+                _ => None,
+            };
+            if packet[1] & 0x40 != 0
+                && let Some(clock) = clock
+            {
+                let field = if packet[3] & 0x20 != 0 { 1 + usize::from(packet[4]) } else { 0 };
+                clock.tick(packet.get(4 + field..).and_then(stamp));
+                end = at;
+            }
+            at += PACKET as u64;
+        }
+    }
+    let clock = if video.last.is_some() { video } else { audio };
+    Ok(clock.duration().and_then(|duration| Finish::cut(file.size(), end, duration)))
+}
+
+/// The decoding time in a PES header.
+fn stamp(pes: &[u8]) -> Option<i64> {
+    let at = if pes.get(7)? & 0x40 != 0 { 14 } else { 9 };
+    let byte = |n: usize| pes.get(at + n).map(|&byte| i64::from(byte));
+    Some((byte(0)? >> 1 & 7) << 30 | byte(1)? << 22 | (byte(2)? >> 1) << 15 | byte(3)? << 7 | byte(4)? >> 1)
+}
+
+/// How far the times of a track have come.
+#[derive(Debug, Default)]
+struct Clock {
+    last: Option<i64>,
+    ticks: i64,
+    count: i64,
+}
+
+impl Clock {
+    fn tick(&mut self, stamp: Option<i64>) {
+        let Some(stamp) = stamp else { return };
+        if let Some(last) = self.last {
+            self.ticks += (stamp - last) & WRAP;
+            self.count += 1;
+        }
+        self.last = Some(stamp);
+    }
+
+    /// Of all frames but the last, which is dropped; `None` if that is none.
+    fn duration(&self) -> Option<Time> {
+        (self.count > 0).then(|| Time::from_ticks(self.ticks, RATE))
+    }
+}

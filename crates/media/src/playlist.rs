@@ -1,0 +1,152 @@
+//! HLS media playlists (RFC 8216) from a list of segments.
+//!
+//! Invariant: a list names finished segments only, and an entry never changes; so its file can be replaced at any time.
+
+use std::fmt;
+
+use crate::Time;
+
+/// A media playlist.
+#[derive(Clone, Debug)]
+pub struct Playlist {
+    /// No segment is longer, in whole seconds. It must not change while the list grows: the longest that a segment may become.
+    pub target: u32,
+    /// The segments, oldest first.
+    pub segments: Vec<Segment>,
+    /// Whether no segment will follow. Until that is said, players take the stream for live.
+    pub ended: bool,
+}
+
+/// One segment of a playlist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The file's name, beside the playlist.
+    pub uri: String,
+    /// How long it plays.
+    pub duration: Time,
+    /// When its first frame was taken, in milliseconds since 1970 UTC.
+    pub wall_ms: i64,
+    /// Whether times, tracks or what was shown do not go on from the segment before.
+    pub discontinuity: bool,
+    /// The initialization section of an fMP4 segment, beside the playlist; `None` for MPEG-TS.
+    pub map: Option<String>,
+}
+
+impl Playlist {
+    /// An empty list for segments up to this long.
+    pub fn new(longest: Time) -> Playlist {
+        Playlist { target: rounded_seconds(longest).max(1), segments: Vec::new(), ended: false }
+    }
+}
+
+/// Durations round to the nearest second before they are held against the target (§4.3.3.1).
+fn rounded_seconds(time: Time) -> u32 {
+    time.as_ticks(1).clamp(0, u32::MAX.into()) as u32
+}
+
+/// The text of the playlist. A segment longer than [`target`](Playlist::target) raises it: a player may refuse the list otherwise.
+impl fmt::Display for Playlist {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let longest = self.segments.iter().map(|segment| rounded_seconds(segment.duration)).max();
+        let target = self.target.max(longest.unwrap_or_default());
+        // EXT-X-MAP of a list with pictures needs 6; fMP4 segments are of version 7.
+        let version = if self.segments.iter().any(|segment| segment.map.is_some()) { 7 } else { 3 };
+        let kind = if self.ended { "VOD" } else { "EVENT" };
+        write!(f, "#EXTM3U\n#EXT-X-VERSION:{version}\n#EXT-X-TARGETDURATION:{target}\n")?;
+        write!(f, "#EXT-X-MEDIA-SEQUENCE:0\n#EXT-X-PLAYLIST-TYPE:{kind}\n#EXT-X-INDEPENDENT-SEGMENTS\n")?;
+        let mut map = None;
+        for (at, segment) in self.segments.iter().enumerate() {
+            if segment.discontinuity && at > 0 {
+                f.write_str("#EXT-X-DISCONTINUITY\n")?;
+            }
+            if segment.map.is_some() && (segment.map != map || segment.discontinuity) {
+                map.clone_from(&segment.map);
+                writeln!(f, "#EXT-X-MAP:URI=\"{}\"", map.as_deref().unwrap_or_default())?;
+            }
+            if segment.discontinuity || at == 0 {
+                writeln!(f, "#EXT-X-PROGRAM-DATE-TIME:{}", Utc(segment.wall_ms))?;
+            }
+            let millis = segment.duration.as_ticks(1000).max(0);
+            writeln!(f, "#EXTINF:{}.{:03},\n{}", millis / 1000, millis % 1000, segment.uri)?;
+        }
+        f.write_str(if self.ended { "#EXT-X-ENDLIST\n" } else { "" })
+    }
+}
+
+/// Milliseconds since 1970, shown as ISO 8601 (RFC 3339) in UTC.
+struct Utc(i64);
+
+impl fmt::Display for Utc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const DAY: i64 = 86_400_000;
+        let (days, ms) = (self.0.div_euclid(DAY), self.0.rem_euclid(DAY));
+        // Years begin in March here: so the leap day is the last of its year, and 400 years are one cycle of 146 097 days.
+        let since_march = days + 719_468;
+        let (cycle, day) = (since_march.div_euclid(146_097), since_march.rem_euclid(146_097));
+        let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * day + 2) / 153;
+        let day = day - (153 * month + 2) / 5 + 1;
+        let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+        let year = 400 * cycle + year + carry;
+        let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(uri: &str, ms: i64, map: Option<&str>, discontinuity: bool) -> Segment {
+        let duration = Time::from_millis(ms);
+        Segment { uri: uri.into(), duration, wall_ms: 1_709_251_199_040, discontinuity, map: map.map(Into::into) }
+    }
+
+    fn check(segments: Vec<Segment>, ended: bool, want: &str) {
+        let list = Playlist { segments, ended, ..Playlist::new(Time::from_millis(6400)) };
+        assert_eq!(list.to_string(), want);
+    }
+
+    #[test]
+    fn a_growing_list_of_ts_segments() {
+        check(
+            vec![
+                segment("0.ts", 6000, None, true),
+                segment("1.ts", 5960, None, false),
+                segment("2.ts", 6600, None, true),
+            ],
+            false,
+            "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:7\n#EXT-X-MEDIA-SEQUENCE:0\n#EXT-X-PLAYLIST-TYPE:EVENT\n\
+             #EXT-X-INDEPENDENT-SEGMENTS\n#EXT-X-PROGRAM-DATE-TIME:2024-02-29T23:59:59.040Z\n#EXTINF:6.000,\n0.ts\n\
+             #EXTINF:5.960,\n1.ts\n#EXT-X-DISCONTINUITY\n#EXT-X-PROGRAM-DATE-TIME:2024-02-29T23:59:59.040Z\n#EXTINF:6.600,\n2.ts\n",
+        );
+    }
+
+    #[test]
+    fn an_ended_list_of_fmp4_segments() {
+        check(
+            vec![
+                segment("0.m4s", 4000, Some("a.mp4"), false),
+                segment("1.m4s", 4000, Some("a.mp4"), false),
+                segment("2.m4s", 80, Some("b.mp4"), true),
+            ],
+            true,
+            "#EXTM3U\n#EXT-X-VERSION:7\n#EXT-X-TARGETDURATION:6\n#EXT-X-MEDIA-SEQUENCE:0\n#EXT-X-PLAYLIST-TYPE:VOD\n\
+             #EXT-X-INDEPENDENT-SEGMENTS\n#EXT-X-MAP:URI=\"a.mp4\"\n#EXT-X-PROGRAM-DATE-TIME:2024-02-29T23:59:59.040Z\n\
+             #EXTINF:4.000,\n0.m4s\n#EXTINF:4.000,\n1.m4s\n#EXT-X-DISCONTINUITY\n#EXT-X-MAP:URI=\"b.mp4\"\n\
+             #EXT-X-PROGRAM-DATE-TIME:2024-02-29T23:59:59.040Z\n#EXTINF:0.080,\n2.m4s\n#EXT-X-ENDLIST\n",
+        );
+    }
+
+    #[test]
+    fn each_day_has_its_date() {
+        let check = |ms, want: &str| assert_eq!(Utc(ms).to_string(), want);
+        check(0, "1970-01-01T00:00:00.000Z");
+        check(-1, "1969-12-31T23:59:59.999Z");
+        check(951_782_400_000, "2000-02-29T00:00:00.000Z");
+        check(951_868_800_000, "2000-03-01T00:00:00.000Z");
+        check(4_107_542_400_000, "2100-03-01T00:00:00.000Z");
+        check(1_735_689_599_000, "2024-12-31T23:59:59.000Z");
+    }
+}

@@ -1,0 +1,164 @@
+//! FLV, ADTS and MP3 files are what went in, wherever they were cut.
+
+use std::io;
+use std::time::Instant;
+
+use bytes::Bytes;
+use bywash_media::mux::{Finish, Write, adts, flv, mp3};
+use bywash_media::{Frame, Kind, Time};
+
+use crate::source::{self, Stream};
+use crate::{Dice, Disk, decoded, decoded_source, ffmpeg, path, probe, run};
+
+fn flv_of(stream: &Stream) -> Disk {
+    let mut out = Vec::new();
+    let mut writer = flv::file::Writer::new(&stream.tracks, &mut out);
+    stream.frames.iter().for_each(|frame| writer.push(frame, &mut out));
+    Disk(out)
+}
+
+fn adts_of(stream: &Stream) -> Disk {
+    let header = adts::Header::new(&stream.tracks.audio.as_ref().unwrap().config).unwrap();
+    let frame = |frame: &Frame| [&header.frame(frame.payload.len()).unwrap()[..], &frame.payload].concat();
+    Disk(sounds(stream).flat_map(frame).collect())
+}
+
+fn mp3_of(stream: &Stream) -> Disk {
+    Disk(sounds(stream).flat_map(|frame| frame.payload.to_vec()).collect())
+}
+
+fn sounds(stream: &Stream) -> impl Iterator<Item = &Frame> {
+    stream.frames.iter().filter(|frame| frame.track == Kind::Audio)
+}
+
+/// Holds a whole file against its source, then cuts it in many places: what is repaired must be whole.
+fn check(name: &str, stream: &Stream, file: Disk, finish: fn(&[u8]) -> io::Result<Option<Finish>>) {
+    let at = path(name);
+    let (whole, done) = file.clone().finish(finish).unwrap();
+    std::fs::write(&at, &whole.0).unwrap();
+    let source = stream.file.as_ref().unwrap();
+    let (got, want) = (decoded(&at), decoded_source(source));
+    assert!(if name.ends_with("flv") { got == want } else { got[0] == want[1] }, "{name}");
+    let mut dice = Dice(6);
+    let (mut last, mut files) = ((0, Time::ZERO), Vec::new());
+    let mut cuts: Vec<usize> = (0..100).map(|_| dice.below(file.0.len())).collect();
+    cuts.sort();
+    for (n, cut) in cuts.into_iter().enumerate() {
+        let cut = Disk(file.0[..cut].to_vec());
+        let Some((repaired, done)) = cut.finish(finish) else {
+            assert_eq!(last.0, 0);
+            continue;
+        };
+        assert!((done.len, done.duration) >= last, "{name}");
+        last = (done.len, done.duration);
+        if n % 30 == 0 {
+            files.push(repaired);
+        }
+    }
+    assert!(last.0 <= done.len && last.1 <= done.duration);
+    for repaired in files {
+        std::fs::write(&at, &repaired.0).unwrap();
+        decoded(&at);
+    }
+}
+
+#[test]
+fn flv_files_are_what_went_in_wherever_they_were_cut() {
+    if ffmpeg() {
+        for (name, stream) in [("demo.flv", source::demo()), ("b.flv", source::b_frames()), ("m.flv", source::mp3())] {
+            check(name, &stream, flv_of(&stream), flv::file::finish);
+        }
+    }
+}
+
+#[test]
+fn adts_files_are_what_went_in_wherever_they_were_cut() {
+    if ffmpeg() {
+        let stream = source::demo();
+        check("demo.aac", &stream, adts_of(&stream), adts::finish);
+    }
+}
+
+#[test]
+fn mp3_files_are_what_went_in_wherever_they_were_cut() {
+    if ffmpeg() {
+        let stream = source::mp3();
+        check("mp3.mp3", &stream, mp3_of(&stream), mp3::finish);
+    }
+}
+
+#[test]
+fn an_flv_file_is_finished_in_place() {
+    let open = flv_of(&source::demo());
+    let (whole, done) = open.clone().finish(flv::file::finish).unwrap();
+    assert_eq!(whole.0.len(), open.0.len());
+    // 480 frames of sound in whole milliseconds.
+    assert!((done.duration.as_millis() - 10_240).abs() <= 1, "{:?}", done.duration);
+    for state in open.states(&done.writes) {
+        assert!(state.finish(flv::file::finish).is_none_or(|(again, _)| again == whole));
+    }
+    if ffmpeg() {
+        let file = path("finished.flv");
+        std::fs::write(&file, &whole.0).unwrap();
+        assert!((probe(&file).0 - 10.24).abs() < 0.002);
+        // The index: each of its eight places is that of the tag of a key frame.
+        let at = whole.0.windows(13).position(|it| it == b"filepositions").unwrap() + 13;
+        assert_eq!(whole.0[at..at + 5], [10, 0, 0, 0, 8]);
+        for n in 0..8 {
+            let number = whole.0[at + 6 + 9 * n..].first_chunk().unwrap();
+            let tag = f64::from_be_bytes(*number) as usize;
+            assert_eq!((whole.0[tag], whole.0[tag + 11]), (9, 0x17), "{n}");
+        }
+        let told = run("ffprobe", &[], &file, &["-show_entries", "stream=codec_name", "-of", "csv=p=0"]);
+        assert_eq!(told, "h264\naac\n");
+    }
+}
+
+#[test]
+fn an_flv_file_of_two_hours_is_finished_in_a_moment() {
+    let tracks = source::demo().tracks;
+    let mut out = Vec::new();
+    let mut writer = flv::file::Writer::new(&tracks, &mut out);
+    let payload = Bytes::from_static(&[0, 0, 0, 1, 0x65]);
+    for n in 0..7_200_000 / 20 {
+        let track = if n % 2 == 0 { Kind::Video } else { Kind::Audio };
+        let frame = Frame {
+            track,
+            dts: Time::from_millis(20 * n),
+            cts: Time::ZERO,
+            key: n % 50 == 0,
+            payload: payload.clone(),
+        };
+        writer.push(&frame, &mut out);
+    }
+    let begin = Instant::now();
+    let done = flv::file::finish(&out[..]).unwrap().unwrap();
+    assert!(begin.elapsed().as_millis() < 2000, "{:?}", begin.elapsed());
+    assert_eq!((done.duration.as_millis(), done.len), (7_200_020, out.len() as u64));
+    let Some(Write::At(13, parts)) = done.writes.first() else { panic!("{:?}", done.writes) };
+    // More key frames than the index holds: every second is told.
+    let metadata = parts.concat();
+    let at = metadata.windows(7).position(|it| it == b"\0\x05times").unwrap() + 7;
+    let number = |at: usize| f64::from_be_bytes(*metadata[at..].first_chunk().unwrap());
+    assert_eq!(metadata[at..at + 5], [10, 0, 0, 0x0e, 0x10]);
+    assert_eq!((number(at + 6), number(at + 15), number(at + 6 + 9 * 3599)), (0.0, 2.0, 7198.0));
+}
+
+#[test]
+fn bytes_that_are_wrong_do_no_harm() {
+    let mut dice = Dice(7);
+    let streams = [flv_of(&source::demo()), adts_of(&source::demo())];
+    for n in 0..600 {
+        let mut bytes = streams[n % 2].0.clone();
+        bytes.truncate(90_000);
+        for _ in 0..1 + dice.below(6) {
+            let at = dice.below(bytes.len());
+            bytes[at] = dice.below(256) as u8;
+        }
+        let _ = (
+            flv::file::finish(&bytes[..]).unwrap(),
+            adts::finish(&bytes[..]).unwrap(),
+            mp3::finish(&bytes[..]).unwrap(),
+        );
+    }
+}
