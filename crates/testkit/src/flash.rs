@@ -118,3 +118,20 @@ fn offsets(flashes: &[f64], beeps: &[f64]) -> Vec<f64> {
     offsets.sort_by(f64::total_cmp);
     offsets
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_files_have_flash_and_beep_together() {
+        let dir = Scratch::new();
+        let ((pictures, sound), made) = (files(&dir, 5), dir.join("made.flv"));
+        let mut ffmpeg = Command::new("ffmpeg");
+        ffmpeg.args(["-v", "error", "-i"]).arg(pictures).arg("-i").arg(sound);
+        ffmpeg.args(["-c:v", "libx264", "-bf", "0", "-c:a", "aac"]).arg(&made);
+        assert!(ffmpeg.stdin(Stdio::null()).status().is_ok_and(|it| it.success()));
+        let offsets = recorded(&made);
+        assert!(offsets.len() == 5 && offsets.iter().all(|it| it.abs() < 5.0), "{offsets:.1?}");
+    }
+}

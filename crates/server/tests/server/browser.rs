@@ -1,10 +1,13 @@
 //! A real browser publishes and plays.
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use bywash_testkit::browser::Page;
 use bywash_testkit::media::{assert_clean, count};
-use bywash_testkit::{Browser, Media, Nginx, Scratch, Server, Setup, eventually, flash, secs};
+use bywash_testkit::server::binary;
+use bywash_testkit::{Browser, Media, Nginx, Process, Scratch, Server, Setup, eventually, flash, secs};
 
 /// Publishes what the browser's camera shows until nginx has `tags` tags of it; gives the page and nginx's recording.
 fn publish<'a>(browser: &'a Browser, server: &Server, nginx: &Nginx, before: &str, tags: usize) -> (Page<'a>, PathBuf) {
@@ -38,7 +41,10 @@ fn plays(browser: &Browser, server: &Server, stream: &str) {
     let page = browser.open(&format!("{}&auto=play", server.page("play", stream)), "");
     page.wait("at('state').textContent === 'Playing.'", secs(20));
     let told = "session.numbers('inbound-rtp').then(({ video, audio }) => ";
-    page.wait(&format!("{told}video?.framesDecoded > 30 && audio?.totalAudioEnergy > 0 && audio.packetsReceived > 50)"), secs(20));
+    page.wait(
+        &format!("{told}video?.framesDecoded > 30 && audio?.totalAudioEnergy > 0 && audio.packetsReceived > 50)"),
+        secs(20),
+    );
     page.wait("at('video').videoWidth > 0 && at('video').currentTime > 0", secs(5));
 }
 
@@ -70,4 +76,26 @@ fn a_flash_and_a_beep_stay_together() {
     assert!(given.len() > 8 && got.len() > 8, "given {given:.1?}, recorded {got:.1?}");
     let (given, got) = (given[given.len() / 2], got[got.len() / 2]);
     assert!((got - given).abs() < 40.0, "flash after beep: {given:.1} ms at the devices, {got:.1} ms at the CDN");
+}
+
+#[test]
+fn demo_shows_what_a_browser_publishes() {
+    let (dir, browser) = (Scratch::new(), Browser::start());
+    let mut demo = Command::new(binary());
+    demo.args(["demo", "--whip", "--for", "10s"]).current_dir(dir.join("")).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut demo = Process::start(&mut demo);
+    let mut out = BufReader::new(demo.child().stdout.take().expect("it is piped"));
+    let page = loop {
+        let mut line = String::new();
+        assert!(out.read_line(&mut line).expect("text") > 0, "the demo ended before it named a page");
+        if let Some(page) = line.trim().strip_prefix("publish ") {
+            break page.trim().to_owned();
+        }
+    };
+    let page = browser.open(&format!("{page}&auto=camera"), "");
+    page.wait("at('state').textContent === 'Live.'", secs(8));
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("text");
+    assert_eq!(eventually("it ends", secs(5), || demo.exit_code()), 0, "{rest}");
+    assert!(rest.contains("arrived  pictures and sound"), "{rest}");
 }
