@@ -82,9 +82,14 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
     }
     println!();
     stop.cancel();
+    let delete = || call.address("DeleteCDNTransferRule", &[("StreamId", &stream), ("CDNUrl", &target)]);
     let sent = match publisher {
         Some(publisher) => Some(publisher.await??),
-        None => None,
+        // The browser goes on: here it is the relay that ends.
+        None => {
+            call.send(&delete()).await?;
+            None
+        }
     };
     let arrived = async {
         while !report.lock().expect("no holder panics").ended {
@@ -93,8 +98,7 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
     };
     let _ = tokio::time::timeout(LAST_FRAMES, arrived).await;
     receiver.abort();
-    let address = call.address("DeleteCDNTransferRule", &[("StreamId", &stream), ("CDNUrl", &target)]);
-    let _ = call.send(&address).await;
+    let _ = call.send(&delete()).await;
     server.stop().await;
 
     let report = report.lock().expect("no holder panics").clone();
@@ -132,9 +136,11 @@ async fn show(call: &Call, stream: &str, report: &Mutex<Report>, begin: Instant)
     let mut before = 0;
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let input = call.ask("DescribeStreams", stream).await?["Data"]["Streams"][0]["Bitrate"].take();
-        let rule = call.ask("DescribeCDNTransferRules", stream).await?["Data"]["Rules"][0].take();
-        let state = match rule["State"].as_i64() {
+        // There is no stream before a browser has begun.
+        let streams = call.ask("DescribeStreams", stream).await?;
+        let input = streams["Data"]["Streams"][0]["Bitrate"].as_u64().unwrap_or(0);
+        let rules = call.ask("DescribeCDNTransferRules", stream).await?;
+        let state = match rules["Data"]["Rules"][0]["State"].as_i64() {
             Some(2) => "relaying",
             Some(1) => "requesting",
             _ => "no relay",
@@ -149,7 +155,7 @@ async fn show(call: &Call, stream: &str, report: &Mutex<Report>, begin: Instant)
             if terminal { "\r\x1b[2K" } else { "" },
             elapsed / 60,
             elapsed % 60,
-            input.as_u64().unwrap_or(0) / 1000,
+            input / 1000,
             (bytes - before) * 8 / 1000,
             if terminal { "" } else { "\n" },
         );

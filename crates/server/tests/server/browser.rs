@@ -83,6 +83,10 @@ fn demo_shows_what_a_browser_publishes() {
     let (dir, browser) = (Scratch::new(), Browser::start());
     let mut demo = Command::new(binary());
     demo.args(["demo", "--whip", "--for", "10s"]).current_dir(dir.join("")).stdin(Stdio::null()).stdout(Stdio::piped());
+    // Another demonstration may look for free ports at the same moment.
+    for key in ["http", "rtmp", "webrtc"] {
+        demo.arg("--set").arg(format!("{key}.listen=127.0.0.1:{}", bywash_testkit::port()));
+    }
     let mut demo = Process::start(&mut demo);
     let mut out = BufReader::new(demo.child().stdout.take().expect("it is piped"));
     let page = loop {
@@ -92,6 +96,8 @@ fn demo_shows_what_a_browser_publishes() {
             break page.trim().to_owned();
         }
     };
+    // Nobody is there at once.
+    std::thread::sleep(secs(2));
     let page = browser.open(&format!("{page}&auto=camera"), "");
     page.wait("at('state').textContent === 'Live.'", secs(8));
     let mut rest = String::new();
