@@ -139,6 +139,7 @@ async fn run(source: hub::Stream, stream: hub::Stream, mut twin: Twin, lane: Lan
                 }
             }
             () = &mut sweeps => twin.sweep(Instant::now()),
+            () = twin.publisher.keyframe_wanted() => source.want_keyframe(),
         }
     }
     twin.finish();
