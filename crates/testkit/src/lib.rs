@@ -10,6 +10,7 @@ pub mod browser;
 pub mod flash;
 pub mod flv;
 pub mod media;
+pub mod names;
 pub mod nginx;
 pub mod publisher;
 pub mod receiver;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 
 pub use browser::Browser;
 pub use media::Media;
+pub use names::Names;
 pub use nginx::Nginx;
 pub use publisher::Publisher;
 pub use receiver::{Answer, Receiver};
