@@ -66,6 +66,31 @@ impl Playlist {
         list
     }
 
+    /// Adds a segment; gives the lines by which the text becomes longer, of a list that has not ended.
+    pub fn push(&mut self, segment: Segment) -> String {
+        self.segments.push(segment);
+        let mut lines = String::new();
+        self.lines(self.segments.len() - 1, &mut lines).expect("a string takes any text");
+        lines
+    }
+
+    /// Writes what there is of the segment at `at`.
+    fn lines(&self, at: usize, out: &mut impl fmt::Write) -> fmt::Result {
+        let segment = &self.segments[at];
+        let map = at.checked_sub(1).and_then(|before| self.segments[before].map.as_ref());
+        if segment.discontinuity && at > 0 {
+            out.write_str("#EXT-X-DISCONTINUITY\n")?;
+        }
+        if let Some(own) = segment.map.as_ref().filter(|own| Some(*own) != map || segment.discontinuity) {
+            writeln!(out, "#EXT-X-MAP:URI=\"{own}\"")?;
+        }
+        if segment.discontinuity || at == 0 {
+            writeln!(out, "#EXT-X-PROGRAM-DATE-TIME:{}", Utc(segment.wall_ms))?;
+        }
+        let millis = segment.duration.as_ticks(1000).max(0);
+        writeln!(out, "#EXTINF:{}.{:03},\n{}", millis / 1000, millis % 1000, segment.uri)
+    }
+
     /// How long all of it plays.
     pub fn duration(&self) -> Time {
         self.segments.iter().fold(Time::ZERO, |sum, segment| sum + segment.duration)
@@ -105,21 +130,7 @@ impl fmt::Display for Playlist {
         let kind = if self.ended { "VOD" } else { "EVENT" };
         write!(f, "#EXTM3U\n#EXT-X-VERSION:{version}\n#EXT-X-TARGETDURATION:{target}\n")?;
         write!(f, "#EXT-X-MEDIA-SEQUENCE:0\n#EXT-X-PLAYLIST-TYPE:{kind}\n#EXT-X-INDEPENDENT-SEGMENTS\n")?;
-        let mut map = None;
-        for (at, segment) in self.segments.iter().enumerate() {
-            if segment.discontinuity && at > 0 {
-                f.write_str("#EXT-X-DISCONTINUITY\n")?;
-            }
-            if segment.map.is_some() && (segment.map != map || segment.discontinuity) {
-                map.clone_from(&segment.map);
-                writeln!(f, "#EXT-X-MAP:URI=\"{}\"", map.as_deref().unwrap_or_default())?;
-            }
-            if segment.discontinuity || at == 0 {
-                writeln!(f, "#EXT-X-PROGRAM-DATE-TIME:{}", Utc(segment.wall_ms))?;
-            }
-            let millis = segment.duration.as_ticks(1000).max(0);
-            writeln!(f, "#EXTINF:{}.{:03},\n{}", millis / 1000, millis % 1000, segment.uri)?;
-        }
+        (0..self.segments.len()).try_for_each(|at| self.lines(at, f))?;
         f.write_str(if self.ended { "#EXT-X-ENDLIST\n" } else { "" })
     }
 }
@@ -158,6 +169,10 @@ mod tests {
         let list = Playlist { segments, ended, ..Playlist::new(Time::from_millis(6400)) };
         assert_eq!(list.to_string(), want);
         assert_eq!(Playlist::parse(want).to_string(), want);
+        let mut grown = Playlist { segments: Vec::new(), ended: false, ..list.clone() };
+        let mut text = grown.to_string();
+        list.segments.iter().for_each(|segment| text += &grown.push(segment.clone()));
+        assert!(text.lines().skip(5).eq(want.lines().skip(5).filter(|line| *line != "#EXT-X-ENDLIST")));
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct Config {
     pub relay: Relay,
     /// Streams that are published here.
     pub publish: Publish,
+    /// Files of streams.
+    pub record: Recording,
     /// Sending of callbacks.
     pub callback: CallbackLimits,
     /// The apps; their ids differ.
@@ -155,6 +157,19 @@ pub struct Publish {
     pub grace: Duration,
     /// Bytes that one stream may hold for its slowest output. Default 16 MiB.
     pub buffer: usize,
+}
+
+/// `[record]`: what all recordings have in common.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recording {
+    /// Bytes of the disk that are kept free. Default 2 GiB, or a twentieth of the disk if that is less.
+    pub low_water: usize,
+    /// After what time at the latest media is on the disk; 0 leaves it to the kernel. Default 1 s.
+    pub sync: Duration,
+    /// How long a segment of HLS becomes. Default 6 s.
+    pub segment: Duration,
+    /// Bits a second of sound that is encoded for files. Default 128 000.
+    pub audio_bitrate: u32,
 }
 
 /// `[callback]`.
@@ -469,6 +484,12 @@ impl Default for Config {
                 audio_bitrate: 128_000,
             },
             publish: Publish { grace: Duration::from_secs(10), buffer: 16 << 20 },
+            record: Recording {
+                low_water: 2 << 30,
+                sync: Duration::from_secs(1),
+                segment: Duration::from_secs(6),
+                audio_bitrate: 128_000,
+            },
             callback: CallbackLimits { timeout: Duration::from_secs(5) },
             apps: Vec::new(),
         }
