@@ -17,6 +17,7 @@ pub mod lane;
 pub mod live;
 pub mod log;
 pub mod metrics;
+pub mod object;
 pub mod output;
 pub mod plan;
 pub mod rendition;
