@@ -20,6 +20,8 @@ pub use dev::{DevApp, load as load_dev_app};
 pub use page::page;
 pub use read::{Place, Problem, Problems};
 
+use serde::{Deserialize, Serialize};
+
 use keys::Scope;
 use kind::Kind;
 use read::Source;
@@ -335,6 +337,26 @@ pub enum Vendor {
     Aliyun,
 }
 
+impl Vendor {
+    /// All of them.
+    pub const ALL: [Vendor; 4] = [Vendor::Tencent, Vendor::Ws, Vendor::Huawei, Vendor::Aliyun];
+
+    /// ZEGO's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Vendor::Tencent => "Tencent",
+            Vendor::Ws => "Ws",
+            Vendor::Huawei => "Huawei",
+            Vendor::Aliyun => "Aliyun",
+        }
+    }
+
+    /// The vendor of a name, in upper or lower case.
+    pub fn named(name: &str) -> Option<Vendor> {
+        Vendor::ALL.into_iter().find(|vendor| vendor.name().eq_ignore_ascii_case(name))
+    }
+}
+
 /// What recordings under one vendor's name are like.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
@@ -360,7 +382,8 @@ pub enum Driver {
 }
 
 /// A format of recorded files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Format {
     /// HLS: a folder with a playlist and its segments.
     M3u8,
@@ -372,6 +395,27 @@ pub enum Format {
     Aac,
     /// MP3, sound alone.
     Mp3,
+}
+
+impl Format {
+    /// All of them.
+    pub const ALL: [Format; 5] = [Format::M3u8, Format::Flv, Format::Mp4, Format::Aac, Format::Mp3];
+
+    /// Its name, which is also what its files end with.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::M3u8 => "m3u8",
+            Format::Flv => "flv",
+            Format::Mp4 => "mp4",
+            Format::Aac => "aac",
+            Format::Mp3 => "mp3",
+        }
+    }
+
+    /// The format of a name, in upper or lower case.
+    pub fn named(name: &str) -> Option<Format> {
+        Format::ALL.into_iter().find(|format| format.name().eq_ignore_ascii_case(name))
+    }
 }
 
 impl Config {

@@ -578,7 +578,7 @@ macro_rules! choice {
             fn parse(text: &str) -> Result<$type, String> {
                 match text {
                     $($word => Ok(<$type>::$variant),)+
-                    _ => Err(format!("expected {}; did you mean {:?}?", Self::name(), nearest(text, [$($word),+]))),
+                    _ => Err(format!("expected {}; did you mean {:?}?", <$type as Kind>::name(), nearest(text, [$($word),+]))),
                 }
             }
 

@@ -12,21 +12,28 @@ use std::time::Duration;
 
 use bywash_media::{Environment, StreamKey};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
 use sqlx::any::{Any, AnyArguments, AnyConnectOptions, AnyPoolOptions, AnyRow};
 use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
 use sqlx::{AnyPool, ConnectOptions, Row};
 use tokio::sync::Notify;
 
-use crate::config;
+use crate::config::{self, Vendor};
 
+pub mod file;
 pub mod forbid;
+pub mod job;
 pub mod outbox;
+pub mod record;
 pub mod rule;
 pub mod sequence;
 pub mod stream;
 
+pub use file::{About, File, FileState, Search};
+pub use job::{Job, JobState, Merge, Part};
 pub use outbox::{Callback, Delivery, Rearm};
+pub use record::{Record, RecordState, RecordStatus};
 pub use rule::{Origin, Reason, Rule, State, Status};
 pub use sequence::Accepted;
 pub use stream::Session;
@@ -63,7 +70,7 @@ pub struct Page {
 }
 
 /// The numbered schema files; a database at version n has the first n of them.
-const SCHEMA: [&str; 1] = [include_str!("schema/0001_begin.sql")];
+const SCHEMA: [&str; 2] = [include_str!("schema/0001_begin.sql"), include_str!("schema/0002_record.sql")];
 
 /// How long one waits for its turn at the writer or for a reader.
 const TURN: Duration = Duration::from_secs(5);
@@ -279,6 +286,24 @@ fn app_of(row: &AnyRow) -> Result<u32, Error> {
 fn key_of(row: &AnyRow) -> Result<StreamKey, Error> {
     let (app, environment, id) = (app_of(row)?, environment_of(row)?, row.try_get::<&str, _>("stream")?);
     StreamKey::parse(app, environment, id).ok_or_else(|| Error::Other(format!("a row has the stream id {id:?}")))
+}
+
+fn origin_of(row: &AnyRow) -> Result<Origin, Error> {
+    match row.try_get("origin")? {
+        0i64 => Ok(Origin::Api),
+        1 => Ok(Origin::Default),
+        other => Err(unknown("origin", other)),
+    }
+}
+
+fn vendor_of(row: &AnyRow) -> Result<Vendor, Error> {
+    let name: &str = row.try_get("vendor")?;
+    Vendor::named(name).ok_or_else(|| Error::Other(format!("a row has the vendor {name:?}")))
+}
+
+/// A column that holds JSON.
+fn json_of<T: DeserializeOwned>(row: &AnyRow, column: &str) -> Result<T, Error> {
+    serde_json::from_str(row.try_get(column)?).map_err(|why| Error::Other(format!("a row has a bad {column}: {why}")))
 }
 
 fn unknown(column: &str, value: i64) -> Error {
