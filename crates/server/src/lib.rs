@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod object;
 pub mod output;
 pub mod plan;
+pub mod playback;
 pub mod rendition;
 pub mod secret;
 pub mod signalling;
