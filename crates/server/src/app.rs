@@ -89,6 +89,7 @@ pub struct Server {
     stop: CancellationToken,
     keeper: JoinHandle<()>,
     listeners: [JoinHandle<()>; 3],
+    jobs: [JoinHandle<()>; 2],
     callbacks: (CancellationToken, JoinHandle<()>),
 }
 
@@ -144,6 +145,16 @@ impl Server {
         let callbacks = (callbacks_stop, tokio::spawn(callbacks));
 
         let stop = CancellationToken::new();
+        let uploads = job::upload::Uploads {
+            store: store.clone(),
+            objects: objects.clone(),
+            apps: apps.clone(),
+            urls: urls.clone(),
+        };
+        let jobs = [
+            tokio::spawn(job::upload::run(uploads, stop.clone())),
+            tokio::spawn(job::retention::run(store.clone(), objects.clone(), stop.clone())),
+        ];
         let doors = ingest::rtmp::Doors {
             apps: apps.clone(),
             hub: hub.clone(),
@@ -200,6 +211,7 @@ impl Server {
             stop,
             keeper,
             listeners: [rtmp_in, http_in, webrtc_in],
+            jobs,
             callbacks,
         })
     }
@@ -235,7 +247,7 @@ impl Server {
         let (callbacks_stop, callbacks) = self.callbacks;
         callbacks_stop.cancel();
         let rest = async {
-            for task in self.listeners {
+            for task in self.listeners.into_iter().chain(self.jobs) {
                 let _ = task.await;
             }
             let _ = (self.keeper.await, callbacks.await);
