@@ -51,7 +51,7 @@ impl Playlist {
                 "#EXT-X-TARGETDURATION" => list.target = value.parse().unwrap_or(list.target),
                 "#EXT-X-DISCONTINUITY" => discontinuity = true,
                 "#EXT-X-MAP" => map = value.split('"').nth(1).map(str::to_owned),
-                "#EXT-X-PROGRAM-DATE-TIME" => wall_ms = utc(value).unwrap_or(wall_ms),
+                "#EXT-X-PROGRAM-DATE-TIME" => wall_ms = parse_utc(value).unwrap_or(wall_ms),
                 "#EXTINF" => duration = seconds(value.trim_end_matches(',')),
                 "#EXT-X-ENDLIST" => list.ended = true,
                 _ if line.starts_with('#') => {}
@@ -104,8 +104,13 @@ fn seconds(text: &str) -> Option<Time> {
     Some(Time::from_millis(whole.parse::<u32>().ok()? as i64 * 1000 + millis))
 }
 
+/// Milliseconds since 1970, as ISO 8601 (RFC 3339) in UTC: `2024-02-29T23:59:59.040Z`.
+pub fn utc(ms: i64) -> String {
+    Utc(ms).to_string()
+}
+
 /// Reads what [`Utc`] writes.
-fn utc(text: &str) -> Option<i64> {
+fn parse_utc(text: &str) -> Option<i64> {
     let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
     let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
     // As there: years begin in March.
@@ -210,7 +215,7 @@ mod tests {
     fn each_day_has_its_date() {
         let check = |ms, want: &str| {
             assert_eq!(Utc(ms).to_string(), want);
-            assert_eq!(utc(want), Some(ms));
+            assert_eq!(parse_utc(want), Some(ms));
         };
         check(0, "1970-01-01T00:00:00.000Z");
         check(-1, "1969-12-31T23:59:59.999Z");

@@ -31,9 +31,10 @@ use crate::object::{Objects, Urls};
 use crate::output::relay;
 use crate::plan::{self, Plan};
 use crate::rendition::Renditions;
+use crate::segment::Folder;
 use crate::store::Store;
 use crate::webrtc::Port;
-use crate::{console, http, job, playback, signalling};
+use crate::{console, http, job, playback, signalling, space};
 
 /// How long callbacks that became due at the very end may still be sent. What is not sent is sent after the next start.
 const LAST_CALLBACKS: Duration = Duration::from_secs(1);
@@ -132,6 +133,14 @@ impl Server {
             grace: grace.clone(),
             public_url: config.http.public_url.clone(),
             rtmp_base: config.rtmp_base(rtmp),
+            record: plan::RecordSettings {
+                folder: Folder::new(objects.folder().into(), Some(config.record.sync).filter(|it| !it.is_zero())),
+                full: space::watch(objects.folder().into(), config.record.low_water as u64),
+                urls: urls.clone(),
+                bucket: objects.bucket().is_some(),
+                segment: config.record.segment,
+                bit_rate: config.record.audio_bitrate,
+            },
         });
         let keeper = tokio::spawn(keeper);
 

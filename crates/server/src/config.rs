@@ -53,8 +53,6 @@ pub struct Config {
     pub relay: Relay,
     /// Streams that are published here.
     pub publish: Publish,
-    /// Files of streams.
-    pub record: Recording,
     /// Sending of callbacks.
     pub callback: CallbackLimits,
     /// The apps; their ids differ.
@@ -155,13 +153,6 @@ pub struct Bucket {
     pub region: String,
 }
 
-/// `[record]`.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Recording {
-    /// How long an address of a media file is valid; for ever, and unsigned, without.
-    pub url_ttl: Option<Duration>,
-}
-
 /// `[jobs]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Jobs {
@@ -215,6 +206,20 @@ pub struct Recording {
     pub segment: Duration,
     /// Bits a second of sound that is encoded for files. Default 128 000.
     pub audio_bitrate: u32,
+    /// How long an address of a media file is valid; for ever, and unsigned, without.
+    pub url_ttl: Option<Duration>,
+}
+
+impl Default for Recording {
+    fn default() -> Recording {
+        Recording {
+            low_water: 2 << 30,
+            sync: Duration::from_secs(1),
+            segment: Duration::from_secs(6),
+            audio_bitrate: 128_000,
+            url_ttl: None,
+        }
+    }
 }
 
 /// `[callback]`.
@@ -531,12 +536,6 @@ impl Default for Config {
                 audio_bitrate: 128_000,
             },
             publish: Publish { grace: Duration::from_secs(10), buffer: 16 << 20 },
-            record: Recording {
-                low_water: 2 << 30,
-                sync: Duration::from_secs(1),
-                segment: Duration::from_secs(6),
-                audio_bitrate: 128_000,
-            },
             callback: CallbackLimits { timeout: Duration::from_secs(5) },
             apps: Vec::new(),
         }
@@ -639,6 +638,10 @@ mod tests {
             secret_access_key = "s"
             [record]
             url_ttl = "1h"
+            low_water = "1GiB"
+            sync = "0s"
+            segment = "4s"
+            audio_bitrate = "96k"
             [jobs]
             max = 3
             [relay]
@@ -727,7 +730,13 @@ mod tests {
                 access_key_id: Some(Secret::new("i")),
                 secret_access_key: Some(Secret::new("s")),
             },
-            record: Recording { url_ttl: Some(seconds(3600)) },
+            record: Recording {
+                low_water: 1 << 30,
+                sync: Duration::ZERO,
+                segment: seconds(4),
+                audio_bitrate: 96_000,
+                url_ttl: Some(seconds(3600)),
+            },
             jobs: Jobs { max: 3 },
             apps: vec![App {
                 id: 1_234_567_890,

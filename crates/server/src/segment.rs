@@ -59,7 +59,9 @@ impl Change {
         let sum = |parts: &[Bytes]| parts.iter().map(Bytes::len).sum();
         match self {
             Change::Append(parts) => sum(parts),
-            Change::Put(writes) => writes.iter().map(|it| if let Write::At(_, parts) = it { sum(parts) } else { 0 }).sum(),
+            Change::Put(writes) => {
+                writes.iter().map(|it| if let Write::At(_, parts) = it { sum(parts) } else { 0 }).sum()
+            }
             Change::Beside(_, bytes) => bytes.len(),
             Change::Begin(_) | Change::End(_) => 0,
         }
@@ -97,7 +99,8 @@ impl Folder {
                 opened => break opened?,
             }
         };
-        let hls = (format == Format::M3u8).then(|| Hls { folder: part, list: Playlist::new(Time::ZERO), segment: None });
+        let hls =
+            (format == Format::M3u8).then(|| Hls { folder: part, list: Playlist::new(Time::ZERO), segment: None });
         let mut writer = Writer { file, end: 0, unsynced: None, sync: self.sync, hls };
         if let Some(hls) = &writer.hls {
             let head = hls.list.to_string();
@@ -116,7 +119,11 @@ impl Folder {
         }
         let whole = if format == Format::M3u8 { self.finish_hls(&part)? } else { self.finish_file(&part, format)? };
         if whole.is_none() {
-            if part.is_dir() { fs::remove_dir_all(&part)? } else { fs::remove_file(&part)? };
+            if part.is_dir() {
+                fs::remove_dir_all(&part)?
+            } else {
+                fs::remove_file(&part)?
+            };
             self.prune(&part);
             return Ok(None);
         }

@@ -351,13 +351,15 @@ impl Scope for Config {
                     "1s"..="1m",
                     |c| &mut c.record.segment,
                     "How long a segment of m3u8 becomes; it ends at the next keyframe.",
-                ),
+                )
+                .restart(),
                 Config::ranged::<BitRate>(
                     "record.audio_bitrate",
                     "32k"..="320k",
                     |c| &mut c.record.audio_bitrate,
                     "Bits a second of the AAC that Opus sound becomes in files, and of MP3 files.",
-                ),
+                )
+                .restart(),
                 Config::ranged::<Span>(
                     "callback.timeout",
                     "100ms"..="1m",

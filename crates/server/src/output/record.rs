@@ -1,7 +1,7 @@
 //! Recording: one stream into the files of one task, as long as it is wished and the stream lives.
 //!
 //! A recorder reads the stream on its lane a few times a second, makes changes of files of what it read ([`take`]) and hands them
-//! to the disk ([`disk`]). What happens to files it says in [`Word`]s; plan writes them down.
+//! to the disk ([`disk`]). What happens to files it says in [`Note`]s; plan writes them down.
 //!
 //! Invariant: nothing on the lane waits for a disk but the recorder itself, which then falls behind in the ring.
 
@@ -40,7 +40,7 @@ const REST: Duration = Duration::from_secs(5);
 
 /// What a recording has to tell.
 #[derive(Debug)]
-pub enum Word {
+pub enum Note {
     /// Files are to be begun: their rows come first. They are the answer.
     Open(Vec<Opening>, oneshot::Sender<Vec<File>>),
     /// A file is whole, and all is known of it.
@@ -63,7 +63,7 @@ pub struct State {
 }
 
 /// Where words go. It must not block.
-pub type Say = Arc<dyn Fn(Word) + Send + Sync>;
+pub type Say = Arc<dyn Fn(Note) + Send + Sync>;
 
 /// One recording, ready to run.
 pub struct Recorder {
@@ -109,7 +109,7 @@ impl Recorder {
         let mut last_error = self.leave_out_what_cannot_be_made();
         let disk = Disk::start(&self.runtime, self.folder.clone(), self.say.clone(), self.span.clone());
         let mut take = Take::new(self.settings.clone());
-        let state = loop {
+        loop {
             let full = self.full.borrow_and_update().clone();
             let end = match full {
                 Some(reason) => End::Pause(reason.to_string()),
@@ -118,27 +118,31 @@ impl Recorder {
             take.close();
             disk.send(take.flush()).await;
             match end {
-                End::Done => break RecordState::Waiting,
+                End::Done => break,
                 End::Failed(error) => {
                     last_error = error;
-                    break RecordState::Failed;
+                    self.say(RecordState::Failed, &last_error, &last_error);
+                    tokio::select! {
+                        () = self.stop.cancelled() => {}
+                        () = self.stream.ended() => {}
+                    }
+                    break;
                 }
                 End::Pause(reason) => {
                     warn!(parent: &self.span, reason, "recording pauses");
                     last_error.clone_from(&reason);
                     self.say(RecordState::Paused, &reason, &last_error);
                     if !self.rest().await {
-                        break RecordState::Waiting;
+                        break;
                     }
                 }
             }
-        };
+        }
         if let Err(error) = disk.end().await {
             last_error = error;
         }
         info!(parent: &self.span, "recording ended");
-        let reason = if state == RecordState::Failed { last_error.clone() } else { String::new() };
-        self.say(state, &reason, &last_error);
+        self.say(RecordState::Waiting, "", &last_error);
     }
 
     /// Formats that this build has no encoder for; what is said of them.
@@ -170,12 +174,15 @@ impl Recorder {
     fn say(&self, state: RecordState, reason: &str, last_error: &str) {
         self.live.state.store(state as u64, Ordering::Relaxed);
         let state = State { state, reason: reason.into(), last_error: last_error.into() };
-        (self.say)(Word::State(state));
+        (self.say)(Note::State(state));
     }
 
     /// Records until something ends it.
     async fn follow(&mut self, take: &mut Take, disk: &Disk, last_error: &str) -> End {
         let bit_rate = self.bit_rate;
+        if self.settings.formats.is_empty() {
+            return End::Failed(last_error.to_owned());
+        }
         let aac = Sound::Aac { bit_rate, takes_opus: false, silence: false };
         // Without an encoder files get Opus, as far as they have a form for it.
         let aac = if aac.check().is_ok() { aac } else { Sound::Aac { bit_rate, takes_opus: true, silence: false } };

@@ -15,7 +15,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tracing::{Span, error, warn};
 
 use super::take::Op;
-use super::{Say, Word};
+use super::{Note, Say};
 use crate::segment::{Change, Folder, Whole, Writer};
 use crate::store::File;
 
@@ -44,7 +44,8 @@ impl Disk {
     pub fn start(runtime: &Handle, folder: Folder, say: Say, span: Span) -> Disk {
         let (jobs, ordered) = mpsc::unbounded_channel();
         let trouble = Arc::<Mutex<Option<String>>>::default();
-        let files = Files { folder, say, span, trouble: trouble.clone(), open: HashMap::new(), finishing: JoinSet::new() };
+        let files =
+            Files { folder, say, span, trouble: trouble.clone(), open: HashMap::new(), finishing: JoinSet::new() };
         let task = runtime.spawn(files.run(ordered));
         Disk { jobs, room: Arc::new(Semaphore::new(QUEUE)), trouble, task }
     }
@@ -99,7 +100,7 @@ impl Files {
                     Op::Open(openings) => {
                         let (put, rows) = oneshot::channel();
                         let numbers: Vec<_> = openings.iter().map(|it| it.file).collect();
-                        (self.say)(Word::Open(openings, put));
+                        (self.say)(Note::Open(openings, put));
                         // Plan is gone: then nothing is recorded any more.
                         let files = rows.await.unwrap_or_default();
                         self.open(numbers.into_iter().zip(files).collect()).await;
@@ -176,12 +177,12 @@ impl Files {
 }
 
 /// Makes a file whole, be it after its last frame or after a crash; gives what there is to tell of it.
-pub async fn finish(folder: &Folder, file: &File) -> io::Result<Word> {
+pub async fn finish(folder: &Folder, file: &File) -> io::Result<Note> {
     let (folder, path, format) = (folder.clone(), file.path.clone(), file.format);
     let whole = on_disk(&FINISHERS, move || folder.finish(&path, format)).await?;
     Ok(match whole {
-        None => Word::Nothing(file.id.clone()),
-        Some(whole) => Word::Whole(Box::new(known(file.clone(), whole))),
+        None => Note::Nothing(file.id.clone()),
+        Some(whole) => Note::Whole(Box::new(known(file.clone(), whole))),
     })
 }
 

@@ -124,7 +124,7 @@ impl Take {
 
     /// Whether files are being written.
     pub fn writes(&self) -> bool {
-        self.files.is_some() || self.hls.is_some()
+        self.files.as_ref().is_some_and(|files| !files.muxes.is_empty()) || self.hls.is_some()
     }
 
     /// The stream's newest frame was of this time when the wall clock was so.
@@ -324,7 +324,8 @@ fn about(format: Format, tracks: &Tracks) -> About {
                 (about.width, about.height, about.video_codec) = (width, height, track.codec.name().into());
             }
             Content::Audio { .. } if format == Format::Mp3 && track.codec != Codec::Mp3 => {
-                (about.sample_rate, about.channels, about.audio_codec) = (RATE, CHANNELS as u32, Codec::Mp3.name().into());
+                (about.sample_rate, about.channels, about.audio_codec) =
+                    (RATE, CHANNELS as u32, Codec::Mp3.name().into());
             }
             Content::Audio { sample_rate, channels } => {
                 (about.sample_rate, about.channels) = (sample_rate, channels.into());
@@ -421,7 +422,9 @@ impl Muxing {
             }
             (Mux::Flv(writer), Input::Main) => writer.push(frame, &mut self.bytes),
             (Mux::Adts(header), Input::Main) => {
-                if frame.track == Kind::Audio && let Some(head) = header.frame(frame.payload.len()) {
+                if frame.track == Kind::Audio
+                    && let Some(head) = header.frame(frame.payload.len())
+                {
                     self.bytes.extend(head);
                     self.bytes.extend(&frame.payload[..]);
                 }
