@@ -27,12 +27,13 @@ use crate::ingest;
 use crate::lane::Lanes;
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::object::{Objects, Urls};
 use crate::output::relay;
 use crate::plan::{self, Plan};
 use crate::rendition::Renditions;
 use crate::store::Store;
 use crate::webrtc::Port;
-use crate::{console, http, job, signalling};
+use crate::{console, http, job, playback, signalling};
 
 /// How long callbacks that became due at the very end may still be sent. What is not sent is sent after the next start.
 const LAST_CALLBACKS: Duration = Duration::from_secs(1);
@@ -104,6 +105,7 @@ impl Server {
         let (http, rtmp) = (http_listener.local_addr()?, rtmp_listener.local_addr()?);
         let relay = Arc::new(ArcSwap::from_pointee(relay_settings(&config)?));
         std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
+        let objects = Objects::new(&config.media, &config.data_dir)?;
         let port = Port::bind(&config.webrtc, &config.data_dir).await?;
 
         // What runs is built from the inside out: rows and counters, the hub, then who uses them.
@@ -114,6 +116,7 @@ impl Server {
         let hub = Arc::new(Hub::new(live.clone(), config.publish.buffer));
         let lanes = Arc::new(Lanes::start(std::thread::available_parallelism().map_or(1, usize::from))?);
         let grace = Arc::new(ArcSwap::from_pointee(config.publish.grace));
+        let urls = Urls { public_url: config.http.public_url.clone(), ttl: config.record.url_ttl };
 
         let renditions = Arc::<Renditions>::default();
 
@@ -169,8 +172,10 @@ impl Server {
         let gateway =
             Gateway::new(apps.clone(), store.clone(), live, wake, settings.clone(), metrics.api_calls.clone());
         let draining = Arc::<AtomicBool>::default();
+        let media = playback::Doors { apps: apps.clone(), store: store.clone(), objects, urls };
         let router = Arc::new(gateway)
             .router()
+            .merge(playback::router(Arc::new(media)))
             .merge(signalling::router(&doors))
             .merge(console::router())
             .merge(watch_routes(metrics, store.clone(), plan.clone(), draining.clone()));

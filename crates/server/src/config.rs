@@ -45,6 +45,10 @@ pub struct Config {
     pub store: Store,
     /// Where media files are kept.
     pub media: Media,
+    /// Recordings, whoever asked for them.
+    pub record: Recording,
+    /// Work on recorded files.
+    pub jobs: Jobs,
     /// Pushes to CDNs.
     pub relay: Relay,
     /// Streams that are published here.
@@ -116,10 +120,51 @@ pub struct Store {
 }
 
 /// `[media]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Media {
-    /// `file`.
-    pub url: String,
+    /// In which kind of place.
+    pub url: MediaUrl,
+    /// Of the bucket; absent, what `AWS_ACCESS_KEY_ID` and its like say.
+    pub access_key_id: Option<Secret>,
+    /// Of the bucket.
+    pub secret_access_key: Option<Secret>,
+}
+
+/// Where finished media files are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum MediaUrl {
+    /// In `media` of `data_dir`: `file`.
+    #[default]
+    File,
+    /// In a bucket of an S3-compatible service: `s3://bucket/prefix?endpoint=…&region=…`.
+    S3(Bucket),
+}
+
+/// A bucket, or a folder in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// Its name.
+    pub name: String,
+    /// What every key begins with, without slashes at its ends; may be empty.
+    pub prefix: String,
+    /// Where the service is; AWS itself without.
+    pub endpoint: Option<String>,
+    /// `us-east-1` without.
+    pub region: String,
+}
+
+/// `[record]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recording {
+    /// How long an address of a media file is valid; for ever, and unsigned, without.
+    pub url_ttl: Option<Duration>,
+}
+
+/// `[jobs]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Jobs {
+    /// Merges at once. Default 2.
+    pub max: usize,
 }
 
 /// `[relay]`.
@@ -459,7 +504,9 @@ impl Default for Config {
                 keyframe_interval: Duration::from_secs(4),
             },
             store: Store { url: "sqlite".into() },
-            media: Media { url: "file".into() },
+            media: Media::default(),
+            record: Recording::default(),
+            jobs: Jobs { max: 2 },
             relay: Relay {
                 connect_timeout: Duration::from_secs(5),
                 retry: Retry { first: Duration::from_secs(1), max: Duration::from_secs(30) },
@@ -566,7 +613,13 @@ mod tests {
             [store]
             url = "sqlite"
             [media]
-            url = "file"
+            url = "s3://bucket/a/b/?endpoint=http://127.0.0.1:9000&region=eu-1"
+            access_key_id = "i"
+            secret_access_key = "s"
+            [record]
+            url_ttl = "1h"
+            [jobs]
+            max = 3
             [relay]
             connect_timeout = "6s"
             retry = { first = "500ms", max = "1m" }
@@ -643,6 +696,18 @@ mod tests {
             },
             publish: Publish { grace: seconds(0), buffer: 64 << 20 },
             callback: CallbackLimits { timeout: seconds(4) },
+            media: Media {
+                url: MediaUrl::S3(Bucket {
+                    name: "bucket".into(),
+                    prefix: "a/b".into(),
+                    endpoint: Some("http://127.0.0.1:9000".into()),
+                    region: "eu-1".into(),
+                }),
+                access_key_id: Some(Secret::new("i")),
+                secret_access_key: Some(Secret::new("s")),
+            },
+            record: Recording { url_ttl: Some(seconds(3600)) },
+            jobs: Jobs { max: 3 },
             apps: vec![App {
                 id: 1_234_567_890,
                 server_secret: Secret::new(SECRET),
@@ -723,7 +788,10 @@ mod tests {
             "[store]\nurl = \"postgres://u:p@h/d\"",
             "f:2: `store.url`: PostgreSQL is not in this version: use \"sqlite\"",
         );
-        check("[media]\nurl = \"s3://b/p\"", "f:2: `media.url`: an S3 bucket is not in this version: use \"file\"");
+        let want = "f:2: `media.url`: expected \"file\" or \"s3://bucket/prefix?endpoint=https://…&region=…\"";
+        check("[media]\nurl = \"s3:b/p\"", want);
+        check("[media]\nurl = \"s3://k:s@b/p\"", want);
+        check("[media]\nurl = \"s3://b/p?endpont=http://a\"", want);
         check(
             &(app(1) + "[app.record.Ws]\ninterval = \"299s\""),
             "f:6: `interval`: \"299s\" is not within \"5m\" to \"2h\"",

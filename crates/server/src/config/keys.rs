@@ -256,9 +256,29 @@ impl Scope for Config {
                 Config::key::<Objects>(
                     "media.url",
                     |c| &mut c.media.url,
-                    "Where media files are kept: `media` in `data_dir`.",
+                    "Where finished media files are kept: `media` in `data_dir`, or a bucket of an S3-compatible service.",
                 )
                 .restart(),
+                Config::key::<Maybe<Hidden>>(
+                    "media.access_key_id",
+                    |c| &mut c.media.access_key_id,
+                    "Key id for the bucket. Absent: from the environment, as AWS's own tools take it.",
+                )
+                .restart(),
+                Config::key::<Maybe<Hidden>>(
+                    "media.secret_access_key",
+                    |c| &mut c.media.secret_access_key,
+                    "The key of that id.",
+                )
+                .restart(),
+                Config::ranged::<Maybe<Span>>(
+                    "record.url_ttl",
+                    "1m"..="3650d",
+                    |c| &mut c.record.url_ttl,
+                    "How long an address of a media file is valid. Absent: unsigned, and valid as long as the file is there.",
+                )
+                .restart(),
+                Config::ranged::<Count>("jobs.max", "1"..="64", |c| &mut c.jobs.max, "Merges at once.").restart(),
                 Config::ranged::<Span>(
                     "relay.connect_timeout",
                     "100ms"..="1m",

@@ -135,6 +135,7 @@ impl Tx {
         let sql = "UPDATE file SET state = $2, interrupted = $3, begin_ms = $4, end_ms = $5, duration_ms = $6, size = $7, \
                    etag = $8, about = $9, created_ms = $10, updated_ms = $11, expire_ms = $12 WHERE id = $1 AND state = 0";
         let sql = bind_known(sqlx::query(sql).bind(file.id.clone()), file);
+        self.works = true;
         Ok(self.run(sql.bind(file.created_ms).bind(file.updated_ms).bind(file.expire_ms)).await? > 0)
     }
 
@@ -214,6 +215,7 @@ impl Tx {
     ) -> Result<bool, Error> {
         let Some(file) = self.file_named(app, environment, vendor, id_or_key).await? else { return Ok(false) };
         let sql = "UPDATE file SET state = 3, updated_ms = $2 WHERE id = $1 AND state = 2";
+        self.works = true;
         Ok(self.run(sqlx::query(sql).bind(file.id).bind(now_ms)).await? > 0)
     }
 

@@ -80,6 +80,7 @@ impl Tx {
         let sql = "INSERT INTO job (id, app, environment, vendor, request, state, progress, file, code, message, \
                    created_ms, ended_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
         let request = serde_json::to_string(&job.request).expect("numbers and words");
+        self.works = true;
         let sql = sqlx::query(sql).bind(job.id.clone()).bind(i64::from(job.app));
         let sql = sql.bind(environment_to_row(job.environment)).bind(job.vendor.name()).bind(request);
         let sql = sql.bind(job.state as i64).bind(job.progress).bind(job.file.clone()).bind(job.code.clone());

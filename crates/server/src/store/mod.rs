@@ -17,7 +17,7 @@ use sqlx::any::{Any, AnyArguments, AnyConnectOptions, AnyPoolOptions, AnyRow};
 use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
 use sqlx::{AnyPool, ConnectOptions, Row};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::config::{self, Vendor};
 
@@ -44,6 +44,7 @@ pub struct Store {
     writer: AnyPool,
     readers: AnyPool,
     outbox_ready: Arc<Notify>,
+    work: Arc<watch::Sender<()>>,
 }
 
 /// Why the store did not do it. Nothing was changed.
@@ -98,6 +99,7 @@ impl Store {
             writer: pool(1, WRITER).connect_lazy_with(options.clone()),
             readers: pool(READERS, READER).connect_lazy_with(options),
             outbox_ready: Arc::default(),
+            work: Arc::default(),
         };
         store.upgrade().await?;
         Ok(store)
@@ -118,6 +120,11 @@ impl Store {
         &self.outbox_ready
     }
 
+    /// Changes after a commit that left something to do on files: uploads, deletions, merges.
+    pub fn work(&self) -> watch::Receiver<()> {
+        self.work.subscribe()
+    }
+
     /// Waits until nobody uses the store, folds the log into the file and closes it.
     pub async fn close(self) {
         self.readers.close().await;
@@ -131,7 +138,14 @@ impl Store {
             connection.close_on_drop();
             return Err(e.into());
         }
-        Ok(Tx { connection, failed: false, owes: false, outbox_ready: self.outbox_ready.clone() })
+        Ok(Tx {
+            connection,
+            failed: false,
+            owes: false,
+            outbox_ready: self.outbox_ready.clone(),
+            works: false,
+            work: self.work.clone(),
+        })
     }
 
     async fn upgrade(&self) -> Result<(), Error> {
@@ -186,6 +200,8 @@ pub struct Tx {
     failed: bool,
     owes: bool,
     outbox_ready: Arc<Notify>,
+    works: bool,
+    work: Arc<watch::Sender<()>>,
 }
 
 type Sql<'q> = Query<'q, Any, AnyArguments>;
@@ -196,6 +212,9 @@ impl Tx {
         self.run(sqlx::query("COMMIT")).await?;
         if self.owes {
             self.outbox_ready.notify_one();
+        }
+        if self.works {
+            self.work.send_replace(());
         }
         Ok(())
     }
