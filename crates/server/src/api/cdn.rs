@@ -92,7 +92,7 @@ pub fn of_persistent_id(id: &str) -> Option<(&str, Format)> {
 
 /// The address of a media file.
 pub fn address(context: &Context, path: &str) -> String {
-    format!("{}/media/{path}", context.settings.public_url)
+    context.settings.urls.replay(&context.app, path, context.now_ms)
 }
 
 /// A vendor's `RequestId`, in the form of a UUID.

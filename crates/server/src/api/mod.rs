@@ -27,6 +27,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{App, Apps};
 use crate::live::Live;
+use crate::object::Urls;
 use crate::store::{self, Store, Tx};
 
 pub mod action;
@@ -178,8 +179,8 @@ impl<A: Action> Parsed for A {
 
 /// What of the configuration concerns the API.
 pub struct Settings {
-    /// What addresses given to callers begin with.
-    pub public_url: String,
+    /// The addresses of media files; they begin with the public URL, as others given to callers do.
+    pub urls: Urls,
     /// Where RTMP is taken in.
     pub rtmp_listen: SocketAddr,
     /// Whether rules may push to loopback, private and link-local addresses.
