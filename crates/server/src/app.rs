@@ -118,7 +118,7 @@ impl Server {
         let hub = Arc::new(Hub::new(live.clone(), config.publish.buffer));
         let lanes = Arc::new(Lanes::start(std::thread::available_parallelism().map_or(1, usize::from))?);
         let grace = Arc::new(ArcSwap::from_pointee(config.publish.grace));
-        let urls = Urls { public_url: config.http.public_url.clone(), ttl: config.record.url_ttl };
+        let urls = urls(&config);
 
         let renditions = Arc::<Renditions>::default();
 
@@ -274,9 +274,13 @@ fn relay_settings(config: &Config) -> anyhow::Result<relay::Settings> {
     Ok(relay::Settings { config: config.relay.clone(), tls })
 }
 
+fn urls(config: &Config) -> Urls {
+    Urls { public_url: config.http.public_url.clone(), ttl: config.record.url_ttl }
+}
+
 fn api_settings(config: &Config, rtmp: SocketAddr) -> api::Settings {
     api::Settings {
-        public_url: config.http.public_url.clone(),
+        urls: urls(config),
         rtmp_listen: rtmp,
         allow_private_targets: config.relay.allow_private_targets,
         own_addresses: vec![rtmp],

@@ -225,6 +225,13 @@ impl Tx {
         self.all(sqlx::query(sql).bind(id.to_owned())).await?.iter().map(super::file::file_of).collect()
     }
 
+    /// The keys of a recording's newest ready files, at most `limit`, in the order of their making.
+    pub async fn record_keys(&mut self, id: &str, limit: i64) -> Result<Vec<String>, Error> {
+        let sql = "SELECT path FROM file WHERE record = $1 AND state = 2 ORDER BY begin_ms DESC, path DESC LIMIT $2";
+        let rows = self.all(sqlx::query(sql).bind(id.to_owned()).bind(limit)).await?;
+        rows.iter().rev().map(|row| Ok(row.try_get("path")?)).collect()
+    }
+
     /// Forgets recordings that were ended before `before_ms` and have no file any more.
     pub async fn records_forget(&mut self, before_ms: i64) -> Result<(), Error> {
         let sql = "DELETE FROM record WHERE closed_ms > 0 AND closed_ms < $1 AND state NOT BETWEEN 1 AND 2 \
