@@ -27,12 +27,14 @@ use crate::ingest;
 use crate::lane::Lanes;
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::object::{Objects, Urls};
 use crate::output::relay;
 use crate::plan::{self, Plan};
 use crate::rendition::Renditions;
+use crate::segment::Folder;
 use crate::store::Store;
 use crate::webrtc::Port;
-use crate::{console, http, job, signalling};
+use crate::{console, http, job, playback, signalling, space};
 
 /// How long callbacks that became due at the very end may still be sent. What is not sent is sent after the next start.
 const LAST_CALLBACKS: Duration = Duration::from_secs(1);
@@ -88,6 +90,7 @@ pub struct Server {
     stop: CancellationToken,
     keeper: JoinHandle<()>,
     listeners: [JoinHandle<()>; 3],
+    jobs: [JoinHandle<()>; 2],
     callbacks: (CancellationToken, JoinHandle<()>),
 }
 
@@ -104,6 +107,7 @@ impl Server {
         let (http, rtmp) = (http_listener.local_addr()?, rtmp_listener.local_addr()?);
         let relay = Arc::new(ArcSwap::from_pointee(relay_settings(&config)?));
         std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
+        let objects = Objects::new(&config.media, &config.data_dir)?;
         let port = Port::bind(&config.webrtc, &config.data_dir).await?;
 
         // What runs is built from the inside out: rows and counters, the hub, then who uses them.
@@ -114,6 +118,7 @@ impl Server {
         let hub = Arc::new(Hub::new(live.clone(), config.publish.buffer));
         let lanes = Arc::new(Lanes::start(std::thread::available_parallelism().map_or(1, usize::from))?);
         let grace = Arc::new(ArcSwap::from_pointee(config.publish.grace));
+        let urls = urls(&config);
 
         let renditions = Arc::<Renditions>::default();
 
@@ -128,6 +133,14 @@ impl Server {
             grace: grace.clone(),
             public_url: config.http.public_url.clone(),
             rtmp_base: config.rtmp_base(rtmp),
+            record: plan::RecordSettings {
+                folder: Folder::new(objects.folder().into(), Some(config.record.sync).filter(|it| !it.is_zero())),
+                full: space::watch(objects.folder().into(), config.record.low_water as u64),
+                urls: urls.clone(),
+                bucket: objects.bucket().is_some(),
+                segment: config.record.segment,
+                bit_rate: config.record.audio_bitrate,
+            },
         });
         let keeper = tokio::spawn(keeper);
 
@@ -141,6 +154,16 @@ impl Server {
         let callbacks = (callbacks_stop, tokio::spawn(callbacks));
 
         let stop = CancellationToken::new();
+        let uploads = job::upload::Uploads {
+            store: store.clone(),
+            objects: objects.clone(),
+            apps: apps.clone(),
+            urls: urls.clone(),
+        };
+        let jobs = [
+            tokio::spawn(job::upload::run(uploads, stop.clone())),
+            tokio::spawn(job::retention::run(store.clone(), objects.clone(), stop.clone())),
+        ];
         let doors = ingest::rtmp::Doors {
             apps: apps.clone(),
             hub: hub.clone(),
@@ -169,8 +192,10 @@ impl Server {
         let gateway =
             Gateway::new(apps.clone(), store.clone(), live, wake, settings.clone(), metrics.api_calls.clone());
         let draining = Arc::<AtomicBool>::default();
+        let media = playback::Doors { apps: apps.clone(), store: store.clone(), objects, urls };
         let router = Arc::new(gateway)
             .router()
+            .merge(playback::router(Arc::new(media)))
             .merge(signalling::router(&doors))
             .merge(console::router())
             .merge(watch_routes(metrics, store.clone(), plan.clone(), draining.clone()));
@@ -195,6 +220,7 @@ impl Server {
             stop,
             keeper,
             listeners: [rtmp_in, http_in, webrtc_in],
+            jobs,
             callbacks,
         })
     }
@@ -230,7 +256,7 @@ impl Server {
         let (callbacks_stop, callbacks) = self.callbacks;
         callbacks_stop.cancel();
         let rest = async {
-            for task in self.listeners {
+            for task in self.listeners.into_iter().chain(self.jobs) {
                 let _ = task.await;
             }
             let _ = (self.keeper.await, callbacks.await);
@@ -248,9 +274,13 @@ fn relay_settings(config: &Config) -> anyhow::Result<relay::Settings> {
     Ok(relay::Settings { config: config.relay.clone(), tls })
 }
 
+fn urls(config: &Config) -> Urls {
+    Urls { public_url: config.http.public_url.clone(), ttl: config.record.url_ttl }
+}
+
 fn api_settings(config: &Config, rtmp: SocketAddr) -> api::Settings {
     api::Settings {
-        public_url: config.http.public_url.clone(),
+        urls: urls(config),
         rtmp_listen: rtmp,
         allow_private_targets: config.relay.allow_private_targets,
         own_addresses: vec![rtmp],

@@ -20,6 +20,8 @@ pub use dev::{DevApp, load as load_dev_app};
 pub use page::page;
 pub use read::{Place, Problem, Problems};
 
+use serde::{Deserialize, Serialize};
+
 use keys::Scope;
 use kind::Kind;
 use read::Source;
@@ -43,6 +45,10 @@ pub struct Config {
     pub store: Store,
     /// Where media files are kept.
     pub media: Media,
+    /// Recordings, whoever asked for them.
+    pub record: Recording,
+    /// Work on recorded files.
+    pub jobs: Jobs,
     /// Pushes to CDNs.
     pub relay: Relay,
     /// Streams that are published here.
@@ -114,10 +120,44 @@ pub struct Store {
 }
 
 /// `[media]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Media {
-    /// `file`.
-    pub url: String,
+    /// In which kind of place.
+    pub url: MediaUrl,
+    /// Of the bucket; absent, what `AWS_ACCESS_KEY_ID` and its like say.
+    pub access_key_id: Option<Secret>,
+    /// Of the bucket.
+    pub secret_access_key: Option<Secret>,
+}
+
+/// Where finished media files are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum MediaUrl {
+    /// In `media` of `data_dir`: `file`.
+    #[default]
+    File,
+    /// In a bucket of an S3-compatible service: `s3://bucket/prefix?endpoint=…&region=…`.
+    S3(Bucket),
+}
+
+/// A bucket, or a folder in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// Its name.
+    pub name: String,
+    /// What every key begins with, without slashes at its ends; may be empty.
+    pub prefix: String,
+    /// Where the service is; AWS itself without.
+    pub endpoint: Option<String>,
+    /// `us-east-1` without.
+    pub region: String,
+}
+
+/// `[jobs]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Jobs {
+    /// Merges at once. Default 2.
+    pub max: usize,
 }
 
 /// `[relay]`.
@@ -153,6 +193,33 @@ pub struct Publish {
     pub grace: Duration,
     /// Bytes that one stream may hold for its slowest output. Default 16 MiB.
     pub buffer: usize,
+}
+
+/// `[record]`: what all recordings have in common.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recording {
+    /// Bytes of the disk that are kept free. Default 2 GiB, or a twentieth of the disk if that is less.
+    pub low_water: usize,
+    /// After what time at the latest media is on the disk; 0 leaves it to the kernel. Default 1 s.
+    pub sync: Duration,
+    /// How long a segment of HLS becomes. Default 6 s.
+    pub segment: Duration,
+    /// Bits a second of sound that is encoded for files. Default 128 000.
+    pub audio_bitrate: u32,
+    /// How long an address of a media file is valid; for ever, and unsigned, without.
+    pub url_ttl: Option<Duration>,
+}
+
+impl Default for Recording {
+    fn default() -> Recording {
+        Recording {
+            low_water: 2 << 30,
+            sync: Duration::from_secs(1),
+            segment: Duration::from_secs(6),
+            audio_bitrate: 128_000,
+            url_ttl: None,
+        }
+    }
 }
 
 /// `[callback]`.
@@ -290,6 +357,26 @@ pub enum Vendor {
     Aliyun,
 }
 
+impl Vendor {
+    /// All of them.
+    pub const ALL: [Vendor; 4] = [Vendor::Tencent, Vendor::Ws, Vendor::Huawei, Vendor::Aliyun];
+
+    /// ZEGO's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Vendor::Tencent => "Tencent",
+            Vendor::Ws => "Ws",
+            Vendor::Huawei => "Huawei",
+            Vendor::Aliyun => "Aliyun",
+        }
+    }
+
+    /// The vendor of a name, in upper or lower case.
+    pub fn named(name: &str) -> Option<Vendor> {
+        Vendor::ALL.into_iter().find(|vendor| vendor.name().eq_ignore_ascii_case(name))
+    }
+}
+
 /// What recordings under one vendor's name are like.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
@@ -315,7 +402,8 @@ pub enum Driver {
 }
 
 /// A format of recorded files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Format {
     /// HLS: a folder with a playlist and its segments.
     M3u8,
@@ -327,6 +415,27 @@ pub enum Format {
     Aac,
     /// MP3, sound alone.
     Mp3,
+}
+
+impl Format {
+    /// All of them.
+    pub const ALL: [Format; 5] = [Format::M3u8, Format::Flv, Format::Mp4, Format::Aac, Format::Mp3];
+
+    /// Its name, which is also what its files end with.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::M3u8 => "m3u8",
+            Format::Flv => "flv",
+            Format::Mp4 => "mp4",
+            Format::Aac => "aac",
+            Format::Mp3 => "mp3",
+        }
+    }
+
+    /// The format of a name, in upper or lower case.
+    pub fn named(name: &str) -> Option<Format> {
+        Format::ALL.into_iter().find(|format| format.name().eq_ignore_ascii_case(name))
+    }
 }
 
 impl Config {
@@ -415,7 +524,9 @@ impl Default for Config {
                 keyframe_interval: Duration::from_secs(4),
             },
             store: Store { url: "sqlite".into() },
-            media: Media { url: "file".into() },
+            media: Media::default(),
+            record: Recording::default(),
+            jobs: Jobs { max: 2 },
             relay: Relay {
                 connect_timeout: Duration::from_secs(5),
                 retry: Retry { first: Duration::from_secs(1), max: Duration::from_secs(30) },
@@ -522,7 +633,17 @@ mod tests {
             [store]
             url = "sqlite"
             [media]
-            url = "file"
+            url = "s3://bucket/a/b/?endpoint=http://127.0.0.1:9000&region=eu-1"
+            access_key_id = "i"
+            secret_access_key = "s"
+            [record]
+            url_ttl = "1h"
+            low_water = "1GiB"
+            sync = "0s"
+            segment = "4s"
+            audio_bitrate = "96k"
+            [jobs]
+            max = 3
             [relay]
             connect_timeout = "6s"
             retry = { first = "500ms", max = "1m" }
@@ -599,6 +720,24 @@ mod tests {
             },
             publish: Publish { grace: seconds(0), buffer: 64 << 20 },
             callback: CallbackLimits { timeout: seconds(4) },
+            media: Media {
+                url: MediaUrl::S3(Bucket {
+                    name: "bucket".into(),
+                    prefix: "a/b".into(),
+                    endpoint: Some("http://127.0.0.1:9000".into()),
+                    region: "eu-1".into(),
+                }),
+                access_key_id: Some(Secret::new("i")),
+                secret_access_key: Some(Secret::new("s")),
+            },
+            record: Recording {
+                low_water: 1 << 30,
+                sync: Duration::ZERO,
+                segment: seconds(4),
+                audio_bitrate: 96_000,
+                url_ttl: Some(seconds(3600)),
+            },
+            jobs: Jobs { max: 3 },
             apps: vec![App {
                 id: 1_234_567_890,
                 server_secret: Secret::new(SECRET),
@@ -680,7 +819,10 @@ mod tests {
             "[store]\nurl = \"postgres://u:p@h/d\"",
             "f:2: `store.url`: PostgreSQL is not in this version: use \"sqlite\"",
         );
-        check("[media]\nurl = \"s3://b/p\"", "f:2: `media.url`: an S3 bucket is not in this version: use \"file\"");
+        let want = "f:2: `media.url`: expected \"file\" or \"s3://bucket/prefix?endpoint=https://…&region=…\"";
+        check("[media]\nurl = \"s3:b/p\"", want);
+        check("[media]\nurl = \"s3://k:s@b/p\"", want);
+        check("[media]\nurl = \"s3://b/p?endpont=http://a\"", want);
         check(
             &(app(1) + "[app.record.Ws]\ninterval = \"299s\""),
             "f:6: `interval`: \"299s\" is not within \"5m\" to \"2h\"",

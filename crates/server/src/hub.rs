@@ -322,7 +322,7 @@ impl Reader {
         loop {
             // Seen before the ring is read, so that a frame that comes in between wakes us again.
             self.woken.mark_unchanged();
-            let ended = self.take(batch);
+            let ended = self.drain(batch);
             if !batch.is_empty() {
                 return true;
             }
@@ -332,8 +332,9 @@ impl Reader {
         }
     }
 
-    /// Moves what is ready to `batch`; true if the stream has ended and this was the last of it.
-    fn take(&mut self, batch: &mut Vec<Event>) -> bool {
+    /// Moves what is ready to `batch`, up to half a megabyte of pictures; true if the stream has ended and this was the last of it. For
+    /// who looks at its own times and need not be woken for each picture.
+    pub fn drain(&mut self, batch: &mut Vec<Event>) -> bool {
         let mut guard = self.shared.ring();
         let ring = &mut *guard;
         let mut next = ring.places[self.slot].expect("a reader holds its slot until it is dropped");
@@ -555,7 +556,7 @@ mod tests {
                 '.' => {
                     let mut batch = Vec::new();
                     if let Some(reader) = readers.last_mut() {
-                        reader.take(&mut batch);
+                        reader.drain(&mut batch);
                     }
                     for event in batch {
                         got += &match event {
@@ -645,7 +646,7 @@ mod tests {
             publisher.push(Frame { track: Kind::Video, dts, cts: Time::ZERO, key: n % 10 == 0, payload });
         }
         let mut batch = Vec::new();
-        reader.take(&mut batch);
+        reader.drain(&mut batch);
         assert!(matches!(batch[0], Event::Lagged { frames: 90 }), "{:?}", batch[0]);
         assert_eq!(batch.len(), 12);
     }
@@ -661,7 +662,7 @@ mod tests {
             publisher.push(Frame { track, dts: Time::from_millis(ms), cts: Time::ZERO, key: true, payload });
         }
         let mut batch = Vec::new();
-        reader.take(&mut batch);
+        reader.drain(&mut batch);
         let times: Vec<_> =
             batch.iter().filter_map(|it| if let Event::Frame(it) = it { Some(it.dts) } else { None }).collect();
         assert_eq!(times, [100, 120].map(Time::from_millis));

@@ -4,7 +4,7 @@
 //! announces. A lane is a single-threaded runtime; few busy lanes cost less than many idle ones, so a lane is filled
 //! to half a core before the next is used.
 //!
-//! Invariant: a lane with nothing on it sleeps; its ticks run only while a [`Seat`] is taken.
+//! Invariant: a lane with nothing on it sleeps; it ticks only for who holds its [`Ticks`].
 
 use std::future::pending;
 use std::pin::Pin;
@@ -24,6 +24,9 @@ use crate::sys::{self, Metronome};
 /// costs a wake-up, of which a stream has thirty a second.
 pub const BEAT: Duration = Duration::from_secs(1);
 
+/// How often those look that take a stream in larger pieces.
+pub const SWEEP: Duration = Duration::from_millis(200);
+
 /// A lane is full when it has used this share of a core over the last second, in thousandths.
 const FULL: u64 = 500;
 
@@ -37,21 +40,19 @@ pub struct Lanes {
 #[derive(Clone)]
 pub struct Lane {
     handle: Handle,
-    shared: Arc<Shared>,
-    beat: watch::Receiver<()>,
+    /// CPU time used over the last second, in thousandths.
+    load: Arc<AtomicU64>,
+    beat: Arc<Pulse>,
+    sweep: Arc<Pulse>,
 }
 
-/// A place on a lane: while one is taken, the lane ticks.
-pub struct Seat {
-    shared: Arc<Shared>,
-    beat: watch::Receiver<()>,
-}
-
-#[derive(Default)]
-struct Shared {
-    seats: AtomicUsize,
-    taken: Notify,
-    load: AtomicU64,
+/// A tick of a lane that all share: a timer for each would wake the thread for each.
+struct Pulse {
+    every: Duration,
+    holders: AtomicUsize,
+    /// Somebody holds it again.
+    held: Notify,
+    tick: watch::Sender<()>,
 }
 
 impl Lanes {
@@ -64,7 +65,7 @@ impl Lanes {
 
     /// The lane for a new connection: the first that is not full, else the least busy.
     pub fn pick(&self) -> &Lane {
-        let load = |lane: &&Lane| lane.shared.load.load(Ordering::Relaxed);
+        let load = |lane: &&Lane| lane.load.load(Ordering::Relaxed);
         let free = self.lanes.iter().find(|lane| load(lane) < FULL);
         free.or_else(|| self.lanes.iter().min_by_key(load)).expect("there is at least one lane")
     }
@@ -78,12 +79,18 @@ impl Drop for Lanes {
 
 impl Lane {
     fn start(n: usize, stop: CancellationToken) -> std::io::Result<Lane> {
-        let shared = Arc::<Shared>::default();
-        let beat = watch::Sender::new(());
         // Name look-ups are the only blocking work here; a slow name server must not take every thread of the process.
         let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(128).build()?;
-        let lane = Lane { handle: runtime.handle().clone(), shared: shared.clone(), beat: beat.subscribe() };
-        runtime.spawn(ticks(shared, beat));
+        let (beat, sweep) = (Pulse::new(BEAT), Pulse::new(SWEEP));
+        let lane = Lane { handle: runtime.handle().clone(), load: Arc::default(), beat, sweep };
+        let (load, mut used) = (lane.load.clone(), Duration::ZERO);
+        runtime.spawn(lane.beat.clone().run(move |ticks| {
+            let now = sys::thread_cpu_time();
+            let load_now = if ticks { (now - used).as_millis() as u64 } else { 0 };
+            load.store(load_now, Ordering::Relaxed);
+            used = now;
+        }));
+        runtime.spawn(lane.sweep.clone().run(|_| {}));
         std::thread::Builder::new().name(format!("media-{n}")).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
@@ -110,29 +117,29 @@ impl Lane {
         &self.handle
     }
 
-    /// Takes a place, and with it the lane's ticks.
-    pub fn sit(&self) -> Seat {
-        self.shared.seats.fetch_add(1, Ordering::Relaxed);
-        self.shared.taken.notify_one();
-        let mut seat = Seat { shared: self.shared.clone(), beat: self.beat.clone() };
-        seat.beat.mark_unchanged();
-        seat
-    }
-}
-
-impl Seat {
-    /// The next [`BEAT`], again and again: polled for each picture, so it stays registered between two ticks.
+    /// A tick each [`BEAT`].
     pub fn beats(&self) -> Ticks {
-        Ticks::new(self.beat.clone())
+        Ticks::of(&self.beat)
+    }
+
+    /// A tick each [`SWEEP`].
+    pub fn sweeps(&self) -> Ticks {
+        Ticks::of(&self.sweep)
     }
 }
 
-/// Ticks of a lane, one after the other.
-pub struct Ticks(Pin<Box<dyn Future<Output = watch::Receiver<()>> + Send>>);
+/// Ticks of a lane, one after the other: a future to be polled again and again. It is polled for each picture, so it stays registered
+/// between two ticks.
+pub struct Ticks {
+    pulse: Arc<Pulse>,
+    next: Pin<Box<dyn Future<Output = watch::Receiver<()>> + Send>>,
+}
 
 impl Ticks {
-    fn new(ticks: watch::Receiver<()>) -> Ticks {
-        Ticks(Box::pin(tick(ticks)))
+    fn of(pulse: &Arc<Pulse>) -> Ticks {
+        pulse.holders.fetch_add(1, Ordering::Relaxed);
+        pulse.held.notify_one();
+        Ticks { pulse: pulse.clone(), next: Box::pin(tick(pulse.tick.subscribe())) }
     }
 }
 
@@ -140,15 +147,15 @@ impl Future for Ticks {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let ticks = ready!(self.0.as_mut().poll(cx));
-        *self = Ticks::new(ticks);
+        let ticks = ready!(self.next.as_mut().poll(cx));
+        self.next = Box::pin(tick(ticks));
         Poll::Ready(())
     }
 }
 
-impl Drop for Seat {
+impl Drop for Ticks {
     fn drop(&mut self) {
-        self.shared.seats.fetch_sub(1, Ordering::Relaxed);
+        self.pulse.holders.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -160,34 +167,38 @@ async fn tick(mut ticks: watch::Receiver<()>) -> watch::Receiver<()> {
     ticks
 }
 
-/// One tick for all connections of a lane: a timer for each would wake the thread for each. The kernel keeps it, since a timer of
-/// the runtime costs two more wake-ups and two more system calls every time that it is set again.
-async fn ticks(shared: Arc<Shared>, beat: watch::Sender<()>) {
-    loop {
-        while shared.seats.load(Ordering::Relaxed) == 0 {
-            shared.load.store(0, Ordering::Relaxed);
-            shared.taken.notified().await;
-        }
-        if let Err(error) = tick_on(&shared, &beat).await {
-            // Out of file descriptors: publishers are not served worse for it than a sound that waits for the next picture.
-            tracing::warn!(%error, "a media thread does not tick");
-            tokio::time::sleep(BEAT).await;
-        }
+impl Pulse {
+    fn new(every: Duration) -> Arc<Pulse> {
+        let tick = watch::Sender::new(());
+        Arc::new(Pulse { every, holders: AtomicUsize::new(0), held: Notify::new(), tick })
     }
-}
 
-/// Ticks until nobody sits on the lane.
-async fn tick_on(shared: &Shared, beat: &watch::Sender<()>) -> std::io::Result<()> {
-    let metronome = Metronome::new(BEAT)?;
-    let mut used = sys::thread_cpu_time();
-    while shared.seats.load(Ordering::Relaxed) > 0 {
-        metronome.beat().await?;
-        beat.send_replace(());
-        let now = sys::thread_cpu_time();
-        shared.load.store((now - used).as_millis() as u64, Ordering::Relaxed);
-        used = now;
+    /// Ticks while somebody holds it. `each` hears of every tick, and with `false` that there is none for now.
+    async fn run(self: Arc<Pulse>, mut each: impl FnMut(bool)) {
+        loop {
+            while self.holders.load(Ordering::Relaxed) == 0 {
+                self.held.notified().await;
+            }
+            if let Err(error) = self.tick(&mut each).await {
+                // Out of file descriptors: publishers are not served worse for it than a sound that waits for the next picture.
+                tracing::warn!(%error, "a media thread does not tick");
+                tokio::time::sleep(BEAT).await;
+            }
+        }
     }
-    Ok(())
+
+    /// Ticks until nobody holds it. The kernel keeps the time, since a timer of the runtime costs two more wake-ups and two more
+    /// system calls every time that it is set again.
+    async fn tick(&self, each: &mut impl FnMut(bool)) -> std::io::Result<()> {
+        let metronome = Metronome::new(self.every)?;
+        while self.holders.load(Ordering::Relaxed) > 0 {
+            metronome.beat().await?;
+            self.tick.send_replace(());
+            each(true);
+        }
+        each(false);
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -195,17 +206,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_lane_ticks_only_while_somebody_sits_on_it() {
+    async fn a_lane_ticks_only_for_who_wants_it() {
         let lanes = Lanes::start(1).unwrap();
         let lane = lanes.pick();
-        let seat = lane.sit();
-        let mut beats = seat.beats();
-        for _ in 0..2 {
-            (&mut beats).await;
+        let (mut first, mut second) = (lane.sweeps(), lane.sweeps());
+        for _ in 0..3 {
+            (&mut first).await;
         }
-        drop(seat);
+        drop(first);
+        (&mut second).await;
+        let mut left_over = lane.sweep.tick.subscribe();
+        drop(second);
         // The tick that may be under way, and no other.
-        let _ = tokio::time::timeout(2 * BEAT, &mut beats).await;
-        assert!(tokio::time::timeout(2 * BEAT, &mut beats).await.is_err());
+        let _ = tokio::time::timeout(2 * SWEEP, left_over.changed()).await;
+        assert!(tokio::time::timeout(2 * SWEEP, left_over.changed()).await.is_err());
     }
 }

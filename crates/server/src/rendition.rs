@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use bywash_media::transcode::{self, Transcoder};
 use bywash_media::{Codec, Frame, Kind, Time, Tracks};
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, info, info_span, warn};
 
@@ -26,9 +25,6 @@ const PATIENCE: (Time, Time) = (Time::from_millis(300), Time::from_millis(3_000)
 
 /// The same where there are no pictures to go by, in time that passes.
 const PATIENCE_ALONE: Duration = Duration::from_secs(1);
-
-/// How often a rendition of sound alone looks whether some is missing.
-const SWEEP: Duration = Duration::from_millis(200);
 
 /// The sound that an output needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +43,11 @@ pub enum Sound {
         /// Bits a second where it is encoded.
         bit_rate: u32,
     },
+    /// As MP3 files have it: MP3 passes, other sound becomes MP3.
+    Mp3 {
+        /// Bits a second where it is encoded.
+        bit_rate: u32,
+    },
 }
 
 impl Sound {
@@ -54,7 +55,7 @@ impl Sound {
     pub fn fits(self, tracks: &Tracks) -> bool {
         match (self, &tracks.audio) {
             (Sound::Aac { silence, .. }, None) => !silence || tracks.video.is_none(),
-            (Sound::Opus { .. }, None) => true,
+            (Sound::Opus { .. } | Sound::Mp3 { .. }, None) => true,
             (_, Some(track)) => self.takes(track.codec),
         }
     }
@@ -64,6 +65,7 @@ impl Sound {
         match self {
             Sound::Aac { takes_opus, .. } => takes_opus || codec != Codec::Opus,
             Sound::Opus { .. } => codec == Codec::Opus,
+            Sound::Mp3 { .. } => codec == Codec::Mp3,
         }
     }
 
@@ -76,6 +78,7 @@ impl Sound {
         match self {
             Sound::Aac { bit_rate, .. } => transcode::encoder(Codec::Aac, bit_rate),
             Sound::Opus { bit_rate } => transcode::encoder(Codec::Opus, bit_rate),
+            Sound::Mp3 { bit_rate } => transcode::encoder(Codec::Mp3, bit_rate),
         }
     }
 }
@@ -129,10 +132,7 @@ async fn run(source: hub::Stream, stream: hub::Stream, mut twin: Twin, lane: Lan
     info!("rendition begins");
     let _end = End(stream);
     let mut reader = source.read(MAX_LAG);
-    let _seat = lane.sit();
-    // Beside an encoder a timer costs nothing.
-    let mut sweeps = interval(SWEEP);
-    sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sweeps = lane.sweeps();
     let mut batch = Vec::new();
     loop {
         tokio::select! { biased;
@@ -144,7 +144,7 @@ async fn run(source: hub::Stream, stream: hub::Stream, mut twin: Twin, lane: Lan
                     twin.take(event, Instant::now());
                 }
             }
-            _ = sweeps.tick() => twin.sweep(Instant::now()),
+            () = &mut sweeps => twin.sweep(Instant::now()),
             () = twin.publisher.keyframe_wanted() => source.want_keyframe(),
         }
     }

@@ -14,6 +14,9 @@ pub fn check(reader: &mut Reader<'_>, config: &mut Config) {
     if config.relay.retry.first > config.relay.retry.max {
         reader.problem(reader.place("relay.retry.first"), "`relay.retry.first` is longer than `relay.retry.max`");
     }
+    if config.media.access_key_id.is_some() != config.media.secret_access_key.is_some() {
+        reader.problem(reader.place("media"), "`media.access_key_id` and `media.secret_access_key` go together");
+    }
     let mut ids = BTreeMap::new();
     for (i, app) in config.apps.iter().enumerate() {
         let at = format!("app.{i}");

@@ -256,9 +256,29 @@ impl Scope for Config {
                 Config::key::<Objects>(
                     "media.url",
                     |c| &mut c.media.url,
-                    "Where media files are kept: `media` in `data_dir`.",
+                    "Where finished media files are kept: `media` in `data_dir`, or a bucket of an S3-compatible service.",
                 )
                 .restart(),
+                Config::key::<Maybe<Hidden>>(
+                    "media.access_key_id",
+                    |c| &mut c.media.access_key_id,
+                    "Key id for the bucket. Absent: from the environment, as AWS's own tools take it.",
+                )
+                .restart(),
+                Config::key::<Maybe<Hidden>>(
+                    "media.secret_access_key",
+                    |c| &mut c.media.secret_access_key,
+                    "The key of that id.",
+                )
+                .restart(),
+                Config::ranged::<Maybe<Span>>(
+                    "record.url_ttl",
+                    "1m"..="3650d",
+                    |c| &mut c.record.url_ttl,
+                    "How long an address of a media file is valid. Absent: unsigned, and valid as long as the file is there.",
+                )
+                .restart(),
+                Config::ranged::<Count>("jobs.max", "1"..="64", |c| &mut c.jobs.max, "Merges at once.").restart(),
                 Config::ranged::<Span>(
                     "relay.connect_timeout",
                     "100ms"..="1m",
@@ -310,6 +330,34 @@ impl Scope for Config {
                     "1MiB"..="1GiB",
                     |c| &mut c.publish.buffer,
                     "Bytes that one stream may hold for its slowest output.",
+                )
+                .restart(),
+                Config::ranged::<Size>(
+                    "record.low_water",
+                    "0"..="1024GiB",
+                    |c| &mut c.record.low_water,
+                    "Recordings pause while less of the disk is free than this, or than a twentieth of it if that is less.",
+                )
+                .restart(),
+                Config::ranged::<Span>(
+                    "record.sync",
+                    "0s"..="1m",
+                    |c| &mut c.record.sync,
+                    "After what time media is on the disk at the latest, whatever happens to the power; with 0 the kernel decides.",
+                )
+                .restart(),
+                Config::ranged::<Span>(
+                    "record.segment",
+                    "1s"..="1m",
+                    |c| &mut c.record.segment,
+                    "How long a segment of m3u8 becomes; it ends at the next keyframe.",
+                )
+                .restart(),
+                Config::ranged::<BitRate>(
+                    "record.audio_bitrate",
+                    "32k"..="320k",
+                    |c| &mut c.record.audio_bitrate,
+                    "Bits a second of the AAC that Opus sound becomes in files, and of MP3 files.",
                 )
                 .restart(),
                 Config::ranged::<Span>(

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::{CallbackFormat, Driver, Environment, Format, IceServer, PublishAuth, Vendor};
+use super::{Bucket, CallbackFormat, Driver, Environment, Format, IceServer, MediaUrl, PublishAuth, Vendor};
 use crate::secret::Secret;
 use crate::vendor::Target;
 
@@ -416,23 +416,50 @@ impl Kind for Rows {
 pub struct Objects;
 
 impl Kind for Objects {
-    type T = String;
+    type T = MediaUrl;
 
     fn name() -> String {
-        "\"file\"".into()
+        "\"file\" or \"s3://bucket/prefix?endpoint=https://…&region=…\"".into()
     }
 
-    fn parse(text: &str) -> Result<String, String> {
-        match text {
-            "file" => Ok(text.into()),
-            _ if text.starts_with("s3:") => Err("an S3 bucket is not in this version: use \"file\"".into()),
-            _ => Err(format!("expected {}", Self::name())),
+    fn parse(text: &str) -> Result<MediaUrl, String> {
+        if text == "file" {
+            return Ok(MediaUrl::File);
+        }
+        bucket(text).map(MediaUrl::S3).ok_or_else(|| format!("expected {}", Self::name()))
+    }
+
+    fn show(value: &MediaUrl) -> Option<String> {
+        let MediaUrl::S3(bucket) = value else { return Some("\"file\"".into()) };
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        if let Some(endpoint) = &bucket.endpoint {
+            query.append_pair("endpoint", endpoint);
+        }
+        query.append_pair("region", &bucket.region);
+        Some(format!("\"s3://{}/{}?{}\"", bucket.name, bucket.prefix, query.finish()))
+    }
+}
+
+fn bucket(text: &str) -> Option<Bucket> {
+    let url = url::Url::parse(text).ok()?;
+    let bare = url.username().is_empty() && url.password().is_none() && url.port().is_none();
+    if url.scheme() != "s3" || !bare || url.fragment().is_some() {
+        return None;
+    }
+    let prefix = url.path().trim_matches('/').to_owned();
+    let name = url.host_str().filter(|it| !it.is_empty())?.to_owned();
+    let mut bucket = Bucket { name, prefix, endpoint: None, region: "us-east-1".into() };
+    for (key, value) in url.query_pairs() {
+        match &*key {
+            "endpoint" => {
+                Web::parse(&value).ok()?;
+                bucket.endpoint = Some(value.trim_end_matches('/').into());
+            }
+            "region" if !value.is_empty() => bucket.region = value.into(),
+            _ => return None,
         }
     }
-
-    fn show(value: &String) -> Option<String> {
-        Some(format!("{value:?}"))
-    }
+    Some(bucket)
 }
 
 /// A key or other secret.
@@ -551,7 +578,7 @@ macro_rules! choice {
             fn parse(text: &str) -> Result<$type, String> {
                 match text {
                     $($word => Ok(<$type>::$variant),)+
-                    _ => Err(format!("expected {}; did you mean {:?}?", Self::name(), nearest(text, [$($word),+]))),
+                    _ => Err(format!("expected {}; did you mean {:?}?", <$type as Kind>::name(), nearest(text, [$($word),+]))),
                 }
             }
 

@@ -219,8 +219,7 @@ impl Connection {
 
     /// Feeds the publisher's frames to the hub until it ends.
     async fn take_in(&mut self, ingest: &mut Ingest) -> anyhow::Result<Leave> {
-        let seat = self.lane.sit();
-        let mut beats = seat.beats();
+        let mut beats = self.lane.beats();
         let mut mark = 1;
         let cut = ingest.hold.cut.clone();
         let mut cut = std::pin::pin!(cut.cancelled());

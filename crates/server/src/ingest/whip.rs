@@ -111,8 +111,7 @@ impl Ingest {
 
     /// Feeds the publisher's frames to the hub until it ends.
     async fn take_in(&mut self, peer: &mut Peer, lane: &Lane) -> Result<Leave, RtcError> {
-        let seat = lane.sit();
-        let mut beats = seat.beats();
+        let mut beats = lane.beats();
         let cut = self.hold.cut.clone();
         let mut cut = std::pin::pin!(cut.cancelled());
         loop {

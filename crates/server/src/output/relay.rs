@@ -206,8 +206,7 @@ impl Relay {
             Err(error) => return cannot(error),
         };
         let mut packer = Packer::to_server();
-        let seat = self.lane.sit();
-        let mut beats = seat.beats();
+        let mut beats = self.lane.beats();
         let mut batch = Vec::new();
         let mut progress = Progress::new(link);
         loop {

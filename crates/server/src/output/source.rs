@@ -63,18 +63,31 @@ impl Source {
     pub async fn ready(&mut self, batch: &mut Vec<Event>) -> Result<bool, Error> {
         loop {
             let more = self.reader.ready(batch).await;
-            let fits = |event: &Event| !matches!(event, Event::Tracks(tracks) if !self.sound.fits(tracks));
-            let unfit = if self.rendition.is_some() { None } else { batch.iter().position(|event| !fits(event)) };
-            batch.truncate(unfit.unwrap_or(batch.len()));
-            batch.retain(|event| self.takes(event));
-            if unfit.is_some() {
-                self.switch()?;
-                self.joins = self.given.is_some();
-            }
-            if !batch.is_empty() || (!more && unfit.is_none()) {
-                return Ok(more);
+            let switched = self.sort(batch)?;
+            if !batch.is_empty() || !(more || switched) {
+                return Ok(more || switched);
             }
         }
+    }
+
+    /// Moves what is ready to `batch`, as [`Reader::drain`] does; true once all is read out.
+    pub fn drain(&mut self, batch: &mut Vec<Event>) -> Result<bool, Error> {
+        let ended = self.reader.drain(batch);
+        let switched = self.sort(batch)?;
+        Ok(ended && !switched)
+    }
+
+    /// Leaves in `batch` what the output is given; true if it goes on with a rendition.
+    fn sort(&mut self, batch: &mut Vec<Event>) -> Result<bool, Error> {
+        let unfit = |event: &Event| matches!(event, Event::Tracks(tracks) if !self.sound.fits(tracks));
+        let unfit = if self.rendition.is_some() { None } else { batch.iter().position(unfit) };
+        batch.truncate(unfit.unwrap_or(batch.len()));
+        batch.retain(|event| self.takes(event));
+        if unfit.is_some() {
+            self.switch()?;
+            self.joins = self.given.is_some();
+        }
+        Ok(unfit.is_some())
     }
 
     /// Asks the publisher for a keyframe, if it is of those that make them on demand.

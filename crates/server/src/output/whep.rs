@@ -58,8 +58,7 @@ impl Output {
     ) -> Result<(), Ended> {
         // Once the player is connected.
         let mut source = None;
-        let seat = lane.sit();
-        let mut beats = seat.beats();
+        let mut beats = lane.beats();
         let since = Instant::now();
         let mut batch = Vec::new();
         loop {

@@ -12,21 +12,28 @@ use std::time::Duration;
 
 use bywash_media::{Environment, StreamKey};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
 use sqlx::any::{Any, AnyArguments, AnyConnectOptions, AnyPoolOptions, AnyRow};
 use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
 use sqlx::{AnyPool, ConnectOptions, Row};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use crate::config;
+use crate::config::{self, Vendor};
 
+pub mod file;
 pub mod forbid;
+pub mod job;
 pub mod outbox;
+pub mod record;
 pub mod rule;
 pub mod sequence;
 pub mod stream;
 
+pub use file::{About, File, FileState, Search};
+pub use job::{Job, JobState, Merge, Part};
 pub use outbox::{Callback, Delivery, Rearm};
+pub use record::{Record, RecordState, RecordStatus};
 pub use rule::{Origin, Reason, Rule, State, Status};
 pub use sequence::Accepted;
 pub use stream::Session;
@@ -37,6 +44,7 @@ pub struct Store {
     writer: AnyPool,
     readers: AnyPool,
     outbox_ready: Arc<Notify>,
+    work: Arc<watch::Sender<()>>,
 }
 
 /// Why the store did not do it. Nothing was changed.
@@ -63,7 +71,7 @@ pub struct Page {
 }
 
 /// The numbered schema files; a database at version n has the first n of them.
-const SCHEMA: [&str; 1] = [include_str!("schema/0001_begin.sql")];
+const SCHEMA: [&str; 2] = [include_str!("schema/0001_begin.sql"), include_str!("schema/0002_record.sql")];
 
 /// How long one waits for its turn at the writer or for a reader.
 const TURN: Duration = Duration::from_secs(5);
@@ -91,6 +99,7 @@ impl Store {
             writer: pool(1, WRITER).connect_lazy_with(options.clone()),
             readers: pool(READERS, READER).connect_lazy_with(options),
             outbox_ready: Arc::default(),
+            work: Arc::default(),
         };
         store.upgrade().await?;
         Ok(store)
@@ -111,6 +120,11 @@ impl Store {
         &self.outbox_ready
     }
 
+    /// Changes after a commit that left something to do on files: uploads, deletions, merges.
+    pub fn work(&self) -> watch::Receiver<()> {
+        self.work.subscribe()
+    }
+
     /// Waits until nobody uses the store, folds the log into the file and closes it.
     pub async fn close(self) {
         self.readers.close().await;
@@ -124,7 +138,14 @@ impl Store {
             connection.close_on_drop();
             return Err(e.into());
         }
-        Ok(Tx { connection, failed: false, owes: false, outbox_ready: self.outbox_ready.clone() })
+        Ok(Tx {
+            connection,
+            failed: false,
+            owes: false,
+            outbox_ready: self.outbox_ready.clone(),
+            works: false,
+            work: self.work.clone(),
+        })
     }
 
     async fn upgrade(&self) -> Result<(), Error> {
@@ -179,6 +200,8 @@ pub struct Tx {
     failed: bool,
     owes: bool,
     outbox_ready: Arc<Notify>,
+    works: bool,
+    work: Arc<watch::Sender<()>>,
 }
 
 type Sql<'q> = Query<'q, Any, AnyArguments>;
@@ -189,6 +212,9 @@ impl Tx {
         self.run(sqlx::query("COMMIT")).await?;
         if self.owes {
             self.outbox_ready.notify_one();
+        }
+        if self.works {
+            self.work.send_replace(());
         }
         Ok(())
     }
@@ -279,6 +305,24 @@ fn app_of(row: &AnyRow) -> Result<u32, Error> {
 fn key_of(row: &AnyRow) -> Result<StreamKey, Error> {
     let (app, environment, id) = (app_of(row)?, environment_of(row)?, row.try_get::<&str, _>("stream")?);
     StreamKey::parse(app, environment, id).ok_or_else(|| Error::Other(format!("a row has the stream id {id:?}")))
+}
+
+fn origin_of(row: &AnyRow) -> Result<Origin, Error> {
+    match row.try_get("origin")? {
+        0i64 => Ok(Origin::Api),
+        1 => Ok(Origin::Default),
+        other => Err(unknown("origin", other)),
+    }
+}
+
+fn vendor_of(row: &AnyRow) -> Result<Vendor, Error> {
+    let name: &str = row.try_get("vendor")?;
+    Vendor::named(name).ok_or_else(|| Error::Other(format!("a row has the vendor {name:?}")))
+}
+
+/// A column that holds JSON.
+fn json_of<T: DeserializeOwned>(row: &AnyRow, column: &str) -> Result<T, Error> {
+    serde_json::from_str(row.try_get(column)?).map_err(|why| Error::Other(format!("a row has a bad {column}: {why}")))
 }
 
 fn unknown(column: &str, value: i64) -> Error {

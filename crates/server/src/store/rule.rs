@@ -6,7 +6,7 @@ use bywash_media::{Environment, StreamKey};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::{Error, Page, Tx, bind_key, environment_to_row, key_of, unknown};
+use super::{Error, Page, Tx, bind_key, environment_to_row, key_of, origin_of, unknown};
 use crate::secret::Secret;
 
 /// The wish that a stream be relayed to a target.
@@ -253,11 +253,7 @@ fn rule_of(row: &AnyRow) -> Result<Rule, Error> {
         key: key_of(row)?,
         address: row.try_get("address")?,
         url: Secret::new(row.try_get::<String, _>("url")?),
-        origin: match row.try_get("origin")? {
-            0i64 => Origin::Api,
-            1 => Origin::Default,
-            other => return Err(unknown("origin", other)),
-        },
+        origin: origin_of(row)?,
         created_ms: row.try_get("created_ms")?,
         retry_asked: row.try_get("retry_asked")?,
         status: Status {

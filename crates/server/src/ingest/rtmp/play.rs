@@ -45,8 +45,7 @@ impl Connection {
     async fn follow(&mut self, stream: hub::Stream, stop: &CancellationToken) -> anyhow::Result<bool> {
         let mut reader = stream.read(MAX_LAG);
         let mut packer = Packer::to_player();
-        let seat = self.lane.sit();
-        let mut beats = seat.beats();
+        let mut beats = self.lane.beats();
         let mut batch = Vec::new();
         let (mut taken, mut since) = (self.wire.taken(), Instant::now());
         let mut stopped = std::pin::pin!(stop.cancelled());

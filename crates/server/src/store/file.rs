@@ -1,0 +1,406 @@
+//! Recorded and merged files: written before the first byte, and gone after the last.
+//!
+//! Invariant: a file's state only grows, Open, Stored, Ready, Deleting; only a Ready one is seen from outside.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use bywash_media::{Environment, StreamKey};
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use sqlx::any::AnyRow;
+use sqlx::{AssertSqlSafe, Row};
+
+use super::{Error, Page, Sql, Tx, bind_key, environment_to_row, json_of, key_of, unknown, vendor_of};
+use crate::config::{Format, Vendor};
+
+/// What a search counts at most.
+pub const TOTAL_MAX: i64 = 5000;
+
+/// How many files one [`Tx::files_expire`] takes at most.
+const EXPIRE_MAX: i64 = 1000;
+
+/// A name that so many files have is searched by name; of a name that more have, some are found soon by time.
+const NARROW: i64 = 20_000;
+
+/// A file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct File {
+    /// ZEGO's `FileId`, see [`file_id`].
+    pub id: String,
+    /// The stream it was recorded from.
+    pub key: StreamKey,
+    /// Under whose name.
+    pub vendor: Vendor,
+    /// `TaskId` of the recording; empty for a merged file.
+    pub record: String,
+    /// How it is written.
+    pub format: Format,
+    /// Its key below the media folder or in the bucket; of HLS the playlist's. One file has it, for ever.
+    pub path: String,
+    /// Where it stands.
+    pub state: FileState,
+    /// It was closed by the start after a crash.
+    pub interrupted: bool,
+    /// When its first media came, Unix milliseconds.
+    pub begin_ms: i64,
+    /// When its last media came, Unix milliseconds.
+    pub end_ms: i64,
+    /// How long it plays, in milliseconds.
+    pub duration_ms: i64,
+    /// Bytes, of HLS all of its files.
+    pub size: i64,
+    /// Its `ETag`, without quotes.
+    pub etag: String,
+    /// What is in it.
+    pub about: About,
+    /// What callers call it: the StreamId, or `OutputFileName` of a merge.
+    pub name: String,
+    /// When it became ready, Unix milliseconds, so that who asks for what is new since the last time misses none; before
+    /// that, when it was opened.
+    pub created_ms: i64,
+    /// When its row changed last, Unix milliseconds.
+    pub updated_ms: i64,
+    /// When it is deleted by itself, Unix milliseconds; 0 for never.
+    pub expire_ms: i64,
+}
+
+/// Where a file stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileState {
+    /// Being written under its `.part` name. After a start: one that the stop cut.
+    Open = 0,
+    /// Complete on the local disk, to be uploaded.
+    Stored = 1,
+    /// Complete where it stays.
+    Ready = 2,
+    /// Its bytes are to be removed.
+    Deleting = 3,
+}
+
+/// What is in a file. Zeros and empty words where there is no such track.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    /// Pixels.
+    pub width: u32,
+    /// Pixels.
+    pub height: u32,
+    /// Frames in 1000 seconds.
+    pub frame_rate_milli: u32,
+    /// `H.264`, as [`bywash_media::Codec::name`] has it.
+    pub video_codec: String,
+    /// Likewise.
+    pub audio_codec: String,
+    /// Samples a second.
+    pub sample_rate: u32,
+    /// Channels of sound.
+    pub channels: u32,
+    /// Bits a second of the whole file.
+    pub bit_rate: u64,
+}
+
+/// What [`Tx::files_search`] looks for: files that have all of it.
+#[derive(Clone, Debug)]
+pub struct Search {
+    /// What the name begins with.
+    pub prefix: String,
+    /// When they were created, Unix milliseconds.
+    pub created: Range<i64>,
+    /// One of these ids, if there are any.
+    pub ids: Vec<String>,
+    /// Of one of these streams, if there are any.
+    pub streams: Vec<String>,
+}
+
+/// A new `FileId`: 19 decimal digits at random.
+pub fn file_id() -> String {
+    rand::rng().random_range(1_000_000_000_000_000_000..=i64::MAX).to_string()
+}
+
+impl Tx {
+    /// Puts a file that is about to be written, or one that a merge has made.
+    pub async fn file_open(&mut self, file: &File) -> Result<(), Error> {
+        let sql = "INSERT INTO file (app, environment, stream, id, vendor, record, format, path, state, interrupted, \
+                   begin_ms, end_ms, duration_ms, size, etag, about, name, created_ms, updated_ms, expire_ms) \
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)";
+        let sql = bind_key(sqlx::query(sql), &file.key).bind(file.id.clone()).bind(file.vendor.name());
+        let sql = sql.bind(file.record.clone()).bind(file.format.name()).bind(file.path.clone());
+        let sql = bind_known(sql, file).bind(file.name.clone()).bind(file.created_ms).bind(file.updated_ms);
+        self.run(sql.bind(file.expire_ms)).await.map(drop)
+    }
+
+    /// Notes all that is known of a file that is complete, and its state with it, Stored or Ready; says whether it was
+    /// Open until now, for then a callback is owed.
+    pub async fn file_close(&mut self, file: &File) -> Result<bool, Error> {
+        let sql = "UPDATE file SET state = $2, interrupted = $3, begin_ms = $4, end_ms = $5, duration_ms = $6, size = $7, \
+                   etag = $8, about = $9, created_ms = $10, updated_ms = $11, expire_ms = $12 WHERE id = $1 AND state = 0";
+        let sql = bind_known(sqlx::query(sql).bind(file.id.clone()), file);
+        self.works = true;
+        Ok(self.run(sql.bind(file.created_ms).bind(file.updated_ms).bind(file.expire_ms)).await? > 0)
+    }
+
+    /// Forgets a file whose bytes are gone, or that got no media.
+    pub async fn file_drop(&mut self, id: &str) -> Result<(), Error> {
+        self.run(sqlx::query("DELETE FROM file WHERE id = $1").bind(id.to_owned())).await.map(drop)
+    }
+
+    /// All files that are being written. Right after a start: those that the stop cut.
+    pub async fn files_open(&mut self) -> Result<Vec<File>, Error> {
+        self.files_in(FileState::Open, i64::MAX).await
+    }
+
+    /// Files to be uploaded, the oldest first.
+    pub async fn files_stored(&mut self, limit: i64) -> Result<Vec<File>, Error> {
+        self.files_in(FileState::Stored, limit).await
+    }
+
+    /// Files whose bytes are to be removed, the oldest first.
+    pub async fn files_deleting(&mut self, limit: i64) -> Result<Vec<File>, Error> {
+        self.files_in(FileState::Deleting, limit).await
+    }
+
+    /// A stored file is where it stays; says whether it was Stored until now, for then a callback is owed.
+    pub async fn file_ready(&mut self, id: &str, now_ms: i64) -> Result<bool, Error> {
+        let sql = "UPDATE file SET state = 2, created_ms = $2, updated_ms = $2 WHERE id = $1 AND state = 1";
+        Ok(self.run(sqlx::query(sql).bind(id.to_owned()).bind(now_ms)).await? > 0)
+    }
+
+    /// Marks ready files whose time is over for deletion, at most 1000 of them; says how many.
+    pub async fn files_expire(&mut self, now_ms: i64) -> Result<u64, Error> {
+        let sql = "UPDATE file SET state = 3, updated_ms = $1 WHERE id IN (SELECT id FROM file \
+                   WHERE state = 2 AND expire_ms > 0 AND expire_ms <= $1 ORDER BY expire_ms LIMIT $2)";
+        self.run(sqlx::query(sql).bind(now_ms).bind(EXPIRE_MAX)).await
+    }
+
+    /// One file of an app by its id, whatever its state.
+    pub async fn file(&mut self, app: u32, environment: Environment, id: &str) -> Result<Option<File>, Error> {
+        let sql = "SELECT * FROM file WHERE app = $1 AND environment = $2 AND id = $3";
+        let sql = sqlx::query(sql).bind(i64::from(app)).bind(environment_to_row(environment)).bind(id.to_owned());
+        self.optional(sql).await?.as_ref().map(file_of).transpose()
+    }
+
+    /// One file by its key, whatever its state.
+    pub async fn file_by_path(&mut self, path: &str) -> Result<Option<File>, Error> {
+        let row = self.optional(sqlx::query("SELECT * FROM file WHERE path = $1").bind(path.to_owned())).await?;
+        row.as_ref().map(file_of).transpose()
+    }
+
+    /// A ready file as callers name it: by its id or its key.
+    pub async fn file_named(
+        &mut self,
+        app: u32,
+        environment: Environment,
+        vendor: Vendor,
+        id_or_key: &str,
+    ) -> Result<Option<File>, Error> {
+        let file = match self.file(app, environment, id_or_key).await? {
+            Some(file) => Some(file),
+            None => self.file_by_path(id_or_key).await?,
+        };
+        let theirs = |file: &File| {
+            (file.key.app(), file.key.environment(), file.vendor) == (app, environment, vendor)
+                && file.state == FileState::Ready
+        };
+        Ok(file.filter(theirs))
+    }
+
+    /// Marks a ready file for deletion, named by its id or its key; says whether there was one.
+    pub async fn file_delete(
+        &mut self,
+        app: u32,
+        environment: Environment,
+        vendor: Vendor,
+        id_or_key: &str,
+        now_ms: i64,
+    ) -> Result<bool, Error> {
+        let Some(file) = self.file_named(app, environment, vendor, id_or_key).await? else { return Ok(false) };
+        let sql = "UPDATE file SET state = 3, updated_ms = $2 WHERE id = $1 AND state = 2";
+        self.works = true;
+        Ok(self.run(sqlx::query(sql).bind(file.id).bind(now_ms)).await? > 0)
+    }
+
+    /// How many ready files of an app `search` finds, at most [`TOTAL_MAX`], and one page of them, the newest first.
+    pub async fn files_search(
+        &mut self,
+        app: u32,
+        environment: Environment,
+        vendor: Vendor,
+        search: &Search,
+        page: Page,
+    ) -> Result<(u64, Vec<File>), Error> {
+        let place = Place { app, environment, vendor };
+        let (mut total, mut found) = (0, Vec::new());
+        let mut skip = page.offset();
+        if !search.ids.is_empty() {
+            for id in search.ids.iter().collect::<BTreeSet<_>>() {
+                found.extend(self.file_named(app, environment, vendor, id).await?.filter(|file| search.takes(file)));
+            }
+            total = found.len() as i64;
+        } else {
+            let walks = self.walks(place, search).await?;
+            let one = walks.len() == 1;
+            for walk in &walks {
+                total += self.count(place, search, walk, TOTAL_MAX).await?;
+                // The page of one walk is the page; of several, each may have all of it.
+                let (limit, offset) = if one { (page.limit(), skip) } else { (skip.saturating_add(page.limit()), 0) };
+                let sql = AssertSqlSafe(format!(
+                    "SELECT file.* FROM file JOIN (SELECT id FROM file WHERE {} ORDER BY {} DESC, id DESC \
+                     LIMIT $8 OFFSET $9) AS hit ON hit.id = file.id ORDER BY file.created_ms DESC, file.id DESC",
+                    walk.condition(),
+                    walk.time(),
+                ));
+                let rows = self.all(walk.bind(sqlx::query(sql), place, search).bind(limit).bind(offset)).await?;
+                found.extend(rows.iter().map(file_of).collect::<Result<Vec<_>, _>>()?);
+            }
+            skip = if one { 0 } else { skip };
+        }
+        found.sort_by(|a, b| (b.created_ms, &b.id).cmp(&(a.created_ms, &a.id)));
+        let page = found.into_iter().skip(skip as usize).take(page.limit() as usize).collect();
+        Ok((total.min(TOTAL_MAX).unsigned_abs(), page))
+    }
+
+    /// At most `limit` ready files of an app whose keys begin with `prefix` and follow `marker`, in the order of keys.
+    pub async fn files_after(
+        &mut self,
+        app: u32,
+        environment: Environment,
+        vendor: Vendor,
+        prefix: &str,
+        marker: &str,
+        limit: i64,
+    ) -> Result<Vec<File>, Error> {
+        let sql = "SELECT * FROM file WHERE state = 2 AND app = $1 AND environment = $2 AND vendor = $3 \
+                   AND path >= $4 AND path < $5 ORDER BY path LIMIT $6";
+        // No key has a control character, so nothing lies between the marker and the first after it.
+        let first = if marker < prefix { prefix.to_owned() } else { format!("{marker}\u{1}") };
+        let sql = Place { app, environment, vendor }.bind(sqlx::query(sql)).bind(first).bind(end_of(prefix));
+        self.all(sql.bind(limit)).await?.iter().map(file_of).collect()
+    }
+
+    async fn files_in(&mut self, state: FileState, limit: i64) -> Result<Vec<File>, Error> {
+        let sql = "SELECT * FROM file WHERE state <> 2 AND state = $1 ORDER BY updated_ms LIMIT $2";
+        self.all(sqlx::query(sql).bind(state as i64).bind(limit)).await?.iter().map(file_of).collect()
+    }
+
+    /// The quickest ways to all that `search` finds.
+    async fn walks<'a>(&mut self, place: Place, search: &'a Search) -> Result<Vec<Walk<'a>>, Error> {
+        if !search.streams.is_empty() {
+            return Ok(search.streams.iter().collect::<BTreeSet<_>>().into_iter().map(|it| Walk::Stream(it)).collect());
+        }
+        let any_time = Search { created: i64::MIN..i64::MAX, ..search.clone() };
+        let narrow = !search.prefix.is_empty() && self.count(place, &any_time, &Walk::Name, NARROW).await? < NARROW;
+        Ok(vec![if narrow { Walk::Name } else { Walk::Created }])
+    }
+
+    /// How many files a walk finds, at most `most`.
+    async fn count(&mut self, place: Place, search: &Search, walk: &Walk<'_>, most: i64) -> Result<i64, Error> {
+        let condition = walk.condition();
+        let sql = format!("SELECT COUNT(*) AS total FROM (SELECT id FROM file WHERE {condition} LIMIT $8) AS hit");
+        let sql = walk.bind(sqlx::query(AssertSqlSafe(sql)), place, search).bind(most);
+        Ok(self.one(sql).await?.try_get("total")?)
+    }
+}
+
+impl Search {
+    fn takes(&self, file: &File) -> bool {
+        file.name.starts_with(&self.prefix)
+            && self.created.contains(&file.created_ms)
+            && (self.streams.is_empty() || self.streams.iter().any(|id| id == file.key.id()))
+    }
+}
+
+/// Whose files.
+#[derive(Clone, Copy)]
+struct Place {
+    app: u32,
+    environment: Environment,
+    vendor: Vendor,
+}
+
+impl Place {
+    fn bind<'q>(self, sql: Sql<'q>) -> Sql<'q> {
+        sql.bind(i64::from(self.app)).bind(environment_to_row(self.environment)).bind(self.vendor.name())
+    }
+}
+
+/// Which index a search walks. What it does not lead by is written so that no other index suits the planner better.
+enum Walk<'a> {
+    Created,
+    Name,
+    Stream(&'a str),
+}
+
+impl Walk<'_> {
+    /// Of `$1` app, `$2` environment, `$3` vendor, `$4` and `$5` times, `$6` prefix, `$7` its end or the stream.
+    fn condition(&self) -> String {
+        let prefix = "substr(name, 1, length($6)) = $6";
+        let rest = match self {
+            Walk::Created => format!("{prefix} AND $7 = ''"),
+            Walk::Name => "name >= $6 AND name < $7".into(),
+            Walk::Stream(_) => format!("{prefix} AND stream = $7"),
+        };
+        let time = self.time();
+        format!(
+            "state = 2 AND app = $1 AND environment = $2 AND vendor = $3 AND {time} >= $4 AND {time} < $5 AND {rest}"
+        )
+    }
+
+    fn time(&self) -> &'static str {
+        match self {
+            Walk::Created | Walk::Stream(_) => "created_ms",
+            Walk::Name => "created_ms + 0",
+        }
+    }
+
+    fn bind<'q>(&self, sql: Sql<'q>, place: Place, search: &Search) -> Sql<'q> {
+        let seventh = match self {
+            Walk::Created => String::new(),
+            Walk::Name => end_of(&search.prefix),
+            Walk::Stream(stream) => (*stream).to_owned(),
+        };
+        let sql = place.bind(sql).bind(search.created.start).bind(search.created.end);
+        sql.bind(search.prefix.clone()).bind(seventh)
+    }
+}
+
+/// What is greater than all that begins with `prefix`.
+fn end_of(prefix: &str) -> String {
+    format!("{prefix}\u{10ffff}")
+}
+
+/// Binds what is known of a complete file, from its state to its content.
+fn bind_known<'q>(sql: Sql<'q>, file: &File) -> Sql<'q> {
+    let about = serde_json::to_string(&file.about).expect("numbers and words");
+    let sql = sql.bind(file.state as i64).bind(i64::from(file.interrupted)).bind(file.begin_ms).bind(file.end_ms);
+    sql.bind(file.duration_ms).bind(file.size).bind(file.etag.clone()).bind(about)
+}
+
+pub(super) fn file_of(row: &AnyRow) -> Result<File, Error> {
+    let format: &str = row.try_get("format")?;
+    Ok(File {
+        id: row.try_get("id")?,
+        key: key_of(row)?,
+        vendor: vendor_of(row)?,
+        record: row.try_get("record")?,
+        format: Format::named(format).ok_or_else(|| Error::Other(format!("a row has the format {format:?}")))?,
+        path: row.try_get("path")?,
+        state: match row.try_get("state")? {
+            0i64 => FileState::Open,
+            1 => FileState::Stored,
+            2 => FileState::Ready,
+            3 => FileState::Deleting,
+            other => return Err(unknown("state", other)),
+        },
+        interrupted: row.try_get::<i64, _>("interrupted")? != 0,
+        begin_ms: row.try_get("begin_ms")?,
+        end_ms: row.try_get("end_ms")?,
+        duration_ms: row.try_get("duration_ms")?,
+        size: row.try_get("size")?,
+        etag: row.try_get("etag")?,
+        about: json_of(row, "about")?,
+        name: row.try_get("name")?,
+        created_ms: row.try_get("created_ms")?,
+        updated_ms: row.try_get("updated_ms")?,
+        expire_ms: row.try_get("expire_ms")?,
+    })
+}
