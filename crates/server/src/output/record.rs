@@ -24,7 +24,7 @@ use crate::config::Format;
 use crate::hub::{self, Event};
 use crate::lane::Lane;
 use crate::live;
-use crate::output::source::Source;
+use crate::output::source::{Drained, Source};
 use crate::rendition::{Renditions, Sound};
 use crate::segment::Folder;
 use crate::store::{File, RecordState};
@@ -97,6 +97,8 @@ pub struct Recorder {
 enum End {
     /// The stream is over, or the recording is wished no more.
     Done,
+    /// The stream's sound is another one than was expected, before anything was written.
+    Again,
     /// Nothing can be written for now.
     Pause(String),
     /// It cannot be done.
@@ -115,10 +117,14 @@ impl Recorder {
                 Some(reason) => End::Pause(reason.to_string()),
                 None => self.follow(&mut take, &disk, &last_error).await,
             };
+            if let End::Again = end {
+                take = Take::new(self.settings.clone());
+                continue;
+            }
             take.close();
             disk.send(take.flush()).await;
             match end {
-                End::Done => break,
+                End::Done | End::Again => break,
                 End::Failed(error) => {
                     last_error = error;
                     self.say(RecordState::Failed, &last_error, &last_error);
@@ -189,7 +195,7 @@ impl Recorder {
         let mp3 = self.settings.formats.contains(&Format::Mp3).then_some(Sound::Mp3 { bit_rate });
         let begin = |sound| Source::begin(&self.stream, sound, MAX_LAG, &self.renditions, &self.lane);
         let (mut main, mut mp3) = match (begin(aac), mp3.map(begin).transpose()) {
-            (Ok(main), Ok(mp3)) => (main, mp3),
+            (Ok(main), Ok(mp3)) => (main, mp3.map(Source::sound_alone)),
             (Err(error), _) | (_, Err(error)) => return End::Failed(error.to_string()),
         };
         let mut sweeps = self.lane.sweeps();
@@ -241,7 +247,12 @@ impl Recorder {
         now: Instant,
     ) -> Result<bool, End> {
         loop {
-            let ended = source.drain(batch).map_err(|error| End::Failed(error.to_string()))?;
+            let Drained { ended, switched } = source.drain(batch).map_err(|error| End::Failed(error.to_string()))?;
+            if switched && input == Input::Main && !take.writes() {
+                // Nothing is written yet: all of it can be read again with the sound that is right.
+                batch.clear();
+                return Err(End::Again);
+            }
             if batch.is_empty() {
                 return Ok(ended);
             }
@@ -260,8 +271,8 @@ impl Recorder {
                         self.live.bytes.fetch_add(frame.payload.len() as u64, Ordering::Relaxed);
                         take.push(input, frame, now);
                     }
-                    (Input::Mp3, Event::Frame(frame)) if frame.track == Kind::Audio => take.push(input, frame, now),
-                    (Input::Mp3, _) => {}
+                    (Input::Mp3, Event::Frame(frame)) => take.push(input, frame, now),
+                    (Input::Mp3, Event::Tracks(_) | Event::Lagged { .. }) => {}
                 }
             }
             let ops = take.flush();

@@ -27,6 +27,17 @@ pub struct Source {
     /// The reader is new and may stand before what was given out: nothing is, before a later keyframe.
     joins: bool,
     pictures: bool,
+    /// The output takes no pictures.
+    sound_alone: bool,
+}
+
+/// What [`Source::drain`] came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// All is read out, and the stream has ended.
+    pub ended: bool,
+    /// Sound came up that the output does not take: what follows is of a rendition.
+    pub switched: bool,
 }
 
 impl Source {
@@ -51,11 +62,17 @@ impl Source {
             given: None,
             joins: false,
             pictures: false,
+            sound_alone: false,
         };
         if !sound.fits(&source.stream.tracks()) {
             source.switch()?;
         }
         Ok(source)
+    }
+
+    /// Gives out no pictures, and needs none to begin with.
+    pub fn sound_alone(self) -> Source {
+        Source { sound_alone: true, ..self }
     }
 
     /// Moves what is ready to `batch`; waits until there is something. False once the stream, or the rendition, has ended
@@ -70,11 +87,16 @@ impl Source {
         }
     }
 
-    /// Moves what is ready to `batch`, as [`Reader::drain`] does; true once all is read out.
-    pub fn drain(&mut self, batch: &mut Vec<Event>) -> Result<bool, Error> {
-        let ended = self.reader.drain(batch);
-        let switched = self.sort(batch)?;
-        Ok(ended && !switched)
+    /// Moves what is ready to `batch`, as [`Reader::drain`] does.
+    pub fn drain(&mut self, batch: &mut Vec<Event>) -> Result<Drained, Error> {
+        loop {
+            let ended = self.reader.drain(batch);
+            let nothing = batch.is_empty();
+            let switched = self.sort(batch)?;
+            if !batch.is_empty() || nothing || ended || switched {
+                return Ok(Drained { ended: ended && !switched, switched });
+            }
+        }
     }
 
     /// Leaves in `batch` what the output is given; true if it goes on with a rendition.
@@ -98,7 +120,8 @@ impl Source {
     /// Whether an event is given out.
     fn takes(&mut self, event: &Event) -> bool {
         match event {
-            Event::Tracks(tracks) => self.pictures = tracks.video.is_some(),
+            Event::Tracks(tracks) => self.pictures = tracks.video.is_some() && !self.sound_alone,
+            Event::Frame(frame) if self.sound_alone && frame.track == Kind::Video => return false,
             Event::Frame(frame) if self.joins => {
                 let start = frame.key && (frame.track == Kind::Video || !self.pictures);
                 if !start || self.given.is_some_and(|given| frame.dts <= given) {

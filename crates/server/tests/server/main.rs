@@ -11,6 +11,7 @@ mod hostile;
 mod media;
 mod pressure;
 mod publish;
+mod record;
 mod relay;
 mod rule;
 mod secret;
