@@ -31,9 +31,10 @@ use crate::object::{Objects, Urls};
 use crate::output::relay;
 use crate::plan::{self, Plan};
 use crate::rendition::Renditions;
+use crate::segment::Folder;
 use crate::store::Store;
 use crate::webrtc::Port;
-use crate::{console, http, job, playback, signalling};
+use crate::{console, http, job, playback, signalling, space};
 
 /// How long callbacks that became due at the very end may still be sent. What is not sent is sent after the next start.
 const LAST_CALLBACKS: Duration = Duration::from_secs(1);
@@ -117,7 +118,7 @@ impl Server {
         let hub = Arc::new(Hub::new(live.clone(), config.publish.buffer));
         let lanes = Arc::new(Lanes::start(std::thread::available_parallelism().map_or(1, usize::from))?);
         let grace = Arc::new(ArcSwap::from_pointee(config.publish.grace));
-        let urls = Urls { public_url: config.http.public_url.clone(), ttl: config.record.url_ttl };
+        let urls = urls(&config);
 
         let renditions = Arc::<Renditions>::default();
 
@@ -132,6 +133,14 @@ impl Server {
             grace: grace.clone(),
             public_url: config.http.public_url.clone(),
             rtmp_base: config.rtmp_base(rtmp),
+            record: plan::RecordSettings {
+                folder: Folder::new(objects.folder().into(), Some(config.record.sync).filter(|it| !it.is_zero())),
+                full: space::watch(objects.folder().into(), config.record.low_water as u64),
+                urls: urls.clone(),
+                bucket: objects.bucket().is_some(),
+                segment: config.record.segment,
+                bit_rate: config.record.audio_bitrate,
+            },
         });
         let keeper = tokio::spawn(keeper);
 
@@ -265,9 +274,13 @@ fn relay_settings(config: &Config) -> anyhow::Result<relay::Settings> {
     Ok(relay::Settings { config: config.relay.clone(), tls })
 }
 
+fn urls(config: &Config) -> Urls {
+    Urls { public_url: config.http.public_url.clone(), ttl: config.record.url_ttl }
+}
+
 fn api_settings(config: &Config, rtmp: SocketAddr) -> api::Settings {
     api::Settings {
-        public_url: config.http.public_url.clone(),
+        urls: urls(config),
         rtmp_listen: rtmp,
         allow_private_targets: config.relay.allow_private_targets,
         own_addresses: vec![rtmp],

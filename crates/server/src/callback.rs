@@ -11,7 +11,7 @@ use sha1::{Digest, Sha1};
 
 use crate::config::{App, CallbackFormat, Vendor};
 use crate::secret::Secret;
-use crate::store::{File, Job, Session, Status};
+use crate::store::{File, Job, Record, Session, Status};
 
 /// A callback to be sent, as the outbox takes it.
 #[derive(Clone, PartialEq)]
@@ -117,7 +117,23 @@ pub fn record(app: &App, replay_url: &str, file: &File, now_ms: i64) -> Option<O
     body.text("begin_time", (file.begin_ms / 1000).to_string());
     body.text("end_time", (file.end_ms / 1000).to_string());
     body.text("extra_params", extra.to_string());
+    if file.interrupted {
+        body.text("interrupted", "1");
+    }
     Some(body.owed(app, &file.key, url))
+}
+
+/// `record_state`: a recording changed its state. `None` where the app has no URL for it.
+pub fn record_state(app: &App, record: &Record, now_ms: i64) -> Option<Owed> {
+    let url = app.callback.state.as_ref()?;
+    let mut body = Body::new(app, "record_state", now_ms);
+    body.text("stream_id", record.key.id());
+    body.text("task_id", &record.id);
+    body.text("vendor", record.vendor.name());
+    body.text("state", record.status.state.name());
+    body.text("reason", &record.status.reason);
+    body.text("state_time", record.status.state_ms.to_string());
+    Some(body.owed(app, &record.key, url))
 }
 
 /// `compose`: a merge is over, well or not. `replay_url` is that of its result, empty without. `None` where the app has no URL for it.

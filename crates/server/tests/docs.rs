@@ -115,7 +115,7 @@ fn the_example_configuration_is_good() {
 /// may use any of them; nobody but their like may use them.
 const ARROWS: &[(&str, &str)] = &[
     ("address", ""),
-    ("api", "address callback config live secret store vendor"),
+    ("api", "address callback config live object secret store vendor"),
     ("callback", "config secret store"),
     ("config", "secret vendor"),
     ("http", "config"),

@@ -130,9 +130,19 @@ codes! {
     OK = 0, "ok";
     /// cdn group: a parameter is missing or wrong.
     BAD_PARAMETER = 2, "bad parameter";
-    /// cdn group: more calls of the action by the app in one second than its limit.
+    /// Not given: what is configured is permitted.
+    NO_PERMISSION = 3, "the permission is missing";
+    /// cdn group: the app does not record as the Vendor, or the action is not there for it.
+    OTHER_CDN = 4, "Vendor is not the app's CDN";
+    /// Not given: recordings by bywash itself need no configuration at the vendor's.
+    BAD_CDN_CONFIG = 5, "the CDN's configuration is wrong";
+    /// cdn group: more calls of the action by the app in one second than its limit, or too many merges that are not over.
     TOO_FREQUENT = 6, "too many calls";
-    /// cdn group: the request could not be carried out.
+    /// Not given: recordings by bywash itself need no key of the vendor's.
+    CDN_REFUSED = 7, "the CDN refuses the app's key";
+    /// Not given, for the same reason.
+    NO_CDN_KEY = 8, "the CDN's key is not configured";
+    /// cdn group: internal error, of which a full disk is one; with DescribeMediaTask also an unknown task.
     REQUEST_FAILED = 1000, "request failed";
     /// RTMPDispatchV2: a parameter is missing.
     BAD_DISPATCH = 1006, "bad parameter";
@@ -156,6 +166,8 @@ codes! {
     BAD_TYPE = 30010, "Type is neither pull nor push";
     /// RTMPDispatchV2: ClientIP is not an IPv4 address.
     BAD_CLIENT_IP = 30011, "ClientIP is not an IPv4 address";
+    /// MergeMedia: a file that is to be merged is not there.
+    NO_FILE = 41003, "the file does not exist";
     /// DescribeRTCStreamState: no such stream.
     NO_STREAM = 41004, "stream not found";
     /// DescribeRTCStreamState: the stream is over; only where the app keeps a history.

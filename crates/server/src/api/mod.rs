@@ -27,9 +27,11 @@ use serde_json::{Map, Value};
 
 use crate::config::{App, Apps};
 use crate::live::Live;
+use crate::object::Urls;
 use crate::store::{self, Store, Tx};
 
 pub mod action;
+pub mod cdn;
 pub mod code;
 pub mod guard;
 pub mod params;
@@ -123,7 +125,7 @@ const fn row<A: Action>(name: &'static str, family: &'static Family, limit: (usi
 }
 
 use Effect::{Ordered, Read, Write};
-use code::{DISPATCH, STREAM, TRANSFER};
+use code::{CDN, DISPATCH, STREAM, TRANSFER};
 
 /// The actions, alphabetic.
 #[rustfmt::skip]
@@ -131,18 +133,25 @@ pub static ACTIONS: &[Row] = &[
     row::<ClearCdnTransferRule>("ClearCDNTransferRule", &TRANSFER, (10, 5), Ordered("transfer")),
     row::<CreatCdnTransferRule>("CreatCDNTransferRule", &TRANSFER, (10, 5), Ordered("transfer")),
     row::<DeleteCdnTransferRule>("DeleteCDNTransferRule", &TRANSFER, (10, 5), Ordered("transfer")),
+    row::<DeleteMedia>("DeleteMedia", &CDN, (20, 20), Write),
+    row::<DescribeCdnRecords>("DescribeCDNRecords", &TRANSFER, (20, 20), Read),
     row::<DescribeCdnTransferRules>("DescribeCDNTransferRules", &TRANSFER, (20, 20), Read),
     row::<DescribeCallbacks>("DescribeCallbacks", &TRANSFER, (20, 20), Read),
+    row::<DescribeMediaTask>("DescribeMediaTask", &CDN, (20, 20), Read),
     row::<DescribeRtcStreamState>("DescribeRTCStreamState", &STREAM, (40, 10), Read),
     row::<DescribeStreams>("DescribeStreams", &TRANSFER, (20, 20), Read),
     row::<ForbidRtcStream>("ForbidRTCStream", &STREAM, (20, 5), Ordered("forbid")),
     row::<ForbidRtcStreams>("ForbidRTCStreams", &STREAM, (20, 5), Ordered("forbid")),
+    row::<MergeMedia>("MergeMedia", &CDN, (20, 20), Write),
     row::<RtmpDispatch>("RTMPDispatch", &DISPATCH, (40, 40), Read),
     row::<RtmpDispatchV2>("RTMPDispatchV2", &DISPATCH, (40, 40), Read),
     row::<ResumeRtcStream>("ResumeRTCStream", &STREAM, (20, 5), Ordered("forbid")),
     row::<ResumeRtcStreams>("ResumeRTCStreams", &STREAM, (20, 5), Ordered("forbid")),
     row::<RetryCdnTransferRule>("RetryCDNTransferRule", &TRANSFER, (20, 20), Write),
     row::<RetryCallbacks>("RetryCallbacks", &TRANSFER, (20, 20), Write),
+    row::<SearchMedia>("SearchMedia", &CDN, (20, 20), Read),
+    row::<StartCdnRecord>("StartCDNRecord", &CDN, (20, 20), Write),
+    row::<StopCdnRecord>("StopCDNRecord", &CDN, (20, 20), Write),
 ];
 
 /// The row of an action.
@@ -170,8 +179,8 @@ impl<A: Action> Parsed for A {
 
 /// What of the configuration concerns the API.
 pub struct Settings {
-    /// What addresses given to callers begin with.
-    pub public_url: String,
+    /// The addresses of media files; they begin with the public URL, as others given to callers do.
+    pub urls: Urls,
     /// Where RTMP is taken in.
     pub rtmp_listen: SocketAddr,
     /// Whether rules may push to loopback, private and link-local addresses.

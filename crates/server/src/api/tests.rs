@@ -16,6 +16,8 @@ use crate::live::{Meter, Relay, Stream};
 use crate::secret::Secret;
 use crate::store::{Delivery, Origin, Reason, Session, State, Status};
 
+mod cdn;
+
 const APP: u32 = 1234567890;
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -53,7 +55,7 @@ fn app(id: u32) -> App {
 
 fn settings() -> Settings {
     Settings {
-        public_url: "https://live.example.com".into(),
+        urls: Urls { public_url: "https://live.example.com".into(), ttl: None },
         rtmp_listen: "0.0.0.0:1935".parse().unwrap(),
         allow_private_targets: false,
         own_addresses: vec!["0.0.0.0:1935".parse().unwrap(), "203.0.113.7:1935".parse().unwrap()],

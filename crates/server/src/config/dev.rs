@@ -64,7 +64,8 @@ fn create(file: &Path) -> std::io::Result<()> {
     let mut secret = || hex::encode(random.random::<[u8; 16]>());
     let text = format!(
         "# The app of a server that has none configured. Delete this file for a new one; copy it into bywash.toml to keep it.\n\
-         [[app]]\nid = {id}\nserver_secret = \"{}\"\ncallback_secret = \"{}\"\npublish_key = \"{}\"\nplay_key = \"{}\"\n",
+         [[app]]\nid = {id}\nserver_secret = \"{}\"\ncallback_secret = \"{}\"\npublish_key = \"{}\"\nplay_key = \"{}\"\n\
+         [app.record.Tencent]\nformats = [\"mp4\", \"m3u8\"]\n",
         secret(),
         secret(),
         secret(),

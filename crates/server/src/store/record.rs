@@ -145,6 +145,21 @@ impl Tx {
         self.all(sqlx::query(sql)).await?.iter().map(record_of).collect()
     }
 
+    /// Recordings that were ended and do not say so yet, of one stream or all.
+    pub async fn records_over(&mut self, key: Option<&StreamKey>) -> Result<Vec<Record>, Error> {
+        let sql = match key {
+            Some(key) => bind_key(
+                sqlx::query(
+                    "SELECT * FROM record \
+                     WHERE app = $1 AND environment = $2 AND stream = $3 AND closed_ms > 0 AND state < 3",
+                ),
+                key,
+            ),
+            None => sqlx::query("SELECT * FROM record WHERE closed_ms > 0 AND state < 3"),
+        };
+        self.all(sql).await?.iter().map(record_of).collect()
+    }
+
     /// Ends the wished recordings of a stream that no call has asked for.
     pub async fn records_close_default(&mut self, key: &StreamKey, now_ms: i64) -> Result<(), Error> {
         let sql = "UPDATE record SET closed_ms = $5 \
@@ -208,6 +223,13 @@ impl Tx {
     pub async fn files_of_record(&mut self, id: &str) -> Result<Vec<File>, Error> {
         let sql = "SELECT * FROM file WHERE record = $1 ORDER BY begin_ms, path";
         self.all(sqlx::query(sql).bind(id.to_owned())).await?.iter().map(super::file::file_of).collect()
+    }
+
+    /// The keys of a recording's newest ready files, at most `limit`, in the order of their making.
+    pub async fn record_keys(&mut self, id: &str, limit: i64) -> Result<Vec<String>, Error> {
+        let sql = "SELECT path FROM file WHERE record = $1 AND state = 2 ORDER BY begin_ms DESC, path DESC LIMIT $2";
+        let rows = self.all(sqlx::query(sql).bind(id.to_owned()).bind(limit)).await?;
+        rows.iter().rev().map(|row| Ok(row.try_get("path")?)).collect()
     }
 
     /// Forgets recordings that were ended before `before_ms` and have no file any more.

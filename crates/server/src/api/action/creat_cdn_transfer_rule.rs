@@ -85,7 +85,7 @@ fn parse_target(url: &str) -> Result<Target, Fault> {
 /// knows itself by.
 fn leads_to_itself(target: &Target, key: &StreamKey, settings: &Settings) -> bool {
     let same = !target.tls() && target.app() == key.app().to_string() && target.stream() == key.id();
-    let public: Option<Uri> = settings.public_url.parse().ok();
+    let public: Option<Uri> = settings.urls.public_url.parse().ok();
     let named = target.host() == "localhost" || public.is_some_and(|uri| uri.host() == Some(target.host()));
     let ours = settings.own_addresses.iter().filter(|own| own.port() == target.port());
     let here = |own: IpAddr| match target.host().parse::<IpAddr>() {

@@ -57,7 +57,7 @@ impl Action for RtmpDispatchV2 {
 /// `host:port` of our RTMP listener as others reach it: where it listens on every address, the host of `public_url`.
 pub fn node(settings: &Settings) -> String {
     let listen = settings.rtmp_listen;
-    let public: Option<Uri> = settings.public_url.parse().ok();
+    let public: Option<Uri> = settings.urls.public_url.parse().ok();
     match public.as_ref().and_then(Uri::host) {
         Some(host) if listen.ip().is_unspecified() => format!("{host}:{}", listen.port()),
         _ => listen.to_string(),
