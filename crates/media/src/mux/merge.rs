@@ -196,6 +196,12 @@ impl Index {
         Tracks { video: of(Kind::Video), audio: of(Kind::Audio) }
     }
 
+    /// Its sound alone; `None` if it has none.
+    pub fn sound(&self) -> Option<Index> {
+        let lane = self.lanes.iter().find(|lane| lane.track.codec.kind() == Kind::Audio)?;
+        Some(Index { lanes: vec![lane.clone()] })
+    }
+
     /// How long it plays.
     pub fn duration(&self) -> Time {
         self.lanes.iter().map(|lane| lane.until(&lane.samples)).max().unwrap_or_default()
