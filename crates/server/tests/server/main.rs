@@ -10,6 +10,7 @@ mod hostile;
 mod media;
 mod pressure;
 mod publish;
+mod record_call;
 mod relay;
 mod rule;
 mod secret;
