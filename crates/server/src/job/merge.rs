@@ -245,8 +245,9 @@ impl Merges {
         let one = &files[&job.request.parts[0].file];
         let begin_ms = one.begin_ms + job.request.parts[0].begin_ms;
         let format = job.request.format;
+        // What of a TaskId differs from others: `<appid>-EditMedia-<random>tt0`, or all of it.
         let name = job.id.rsplit('-').next().unwrap_or(&job.id);
-        let path = object::key(&one.key, job.created_ms, name, 1, format);
+        let path = object::key(&one.key, job.created_ms, name.get(..12).unwrap_or(name), 1, format);
         // Of an attempt before this one.
         self.objects.remove_local(&path).await?;
         let (percent, cancelled) = (Arc::new(AtomicI64::new(0)), Cancel::default());

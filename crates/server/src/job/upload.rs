@@ -200,7 +200,10 @@ async fn single(bucket: &Bucket, local: &Path, mut note: Note) -> anyhow::Result
 async fn parts(bucket: &Bucket, local: &Path, size: u64, note: &mut Note) -> anyhow::Result<()> {
     let path = bucket.path(&note.key);
     let id = match &note.id {
-        Some(id) => id.clone(),
+        Some(id) => {
+            info!(file = note.key, parts = note.parts.len(), "the upload goes on");
+            id.clone()
+        }
         None => {
             let options = PutMultipartOptions { attributes: attributes(&note.key), ..PutMultipartOptions::default() };
             let id = bucket.store.create_multipart_opts(&path, options).await?;

@@ -191,6 +191,7 @@ impl Tx {
     /// A stored file is where it stays; says whether it was Stored until now, for then a callback is owed.
     pub async fn file_ready(&mut self, id: &str, now_ms: i64) -> Result<bool, Error> {
         let sql = "UPDATE file SET state = 2, created_ms = $2, updated_ms = $2 WHERE id = $1 AND state = 1";
+        self.works = true;
         Ok(self.run(sqlx::query(sql).bind(id.to_owned()).bind(now_ms)).await? > 0)
     }
 

@@ -144,7 +144,7 @@ impl Merging {
 
     fn m3u8(&self, writer: &mut Writer) -> Result<Tracks, Failure> {
         let mut tracks = Tracks::default();
-        let mut fragments = None;
+        let (mut fragments, mut line) = (None, Time::ZERO);
         let parts = self.request.parts.len();
         for (n, part) in self.request.parts.iter().enumerate() {
             let source = &self.sources[&part.file];
@@ -154,7 +154,7 @@ impl Merging {
                 false => {
                     let input = Input::open(source)?;
                     tracks = input.index.tracks();
-                    self.cut_segments(writer, n, part, source, &input)?
+                    self.cut_segments(writer, n, part, &mut line, source, &input)?
                 }
             };
             if fragments.is_some_and(|before| before != kind) {
@@ -205,12 +205,13 @@ impl Merging {
         Ok(!maps.is_empty())
     }
 
-    /// Makes segments of a piece of a file; says whether they are fMP4.
+    /// Makes segments of a piece of a file, whose times go on at `line`; says whether they are fMP4.
     fn cut_segments(
         &self,
         writer: &mut Writer,
         n: usize,
         part: &Part,
+        line: &mut Time,
         source: &Source,
         input: &Input,
     ) -> Result<bool, Failure> {
@@ -228,21 +229,22 @@ impl Merging {
                 Some(name)
             }
         };
+        let from = *line;
         let end = if map.is_some() { "m4s" } else { "ts" };
         let segment = |number: usize, at: Time| Segment {
             uri: format!("{n}-{number}.{end}"),
             duration: Time::ZERO,
-            wall_ms: source.begin_ms + part.begin_ms + at.as_millis(),
+            wall_ms: source.begin_ms + part.begin_ms + (at - from).as_millis(),
             discontinuity: number == 0,
             map: map.clone(),
         };
         let main = if tracks.video.is_some() { Kind::Video } else { Kind::Audio };
-        let (mut begun, mut number) = (Time::ZERO, 0);
+        let (mut begun, mut number) = (from, 0);
         writer.apply(Change::Begin(segment(0, begun)))?;
         writer.apply(Change::Append(mux.start()))?;
         let total = frames.len() as u64;
         for (nth, unread) in frames.into_iter().enumerate() {
-            let frame = input.source.frame(unread, Time::ZERO)?;
+            let frame = input.source.frame(unread, from)?;
             let shown = frame.dts + frame.cts;
             if frame.track == main && frame.key && shown - begun >= SEGMENT {
                 writer.apply(Change::Append(mux.cut(&frame)))?;
@@ -259,7 +261,8 @@ impl Merging {
         }
         let fragments = map.is_some();
         writer.apply(Change::Append(mux.finish()))?;
-        writer.apply(Change::End(duration - begun))?;
+        *line = from + duration;
+        writer.apply(Change::End(*line - begun))?;
         Ok(fragments)
     }
 
