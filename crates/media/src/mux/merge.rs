@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use super::flv::{Item, Reader};
 use super::mp4::{self, Edit, FTYP, Head, MOVIE_TIMESCALE, Part, Table, packet_ticks, rate};
-use super::{Source, adts, flv};
+use super::{Source, adts, flv, ts};
 use crate::{Codec, Format, Frame, Kind, Time, Track, Tracks, codec};
 
 /// Why files cannot be merged.
@@ -90,6 +90,27 @@ impl Index {
             lane
         };
         Index::from_zero(tracks.into_iter().map(lane).collect())
+    }
+
+    /// Of the MPEG-TS segments of an HLS recording, one behind the other. Their payloads are not in one piece there: they are written to
+    /// `out`, which is then the file that the index is of.
+    pub fn ts<S: Source + ?Sized>(file: &S, out: &mut impl io::Write) -> Result<Index, Error> {
+        let (mut lanes, mut at): (Vec<Lane>, u64) = (Vec::new(), 0);
+        ts::read(file, |track, frame| {
+            let lane = match lanes.iter_mut().position(|lane| lane.track.codec.kind() == frame.track) {
+                Some(nth) if *lanes[nth].track != *track => return unfit("a file changes its tracks on the way"),
+                Some(nth) => &mut lanes[nth],
+                None => {
+                    lanes.push(Lane::new(track.clone()));
+                    lanes.last_mut().expect("one was pushed")
+                }
+            };
+            lane.push(&frame, at);
+            at += frame.payload.len() as u64;
+            Ok(out.write_all(&frame.payload)?)
+        })?;
+        lanes.sort_by_key(|lane| lane.track.codec.kind() == Kind::Audio);
+        Index::from_zero(lanes)
     }
 
     /// Of an FLV file.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use bywash_media::mux::merge::{Index, Piece, frames, mp4 as join};
-use bywash_media::mux::{flv, mp4};
+use bywash_media::mux::{flv, mp4, ts};
 use bywash_media::{Kind, Time};
 
 use crate::source::{self, Stream};
@@ -22,6 +22,20 @@ fn flv_of(stream: &Stream) -> Vec<u8> {
     let mut file = Vec::new();
     let mut writer = flv::file::Writer::new(&stream.tracks, &mut file);
     stream.frames.iter().for_each(|frame| writer.push(frame, &mut file));
+    file
+}
+
+/// Segments of MPEG-TS, one behind the other.
+fn ts_of(stream: &Stream) -> Vec<u8> {
+    let (mut file, mut writer) = (Vec::new(), ts::Writer::new(&stream.tracks).unwrap());
+    for frame in &stream.frames {
+        if frame.track == Kind::Video && frame.key {
+            writer.end(&mut file);
+            writer.start(&mut file);
+        }
+        writer.push(frame, &mut file);
+    }
+    writer.end(&mut file);
     file
 }
 
@@ -101,6 +115,9 @@ fn whole_files_follow_each_other_without_a_hole() {
         check(&format!("merge-{name}"), &stream, &file, &Index::mp4(&file[..]).unwrap(), &all);
         let file = flv_of(&stream);
         check(&format!("merge-flv-{name}"), &stream, &file, &Index::flv(&file[..]).unwrap(), &all);
+        let mut frames = Vec::new();
+        let index = Index::ts(&ts_of(&stream)[..], &mut frames).unwrap();
+        check(&format!("merge-ts-{name}"), &stream, &frames, &index, &all);
     }
 }
 

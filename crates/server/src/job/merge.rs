@@ -255,6 +255,7 @@ impl Merges {
             request: job.request.clone(),
             sources,
             folder: self.folder.clone(),
+            scratch: self.objects.scratch().join(&job.id),
             key: path.clone(),
             percent: percent.clone(),
             cancelled: cancelled.0.clone(),

@@ -71,12 +71,13 @@ fn recordings_and_pieces_of_them_become_one_file() {
     let (a, b) = (id(&one, ".m3u8"), id(&two, ".m3u8"));
     let both = [("InputFileId[]", a.as_str()), ("InputFileId[]", b.as_str()), ("Format", "M3U8")];
     check("M3U8", &both, sum(".m3u8"), 0.3);
+    check("M3U8 to MP4", &both[..2], sum(".m3u8"), 0.3);
     let (a, b) = (id(&one, ".mp3"), id(&two, ".mp3"));
     let both = [("InputFileId[]", a.as_str()), ("InputFileId[]", b.as_str()), ("Format", "MP3")];
     check("MP3", &both, sum(".mp3"), 0.3);
 
     let found = server.ok("SearchMedia", &[("Vendor", "Tencent"), ("NamePrefix", "joined")]);
-    assert_eq!(found["Tencent"]["TotalCount"], 7, "{found}");
+    assert_eq!(found["Tencent"]["TotalCount"], 8, "{found}");
 }
 
 #[test]

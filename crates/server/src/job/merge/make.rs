@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,6 +34,8 @@ pub struct Merging {
     /// By FileId.
     pub sources: BTreeMap<String, Source>,
     pub folder: Folder,
+    /// A folder of its own for what is needed on the way.
+    pub scratch: PathBuf,
     /// The key of the result.
     pub key: String,
     /// How much is done.
@@ -152,7 +154,7 @@ impl Merging {
             let kind = match hls {
                 true => self.copy_segments(writer, n, part, source)?,
                 false => {
-                    let input = Input::open(source)?;
+                    let input = Input::open(source, &self.scratch)?;
                     tracks = input.index.tracks();
                     self.cut_segments(writer, n, part, &mut line, source, &input)?
                 }
@@ -267,7 +269,7 @@ impl Merging {
     }
 
     fn inputs(&self) -> Result<BTreeMap<&String, Input>, Failure> {
-        self.sources.iter().map(|(id, source)| Ok((id, Input::open(source)?))).collect()
+        self.sources.iter().map(|(id, source)| Ok((id, Input::open(source, &self.scratch)?))).collect()
     }
 
     /// Notes how far it is; an error if nobody waits for it any more.
@@ -360,9 +362,9 @@ impl Mux {
 }
 
 impl Input {
-    fn open(source: &Source) -> Result<Input, Failure> {
+    fn open(source: &Source, scratch: &Path) -> Result<Input, Failure> {
         if source.format == Format::M3u8 {
-            return Input::open_hls(&source.path);
+            return Input::open_hls(&source.path, scratch);
         }
         let file = Chain::open([&source.path])?;
         let index = match source.format {
@@ -374,19 +376,27 @@ impl Input {
         Ok(Input { index: index?, source: file })
     }
 
-    fn open_hls(path: &Path) -> Result<Input, Failure> {
+    fn open_hls(path: &Path, scratch: &Path) -> Result<Input, Failure> {
         let list = Playlist::parse(&fs::read_to_string(path)?);
         let folder = path.parent().unwrap_or(Path::new(""));
         let map = list.segments.first().and_then(|it| it.map.clone());
         if list.segments.iter().any(|it| it.map != map) {
             return unfit("an HLS recording that changes its tracks on the way can only become M3U8");
         }
-        if map.is_none() {
-            return unfit("segments of MPEG-TS can only become M3U8");
-        }
         let names = map.iter().chain(list.segments.iter().map(|it| &it.uri));
         let source = Chain::open(names.map(|name| folder.join(name)))?;
-        Ok(Input { index: Index::fragments(&source)?, source })
+        if map.is_some() {
+            return Ok(Input { index: Index::fragments(&source)?, source });
+        }
+        fs::create_dir_all(scratch)?;
+        let frames = scratch.join("frames");
+        let mut out = io::BufWriter::new(fs::File::create(&frames)?);
+        let index = Index::ts(&source, &mut out)?;
+        out.flush()?;
+        let source = Chain::open([&frames])?;
+        // Open, it stays as long as it is needed.
+        fs::remove_file(frames)?;
+        Ok(Input { index, source })
     }
 }
 
