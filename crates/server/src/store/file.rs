@@ -14,9 +14,6 @@ use sqlx::{AssertSqlSafe, Row};
 use super::{Error, Page, Sql, Tx, bind_key, environment_to_row, json_of, key_of, unknown, vendor_of};
 use crate::config::{Format, Vendor};
 
-const AFTER: &str = "SELECT * FROM file WHERE state = 2 AND app = $1 AND environment = $2 AND vendor = $3 \
-                     AND path >= $4 AND path < $5 ORDER BY path LIMIT $6";
-
 /// What a search counts at most.
 pub const TOTAL_MAX: i64 = 5000;
 
@@ -100,6 +97,19 @@ pub struct About {
     pub channels: u32,
     /// Bits a second of the whole file.
     pub bit_rate: u64,
+}
+
+/// What lists of keys tell of a file. They are long, and most of a row's cost is its columns.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listed {
+    /// As of [`File`].
+    pub path: String,
+    /// Likewise.
+    pub etag: String,
+    /// Likewise.
+    pub size: i64,
+    /// Likewise.
+    pub created_ms: i64,
 }
 
 /// What [`Tx::files_search`] looks for: files that have all of it.
@@ -266,11 +276,15 @@ impl Tx {
         prefix: &str,
         marker: &str,
         limit: i64,
-    ) -> Result<Vec<File>, Error> {
+    ) -> Result<Vec<Listed>, Error> {
         // No key has a control character, so nothing lies between the marker and the first after it.
         let first = if marker < prefix { prefix.to_owned() } else { format!("{marker}\u{1}") };
         let sql = Place { app, environment, vendor }.bind(sqlx::query(AFTER)).bind(first).bind(end_of(prefix));
-        self.all(sql.bind(limit)).await?.iter().map(file_of).collect()
+        let listed = |row: &AnyRow| {
+            let (path, etag) = (row.try_get("path")?, row.try_get("etag")?);
+            Ok(Listed { path, etag, size: row.try_get("size")?, created_ms: row.try_get("created_ms")? })
+        };
+        self.all(sql.bind(limit)).await?.iter().map(listed).collect()
     }
 
     async fn files_in(&mut self, state: FileState, limit: i64) -> Result<Vec<File>, Error> {
@@ -306,6 +320,10 @@ impl Place {
         sql.bind(i64::from(self.app)).bind(environment_to_row(self.environment)).bind(self.vendor.name())
     }
 }
+
+/// A list of keys, from `$4` on and before `$5`.
+const AFTER: &str = "SELECT path, etag, size, created_ms FROM file WHERE state = 2 AND app = $1 AND environment = $2 AND vendor = $3 \
+                     AND path >= $4 AND path < $5 ORDER BY path LIMIT $6";
 
 /// How a search goes through an index: from its newest file on, or from that of several streams at once.
 struct Walk {
