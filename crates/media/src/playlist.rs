@@ -39,6 +39,87 @@ impl Playlist {
     }
 }
 
+impl Playlist {
+    /// Reads back what [`Display`](fmt::Display) has written; lines of no known form are passed over. A segment's `wall_ms` is
+    /// counted from the last time that the list told.
+    pub fn parse(text: &str) -> Playlist {
+        let mut list = Playlist { target: 1, segments: Vec::new(), ended: false };
+        let (mut map, mut discontinuity, mut duration, mut wall_ms) = (None, false, None, 0);
+        for line in text.lines() {
+            let (tag, value) = line.split_once(':').unwrap_or((line, ""));
+            match tag {
+                "#EXT-X-TARGETDURATION" => list.target = value.parse().unwrap_or(list.target),
+                "#EXT-X-DISCONTINUITY" => discontinuity = true,
+                "#EXT-X-MAP" => map = value.split('"').nth(1).map(str::to_owned),
+                "#EXT-X-PROGRAM-DATE-TIME" => wall_ms = parse_utc(value).unwrap_or(wall_ms),
+                "#EXTINF" => duration = seconds(value.trim_end_matches(',')),
+                "#EXT-X-ENDLIST" => list.ended = true,
+                _ if line.starts_with('#') => {}
+                uri => {
+                    let Some(duration) = duration.take() else { continue };
+                    let discontinuity = std::mem::take(&mut discontinuity);
+                    list.segments.push(Segment { uri: uri.into(), duration, wall_ms, discontinuity, map: map.clone() });
+                    wall_ms += duration.as_millis();
+                }
+            }
+        }
+        list
+    }
+
+    /// Adds a segment; gives the lines by which the text becomes longer, of a list that has not ended.
+    pub fn push(&mut self, segment: Segment) -> String {
+        self.segments.push(segment);
+        let mut lines = String::new();
+        self.lines(self.segments.len() - 1, &mut lines).expect("a string takes any text");
+        lines
+    }
+
+    /// Writes what there is of the segment at `at`.
+    fn lines(&self, at: usize, out: &mut impl fmt::Write) -> fmt::Result {
+        let segment = &self.segments[at];
+        let map = at.checked_sub(1).and_then(|before| self.segments[before].map.as_ref());
+        if segment.discontinuity && at > 0 {
+            out.write_str("#EXT-X-DISCONTINUITY\n")?;
+        }
+        if let Some(own) = segment.map.as_ref().filter(|own| Some(*own) != map || segment.discontinuity) {
+            writeln!(out, "#EXT-X-MAP:URI=\"{own}\"")?;
+        }
+        if segment.discontinuity || at == 0 {
+            writeln!(out, "#EXT-X-PROGRAM-DATE-TIME:{}", Utc(segment.wall_ms))?;
+        }
+        let millis = segment.duration.as_ticks(1000).max(0);
+        writeln!(out, "#EXTINF:{}.{:03},\n{}", millis / 1000, millis % 1000, segment.uri)
+    }
+
+    /// How long all of it plays.
+    pub fn duration(&self) -> Time {
+        self.segments.iter().fold(Time::ZERO, |sum, segment| sum + segment.duration)
+    }
+}
+
+/// `6.040` as time.
+fn seconds(text: &str) -> Option<Time> {
+    let (whole, rest) = text.split_once('.').unwrap_or((text, "0"));
+    let millis = format!("{rest:0<3}").get(..3)?.parse::<i64>().ok()?;
+    Some(Time::from_millis(whole.parse::<u32>().ok()? as i64 * 1000 + millis))
+}
+
+/// Milliseconds since 1970, as ISO 8601 (RFC 3339) in UTC: `2024-02-29T23:59:59.040Z`.
+pub fn utc(ms: i64) -> String {
+    Utc(ms).to_string()
+}
+
+/// Reads what [`Utc`] writes.
+fn parse_utc(text: &str) -> Option<i64> {
+    let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    // As there: years begin in March.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
+    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+    Some((days * 86_400 + hour * 3600 + minute * 60 + second) * 1000 + number(20..23)?)
+}
+
 /// Durations round to the nearest second before they are held against the target (§4.3.3.1).
 fn rounded_seconds(time: Time) -> u32 {
     time.as_ticks(1).clamp(0, u32::MAX.into()) as u32
@@ -54,21 +135,7 @@ impl fmt::Display for Playlist {
         let kind = if self.ended { "VOD" } else { "EVENT" };
         write!(f, "#EXTM3U\n#EXT-X-VERSION:{version}\n#EXT-X-TARGETDURATION:{target}\n")?;
         write!(f, "#EXT-X-MEDIA-SEQUENCE:0\n#EXT-X-PLAYLIST-TYPE:{kind}\n#EXT-X-INDEPENDENT-SEGMENTS\n")?;
-        let mut map = None;
-        for (at, segment) in self.segments.iter().enumerate() {
-            if segment.discontinuity && at > 0 {
-                f.write_str("#EXT-X-DISCONTINUITY\n")?;
-            }
-            if segment.map.is_some() && (segment.map != map || segment.discontinuity) {
-                map.clone_from(&segment.map);
-                writeln!(f, "#EXT-X-MAP:URI=\"{}\"", map.as_deref().unwrap_or_default())?;
-            }
-            if segment.discontinuity || at == 0 {
-                writeln!(f, "#EXT-X-PROGRAM-DATE-TIME:{}", Utc(segment.wall_ms))?;
-            }
-            let millis = segment.duration.as_ticks(1000).max(0);
-            writeln!(f, "#EXTINF:{}.{:03},\n{}", millis / 1000, millis % 1000, segment.uri)?;
-        }
+        (0..self.segments.len()).try_for_each(|at| self.lines(at, f))?;
         f.write_str(if self.ended { "#EXT-X-ENDLIST\n" } else { "" })
     }
 }
@@ -106,6 +173,11 @@ mod tests {
     fn check(segments: Vec<Segment>, ended: bool, want: &str) {
         let list = Playlist { segments, ended, ..Playlist::new(Time::from_millis(6400)) };
         assert_eq!(list.to_string(), want);
+        assert_eq!(Playlist::parse(want).to_string(), want);
+        let mut grown = Playlist { segments: Vec::new(), ended: false, ..list.clone() };
+        let mut text = grown.to_string();
+        list.segments.iter().for_each(|segment| text += &grown.push(segment.clone()));
+        assert!(text.lines().skip(5).eq(want.lines().skip(5).filter(|line| *line != "#EXT-X-ENDLIST")));
     }
 
     #[test]
@@ -141,7 +213,10 @@ mod tests {
 
     #[test]
     fn each_day_has_its_date() {
-        let check = |ms, want: &str| assert_eq!(Utc(ms).to_string(), want);
+        let check = |ms, want: &str| {
+            assert_eq!(Utc(ms).to_string(), want);
+            assert_eq!(parse_utc(want), Some(ms));
+        };
         check(0, "1970-01-01T00:00:00.000Z");
         check(-1, "1969-12-31T23:59:59.999Z");
         check(951_782_400_000, "2000-02-29T00:00:00.000Z");

@@ -31,9 +31,10 @@ use crate::object::{Objects, Urls};
 use crate::output::relay;
 use crate::plan::{self, Plan};
 use crate::rendition::Renditions;
+use crate::segment::Folder;
 use crate::store::Store;
 use crate::webrtc::Port;
-use crate::{console, http, job, playback, signalling};
+use crate::{console, http, job, playback, signalling, space};
 
 /// How long callbacks that became due at the very end may still be sent. What is not sent is sent after the next start.
 const LAST_CALLBACKS: Duration = Duration::from_secs(1);
@@ -89,6 +90,7 @@ pub struct Server {
     stop: CancellationToken,
     keeper: JoinHandle<()>,
     listeners: [JoinHandle<()>; 3],
+    jobs: [JoinHandle<()>; 3],
     callbacks: (CancellationToken, JoinHandle<()>),
 }
 
@@ -117,6 +119,7 @@ impl Server {
         let lanes = Arc::new(Lanes::start(std::thread::available_parallelism().map_or(1, usize::from))?);
         let grace = Arc::new(ArcSwap::from_pointee(config.publish.grace));
         let urls = urls(&config);
+        let folder = Folder::new(objects.folder().into(), Some(config.record.sync).filter(|it| !it.is_zero()));
 
         let renditions = Arc::<Renditions>::default();
 
@@ -131,6 +134,14 @@ impl Server {
             grace: grace.clone(),
             public_url: config.http.public_url.clone(),
             rtmp_base: config.rtmp_base(rtmp),
+            record: plan::RecordSettings {
+                folder: folder.clone(),
+                full: space::watch(objects.folder().into(), config.record.low_water as u64),
+                urls: urls.clone(),
+                bucket: objects.bucket().is_some(),
+                segment: config.record.segment,
+                bit_rate: config.record.audio_bitrate,
+            },
         });
         let keeper = tokio::spawn(keeper);
 
@@ -144,6 +155,25 @@ impl Server {
         let callbacks = (callbacks_stop, tokio::spawn(callbacks));
 
         let stop = CancellationToken::new();
+        let uploads = job::upload::Uploads {
+            store: store.clone(),
+            objects: objects.clone(),
+            apps: apps.clone(),
+            urls: urls.clone(),
+        };
+        let merges = job::merge::Merges {
+            store: store.clone(),
+            objects: objects.clone(),
+            apps: apps.clone(),
+            urls: urls.clone(),
+            folder: folder.clone(),
+            max: config.jobs.max,
+        };
+        let jobs = [
+            tokio::spawn(job::merge::run(merges, stop.clone())),
+            tokio::spawn(job::upload::run(uploads, stop.clone())),
+            tokio::spawn(job::retention::run(store.clone(), objects.clone(), stop.clone())),
+        ];
         let doors = ingest::rtmp::Doors {
             apps: apps.clone(),
             hub: hub.clone(),
@@ -200,6 +230,7 @@ impl Server {
             stop,
             keeper,
             listeners: [rtmp_in, http_in, webrtc_in],
+            jobs,
             callbacks,
         })
     }
@@ -235,7 +266,7 @@ impl Server {
         let (callbacks_stop, callbacks) = self.callbacks;
         callbacks_stop.cancel();
         let rest = async {
-            for task in self.listeners {
+            for task in self.listeners.into_iter().chain(self.jobs) {
                 let _ = task.await;
             }
             let _ = (self.keeper.await, callbacks.await);

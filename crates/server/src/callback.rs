@@ -6,12 +6,12 @@
 use bywash_media::{Environment, StreamKey};
 use form_urlencoded::Serializer;
 use rand::Rng;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
-use crate::config::{App, CallbackFormat};
+use crate::config::{App, CallbackFormat, Vendor};
 use crate::secret::Secret;
-use crate::store::{Session, Status};
+use crate::store::{File, Job, Record, Session, Status};
 
 /// A callback to be sent, as the outbox takes it.
 #[derive(Clone, PartialEq)]
@@ -101,6 +101,55 @@ pub fn relay_state(app: &App, key: &StreamKey, masked_url: &str, status: &Status
     Some(body.owed(app, key, url))
 }
 
+/// `record`: a recorded file is there, at `replay_url`. `None` where the app has no URL for it.
+pub fn record(app: &App, replay_url: &str, file: &File, now_ms: i64) -> Option<Owed> {
+    let url = app.callback.record.as_ref()?;
+    let duration = file.duration_ms as f64 / 1000.0;
+    let extra = match file.vendor {
+        Vendor::Tencent => json!({ "TaskId": file.record, "FileID": file.id, "Duration": duration }),
+        Vendor::Ws => json!({ "PersistentId": file.id, "Duration": duration }),
+        Vendor::Huawei => json!({ "Duration": duration, "ObsObject": file.path, "FileSize": file.size }),
+        Vendor::Aliyun => json!({ "Duration": duration, "OssObject": file.path }),
+    };
+    let mut body = Body::new(app, "record", now_ms);
+    body.text("stream_alias", file.key.id());
+    body.text("replay_url", replay_url);
+    body.text("begin_time", (file.begin_ms / 1000).to_string());
+    body.text("end_time", (file.end_ms / 1000).to_string());
+    body.text("extra_params", extra.to_string());
+    if file.interrupted {
+        body.text("interrupted", "1");
+    }
+    Some(body.owed(app, &file.key, url))
+}
+
+/// `record_state`: a recording changed its state. `None` where the app has no URL for it.
+pub fn record_state(app: &App, record: &Record, now_ms: i64) -> Option<Owed> {
+    let url = app.callback.state.as_ref()?;
+    let mut body = Body::new(app, "record_state", now_ms);
+    body.text("stream_id", record.key.id());
+    body.text("task_id", &record.id);
+    body.text("vendor", record.vendor.name());
+    body.text("state", record.status.state.name());
+    body.text("reason", &record.status.reason);
+    body.text("state_time", record.status.state_ms.to_string());
+    Some(body.owed(app, &record.key, url))
+}
+
+/// `compose`: a merge is over, well or not. `replay_url` is that of its result, empty without. `None` where the app has no URL for it.
+pub fn compose(app: &App, replay_url: &str, job: &Job, now_ms: i64) -> Option<Owed> {
+    let url = app.callback.compose.as_ref()?;
+    let mut body = Body::new(app, "compose", now_ms);
+    body.text("replay_url", replay_url);
+    body.text("task_id", &job.id);
+    if job.vendor == Vendor::Tencent {
+        body.text("file_id", &job.file);
+        body.text("code", &job.code);
+    }
+    body.text("message", &job.message);
+    Some(body.owed_for(app, job.environment, &job.request.name, url))
+}
+
 /// ZEGO's callback signature: SHA-1 over the secret and the two texts as sent, sorted by bytes, in hex.
 pub fn signature(secret: &Secret, timestamp: &str, nonce: &str) -> String {
     let mut parts = [secret.expose(), timestamp, nonce];
@@ -157,11 +206,16 @@ impl Body {
     }
 
     fn owed(self, app: &App, key: &StreamKey, url: &str) -> Owed {
+        self.owed_for(app, key.environment(), key.id(), url)
+    }
+
+    /// A callback that tells of what is called `name`, a stream or not.
+    fn owed_for(self, app: &App, environment: Environment, name: &str, url: &str) -> Owed {
         Owed {
             app: app.id,
-            environment: key.environment(),
+            environment,
             event: self.event,
-            stream: key.id().to_owned(),
+            stream: name.to_owned(),
             url: url.to_owned(),
             format: app.callback.format,
             body: match app.callback.format {

@@ -153,13 +153,6 @@ pub struct Bucket {
     pub region: String,
 }
 
-/// `[record]`.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Recording {
-    /// How long an address of a media file is valid; for ever, and unsigned, without.
-    pub url_ttl: Option<Duration>,
-}
-
 /// `[jobs]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Jobs {
@@ -200,6 +193,33 @@ pub struct Publish {
     pub grace: Duration,
     /// Bytes that one stream may hold for its slowest output. Default 16 MiB.
     pub buffer: usize,
+}
+
+/// `[record]`: what all recordings have in common.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recording {
+    /// Bytes of the disk that are kept free. Default 2 GiB, or a twentieth of the disk if that is less.
+    pub low_water: usize,
+    /// After what time at the latest media is on the disk; 0 leaves it to the kernel. Default 1 s.
+    pub sync: Duration,
+    /// How long a segment of HLS becomes. Default 6 s.
+    pub segment: Duration,
+    /// Bits a second of sound that is encoded for files. Default 128 000.
+    pub audio_bitrate: u32,
+    /// How long an address of a media file is valid; for ever, and unsigned, without.
+    pub url_ttl: Option<Duration>,
+}
+
+impl Default for Recording {
+    fn default() -> Recording {
+        Recording {
+            low_water: 2 << 30,
+            sync: Duration::from_secs(1),
+            segment: Duration::from_secs(6),
+            audio_bitrate: 128_000,
+            url_ttl: None,
+        }
+    }
 }
 
 /// `[callback]`.
@@ -618,6 +638,10 @@ mod tests {
             secret_access_key = "s"
             [record]
             url_ttl = "1h"
+            low_water = "1GiB"
+            sync = "0s"
+            segment = "4s"
+            audio_bitrate = "96k"
             [jobs]
             max = 3
             [relay]
@@ -706,7 +730,13 @@ mod tests {
                 access_key_id: Some(Secret::new("i")),
                 secret_access_key: Some(Secret::new("s")),
             },
-            record: Recording { url_ttl: Some(seconds(3600)) },
+            record: Recording {
+                low_water: 1 << 30,
+                sync: Duration::ZERO,
+                segment: seconds(4),
+                audio_bitrate: 96_000,
+                url_ttl: Some(seconds(3600)),
+            },
             jobs: Jobs { max: 3 },
             apps: vec![App {
                 id: 1_234_567_890,

@@ -322,7 +322,7 @@ impl Reader {
         loop {
             // Seen before the ring is read, so that a frame that comes in between wakes us again.
             self.woken.mark_unchanged();
-            let ended = self.take(batch);
+            let ended = self.drain(batch);
             if !batch.is_empty() {
                 return true;
             }
@@ -332,8 +332,9 @@ impl Reader {
         }
     }
 
-    /// Moves what is ready to `batch`; true if the stream has ended and this was the last of it.
-    fn take(&mut self, batch: &mut Vec<Event>) -> bool {
+    /// Moves what is ready to `batch`, up to half a megabyte of pictures; true if the stream has ended and this was the last of it. For
+    /// who looks at its own times and need not be woken for each picture.
+    pub fn drain(&mut self, batch: &mut Vec<Event>) -> bool {
         let mut guard = self.shared.ring();
         let ring = &mut *guard;
         let mut next = ring.places[self.slot].expect("a reader holds its slot until it is dropped");

@@ -2,7 +2,7 @@
 //!
 //! The hub and the relays write counters here; nobody takes a decision from them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
@@ -14,6 +14,8 @@ use bywash_media::{StreamKey, Tracks};
 pub struct Live {
     streams: RwLock<HashMap<StreamKey, Arc<Stream>>>,
     relays: RwLock<HashMap<(StreamKey, String), Arc<Relay>>>,
+    /// By the number that plan gave them.
+    recordings: RwLock<BTreeMap<u64, (StreamKey, Arc<Recording>)>>,
 }
 
 /// A live stream's counters.
@@ -60,6 +62,17 @@ pub struct Relay {
     pub state: AtomicU64,
     /// Connections tried again.
     pub retries: AtomicU64,
+}
+
+/// A recording's counters.
+#[derive(Default)]
+pub struct Recording {
+    /// Bytes of media taken, once for all formats.
+    pub bytes: AtomicU64,
+    /// Frames skipped because the disk was too slow.
+    pub frames_skipped: AtomicU64,
+    /// 0 waiting, 1 recording, 2 paused, 4 failed.
+    pub state: AtomicU64,
 }
 
 /// A counter of bytes and its rate over the last seconds.
@@ -153,5 +166,20 @@ impl Live {
         let mut all: Vec<_> = relays.iter().map(|(k, r)| (k.clone(), r.clone())).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
+    }
+
+    /// Notes a recording's counters.
+    pub fn recording_started(&self, number: u64, key: StreamKey, recording: Arc<Recording>) {
+        self.recordings.write().expect("no holder panics").insert(number, (key, recording));
+    }
+
+    /// Forgets a recording.
+    pub fn recording_ended(&self, number: u64) {
+        self.recordings.write().expect("no holder panics").remove(&number);
+    }
+
+    /// All recordings, in the order in which they began.
+    pub fn recordings(&self) -> Vec<(StreamKey, Arc<Recording>)> {
+        self.recordings.read().expect("no holder panics").values().cloned().collect()
     }
 }

@@ -6,12 +6,12 @@
 //!
 //! Invariant: a key is never taken from a request, only from a row; so no request reaches a file that is not of a row.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use bywash_media::StreamKey;
 use hmac::{Hmac, KeyInit, Mac};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::{ClientOptions, RetryConfig};
@@ -19,7 +19,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-use crate::config::{self, App, MediaUrl};
+use crate::config::{self, App, Format, MediaUrl};
 
 /// The playlist of an HLS recording, and so the end of its key.
 pub const PLAYLIST: &str = "index.m3u8";
@@ -89,7 +89,6 @@ struct Inner {
     folder: PathBuf,
     uploads: PathBuf,
     bucket: Option<Bucket>,
-    held: Mutex<HashSet<String>>,
 }
 
 /// A bucket, and where in it the files are.
@@ -110,7 +109,7 @@ impl Objects {
         for folder in [&folder, &uploads] {
             std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         }
-        Ok(Objects(Arc::new(Inner { folder, uploads, bucket, held: Mutex::default() })))
+        Ok(Objects(Arc::new(Inner { folder, uploads, bucket })))
     }
 
     /// The folder of all local files.
@@ -123,9 +122,14 @@ impl Objects {
         self.0.folder.join(key)
     }
 
-    /// Where the upload of the file with this id notes how far it is.
-    pub fn upload_note(&self, id: &str) -> PathBuf {
-        self.0.uploads.join(id)
+    /// The folder of the notes about uploads, named for the ids of their files.
+    pub fn uploads(&self) -> &Path {
+        &self.0.uploads
+    }
+
+    /// A folder for what merges fetch from the bucket.
+    pub fn scratch(&self) -> PathBuf {
+        self.0.uploads.with_file_name("merge")
     }
 
     /// The bucket that finished files go to, if there is one.
@@ -133,22 +137,23 @@ impl Objects {
         self.0.bucket.as_ref()
     }
 
-    /// The file with this id for one job alone; `None` while another has it.
-    pub fn hold(&self, id: &str) -> Option<Hold> {
-        let mut held = self.0.held.lock().expect("no holder panics");
-        held.insert(id.to_owned()).then(|| Hold { objects: self.clone(), id: id.to_owned() })
-    }
-}
-
-/// A file that only one job works on; ends when dropped.
-pub struct Hold {
-    objects: Objects,
-    id: String,
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.objects.0.held.lock().expect("no holder panics").remove(&self.id);
+    /// Deletes the local bytes of a file, all of a folder, and the folders above that are empty then. That nothing is there is fine.
+    pub async fn remove_local(&self, key: &str) -> std::io::Result<()> {
+        let at = self.local(key);
+        let (gone, removed) = match at.parent().filter(|_| at.ends_with(PLAYLIST)) {
+            Some(folder) => (folder, tokio::fs::remove_dir_all(folder).await),
+            None => (&*at, tokio::fs::remove_file(&at).await),
+        };
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        for folder in gone.ancestors().skip(1).take_while(|it| *it != self.folder()) {
+            if tokio::fs::remove_dir(folder).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -177,6 +182,21 @@ impl Bucket {
         let parts = self.prefix.split('/').chain(key.split('/')).filter(|it| !it.is_empty());
         object_store::path::Path::from_iter(parts)
     }
+}
+
+/// The key of a file of `stream` that begins at `begin_ms` (Unix milliseconds), the `number`th of `task`:
+/// `<appid>/<StreamId>/<yyyy-mm-dd>/<hhmmss>-<task>-<number>.<ext>`, in UTC; of HLS the playlist in a folder of that name.
+pub fn key(stream: &StreamKey, begin_ms: i64, task: &str, number: i64, format: Format) -> String {
+    let utc = bywash_media::playlist::utc(begin_ms);
+    let (date, time) = (&utc[..10], utc[11..19].replace(':', ""));
+    let end = match format {
+        Format::M3u8 => "/index.m3u8",
+        Format::Flv => ".flv",
+        Format::Mp4 => ".mp4",
+        Format::Aac => ".aac",
+        Format::Mp3 => ".mp3",
+    };
+    format!("{stream}/{date}/{time}-{task}-{number}{end}")
 }
 
 /// The content type of a media file, by the end of its key.
@@ -224,14 +244,22 @@ mod tests {
         check(Some(60), KEY, 1000, |_| format!("http://h/media/{KEY}"), Err("the address is not signed"));
     }
 
-    #[test]
-    fn only_one_job_holds_a_file() {
-        let folder = std::env::temp_dir().join(format!("bywash-object-{}", std::process::id()));
-        let objects = Objects::new(&config::Media::default(), &folder).unwrap();
-        let hold = objects.hold("1");
-        assert!(hold.is_some() && objects.hold("1").is_none() && objects.hold("2").is_some());
-        drop(hold);
-        assert!(objects.hold("1").is_some());
-        std::fs::remove_dir_all(folder).unwrap();
+    #[tokio::test]
+    async fn what_is_deleted_takes_empty_folders_along_and_no_others() {
+        let data = std::env::temp_dir().join(format!("bywash-object-{}", std::process::id()));
+        let objects = Objects::new(&config::Media::default(), &data).unwrap();
+        for key in ["7/a/day/1.mp4", "7/a/day/2/index.m3u8", "7/a/day/2/0.ts", "7/b/day/1.flv"] {
+            std::fs::create_dir_all(objects.local(key).parent().unwrap()).unwrap();
+            std::fs::write(objects.local(key), "media").unwrap();
+        }
+        let check = async |key: &str, want: &[(&str, bool)]| {
+            objects.remove_local(key).await.unwrap();
+            want.iter().for_each(|&(path, there)| assert_eq!(objects.local(path).exists(), there, "{key}: {path}"));
+        };
+        check("7/a/day/2/index.m3u8", &[("7/a/day/2", false), ("7/a/day/1.mp4", true)]).await;
+        check("7/a/day/1.mp4", &[("7/a", false), ("7/b/day/1.flv", true)]).await;
+        check("7/a/day/1.mp4", &[("7/b/day/1.flv", true)]).await;
+        check("7/b/day/1.flv", &[("7", false), ("", true)]).await;
+        std::fs::remove_dir_all(data).unwrap();
     }
 }

@@ -3,8 +3,10 @@
 //! One task looks after all streams. Publishers ask it for a place; actions, publishers that leave and relays whose state changes leave a word in the
 //! [`Inbox`]. It answers by the same few steps whether a call, a publish, a crash or a restart was the cause.
 //!
-//! Invariant: only this module starts and stops relays. A change of state and the callbacks that it owes
+//! Invariant: only this module starts and stops relays and recordings. A change of state and the callbacks that it owes
 //! are one transaction; where the store fails, what happened is kept and written later, and what runs goes on.
+
+mod record;
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -25,10 +27,15 @@ use crate::config::{self, Apps};
 use crate::hub::{self, Hub};
 use crate::lane::Lane;
 use crate::live;
+use crate::output::record::Note;
 use crate::output::relay::{self, Relay, Wish};
 use crate::rendition::Renditions;
 use crate::store::{self, Origin, Reason, Session, State, Status, Store, Tx};
 use crate::vendor::{self, Target};
+
+use self::record::Recording;
+
+pub use self::record::Settings as RecordSettings;
 
 /// How long a failing store is left alone before it is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(1);
@@ -62,6 +69,8 @@ pub struct Parts {
     pub public_url: String,
     /// Likewise for RTMP: `rtmp://host:port`.
     pub rtmp_base: String,
+    /// What recordings have in common.
+    pub record: RecordSettings,
 }
 
 /// Asks plan for things. Clone is a pointer.
@@ -160,7 +169,7 @@ enum Request {
     Drain(oneshot::Sender<()>),
 }
 
-/// Words left for plan. Bounded: at most one entry for each stream, publisher and relay.
+/// Words left for plan. Bounded: at most one entry for each stream, publisher and relay, and a few for each recording.
 #[derive(Default)]
 struct Inbox {
     news: Mutex<News>,
@@ -176,6 +185,8 @@ struct News {
     began: BTreeMap<StreamKey, (u64, i64)>,
     /// The latest status of a relay, by the relay's number.
     statuses: BTreeMap<u64, Status>,
+    /// What recordings have to tell, by their numbers and in order. A recording waits for the answer before it tells of other files.
+    recordings: Vec<(u64, Note)>,
 }
 
 impl Inbox {
@@ -206,6 +217,10 @@ impl Plan {
             running: JoinSet::new(),
             pending: BTreeMap::new(),
             unwritten: BTreeSet::new(),
+            recordings: BTreeMap::new(),
+            words: Vec::new(),
+            finishing: JoinSet::new(),
+            due_at: None,
             numbers: 0,
             write_at: None,
             drained: None,
@@ -304,6 +319,14 @@ struct Keeper {
     pending: BTreeMap<u64, Status>,
     /// Streams whose rows could not be read or written.
     unwritten: BTreeSet<StreamKey>,
+    /// Recordings that run, by number.
+    recordings: BTreeMap<u64, Recording>,
+    /// What they have told and the rows do not know yet.
+    words: Vec<(u64, Note)>,
+    /// Files of before the start that could not be finished at once.
+    finishing: JoinSet<()>,
+    /// When a recording's time may be over.
+    due_at: Option<Instant>,
     numbers: u64,
     write_at: Option<Instant>,
     drained: Option<oneshot::Sender<()>>,
@@ -314,13 +337,15 @@ impl Keeper {
         let mut tidied = Instant::now();
         self.recover().await;
         loop {
-            if self.drained.is_some() && self.relays.is_empty() && self.pending.is_empty() {
+            let quiet = self.relays.is_empty() && self.pending.is_empty();
+            if self.drained.is_some() && quiet && self.recordings.is_empty() && self.words.is_empty() {
                 break;
             }
             let wake_at = self.next_deadline();
             tokio::select! { biased;
                 () = self.plan.inbox.come.notified() => self.read_inbox().await,
-                Some(ended) = self.running.join_next_with_id() => self.relay_ended(ended),
+                Some(ended) = self.running.join_next_with_id() => self.task_ended(ended).await,
+                Some(_) = self.finishing.join_next() => {}
                 () = until(wake_at) => self.on_time().await,
                 Some(request) = asked.recv() => match request {
                     Request::Publish(arrival, reply) => {
@@ -387,6 +412,7 @@ impl Keeper {
         if let Err(error) = written {
             error!(%error, "cannot write that nothing runs yet");
         }
+        self.recover_recordings().await;
     }
 
     async fn publish(&mut self, arrival: Arrival) -> Result<Hold, Refusal> {
@@ -480,6 +506,8 @@ impl Keeper {
             urgent |= relay.told != (status.state, status.reason);
             self.pending.insert(number, status);
         }
+        self.words.extend(news.recordings);
+        self.write_words().await;
         if urgent {
             self.write_statuses().await;
         } else if !self.pending.is_empty() {
@@ -521,6 +549,7 @@ impl Keeper {
                 }
                 tx.stream_close(key, now_ms).await?;
                 tx.rules_delete_default(key).await?;
+                tx.records_close_default(key, now_ms).await?;
                 if let Some(app) = apps.get(key.app()) {
                     tx.owe(callback::stream_close(&app, &place.session, close, now_ms), now_ms).await?;
                 }
@@ -647,7 +676,7 @@ impl Keeper {
         for number in extra.values() {
             self.relays.get_mut(number).expect("it is one of ours").wish = None;
         }
-        Ok(())
+        self.reconcile_recordings(key, app.as_deref()).await
     }
 
     /// ZEGO's "default relay": every stream goes to the app's default target.
@@ -692,12 +721,16 @@ impl Keeper {
         self.relays.insert(number, Running { key: key.clone(), address, masked, wish: Some(wish), task, told });
     }
 
+    async fn task_ended(&mut self, ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>) {
+        let task = ended.as_ref().map_or_else(tokio::task::JoinError::id, |(task, ())| *task);
+        match self.recordings.iter().find(|(_, recording)| recording.task == task).map(|(number, _)| *number) {
+            Some(number) => self.recording_ended(number, ended.err()).await,
+            None => self.relay_ended(task, ended),
+        }
+    }
+
     /// A relay's last word is in the inbox by now, unless its task failed.
-    fn relay_ended(&mut self, ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>) {
-        let task = match &ended {
-            Ok((task, ())) => *task,
-            Err(error) => error.id(),
-        };
+    fn relay_ended(&mut self, task: tokio::task::Id, ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>) {
         let Some(number) = self.relays.iter().find(|(_, relay)| relay.task == task).map(|(number, _)| *number) else {
             return;
         };
@@ -782,12 +815,16 @@ impl Keeper {
             if !self.pending.is_empty() {
                 self.write_statuses().await;
             }
+            self.write_words().await;
+        }
+        if self.due_at.is_some_and(|at| at <= now) {
+            self.end_due_recordings().await;
         }
     }
 
     fn next_deadline(&self) -> Option<Instant> {
         let ends = self.places.values().filter_map(|place| place.ends_at).min();
-        [ends, self.write_at].into_iter().flatten().min()
+        [ends, self.write_at, self.due_at].into_iter().flatten().min()
     }
 
     async fn drain(&mut self) {
@@ -809,6 +846,7 @@ impl Keeper {
         let tidied = self
             .write(async |tx| {
                 tx.streams_forget(closed_before_ms).await?;
+                tx.records_forget(before_ms).await?;
                 tx.sequences_forget(before_ms).await
             })
             .await;

@@ -43,6 +43,11 @@ pub enum Sound {
         /// Bits a second where it is encoded.
         bit_rate: u32,
     },
+    /// As MP3 files have it: MP3 passes, other sound becomes MP3.
+    Mp3 {
+        /// Bits a second where it is encoded.
+        bit_rate: u32,
+    },
 }
 
 impl Sound {
@@ -50,7 +55,7 @@ impl Sound {
     pub fn fits(self, tracks: &Tracks) -> bool {
         match (self, &tracks.audio) {
             (Sound::Aac { silence, .. }, None) => !silence || tracks.video.is_none(),
-            (Sound::Opus { .. }, None) => true,
+            (Sound::Opus { .. } | Sound::Mp3 { .. }, None) => true,
             (_, Some(track)) => self.takes(track.codec),
         }
     }
@@ -60,6 +65,7 @@ impl Sound {
         match self {
             Sound::Aac { takes_opus, .. } => takes_opus || codec != Codec::Opus,
             Sound::Opus { .. } => codec == Codec::Opus,
+            Sound::Mp3 { .. } => codec == Codec::Mp3,
         }
     }
 
@@ -72,6 +78,7 @@ impl Sound {
         match self {
             Sound::Aac { bit_rate, .. } => transcode::encoder(Codec::Aac, bit_rate),
             Sound::Opus { bit_rate } => transcode::encoder(Codec::Opus, bit_rate),
+            Sound::Mp3 { bit_rate } => transcode::encoder(Codec::Mp3, bit_rate),
         }
     }
 }

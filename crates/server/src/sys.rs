@@ -4,10 +4,13 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -156,6 +159,18 @@ pub fn end_on_broken_pipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// Bytes that a user without privileges may still write to the file system of `path`, and its size (statvfs(3)).
+pub fn disk_space(path: &Path) -> io::Result<(u64, u64)> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: all of it is integers, for which zeros are values.
+    let mut told: libc::statvfs = unsafe { mem::zeroed() };
+    // SAFETY: the path ends in a zero byte, and the kernel fills `told`.
+    if unsafe { libc::statvfs(path.as_ptr(), &raw mut told) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((told.f_bavail * told.f_frsize, told.f_blocks * told.f_frsize))
+}
+
 /// CPU time that the calling thread has used.
 pub fn thread_cpu_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -192,6 +207,13 @@ mod tests {
         for _ in 0..5 {
             tokio::time::timeout(Duration::from_secs(5), metronome.beat()).await.unwrap().unwrap();
         }
+    }
+
+    #[test]
+    fn a_disk_has_space() {
+        let (free, size) = disk_space(Path::new("/")).unwrap();
+        assert!(free <= size && size > 0);
+        assert!(disk_space(Path::new("/nowhere")).is_err());
     }
 
     #[test]

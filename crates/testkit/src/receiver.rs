@@ -75,7 +75,8 @@ impl Receiver {
 
     /// The callbacks of one event about one stream.
     pub fn of(&self, event: &str, stream: &str) -> Vec<Value> {
-        let about = |it: &Value| it["event"] == event && it["stream_id"] == stream;
+        // `record` calls it so.
+        let about = |it: &Value| it["event"] == event && (it["stream_id"] == stream || it["stream_alias"] == stream);
         self.taken().into_iter().filter(about).collect()
     }
 

@@ -332,6 +332,34 @@ impl Scope for Config {
                     "Bytes that one stream may hold for its slowest output.",
                 )
                 .restart(),
+                Config::ranged::<Size>(
+                    "record.low_water",
+                    "0"..="1024GiB",
+                    |c| &mut c.record.low_water,
+                    "Recordings pause while less of the disk is free than this, or than a twentieth of it if that is less.",
+                )
+                .restart(),
+                Config::ranged::<Span>(
+                    "record.sync",
+                    "0s"..="1m",
+                    |c| &mut c.record.sync,
+                    "After what time media is on the disk at the latest, whatever happens to the power; with 0 the kernel decides.",
+                )
+                .restart(),
+                Config::ranged::<Span>(
+                    "record.segment",
+                    "1s"..="1m",
+                    |c| &mut c.record.segment,
+                    "How long a segment of m3u8 becomes; it ends at the next keyframe.",
+                )
+                .restart(),
+                Config::ranged::<BitRate>(
+                    "record.audio_bitrate",
+                    "32k"..="320k",
+                    |c| &mut c.record.audio_bitrate,
+                    "Bits a second of the AAC that Opus sound becomes in files, and of MP3 files.",
+                )
+                .restart(),
                 Config::ranged::<Span>(
                     "callback.timeout",
                     "100ms"..="1m",

@@ -5,7 +5,8 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use bywash_media::{Environment, StreamKey};
+use bywash_media::transcode::{CHANNELS, RATE};
+use bywash_media::{Codec, Environment, Format as Content, StreamKey, Tracks};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use sqlx::any::AnyRow;
@@ -99,6 +100,30 @@ pub struct About {
     pub bit_rate: u64,
 }
 
+impl About {
+    /// What a file of this format has of these tracks.
+    pub fn of(format: Format, tracks: &Tracks) -> About {
+        let mut about = About::default();
+        let video = tracks.video.as_ref().filter(|_| !matches!(format, Format::Aac | Format::Mp3));
+        for track in video.into_iter().chain(&tracks.audio) {
+            match track.format {
+                Content::Video { width, height } => {
+                    (about.width, about.height, about.video_codec) = (width, height, track.codec.name().into());
+                }
+                Content::Audio { .. } if format == Format::Mp3 && track.codec != Codec::Mp3 => {
+                    (about.sample_rate, about.channels, about.audio_codec) =
+                        (RATE, CHANNELS as u32, Codec::Mp3.name().into());
+                }
+                Content::Audio { sample_rate, channels } => {
+                    (about.sample_rate, about.channels) = (sample_rate, channels.into());
+                    about.audio_codec = track.codec.name().into();
+                }
+            }
+        }
+        about
+    }
+}
+
 /// What lists of keys tell of a file. They are long, and most of a row's cost is its columns.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listed {
@@ -138,6 +163,7 @@ impl Tx {
                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)";
         let sql = bind_key(sqlx::query(sql), &file.key).bind(file.id.clone()).bind(file.vendor.name());
         let sql = sql.bind(file.record.clone()).bind(file.format.name()).bind(file.path.clone());
+        self.works |= file.state != FileState::Open;
         let sql = bind_known(sql, file).bind(file.name.clone()).bind(file.created_ms).bind(file.updated_ms);
         self.run(sql.bind(file.expire_ms)).await.map(drop)
     }

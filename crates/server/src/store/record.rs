@@ -145,6 +145,21 @@ impl Tx {
         self.all(sqlx::query(sql)).await?.iter().map(record_of).collect()
     }
 
+    /// Recordings that were ended and do not say so yet, of one stream or all.
+    pub async fn records_over(&mut self, key: Option<&StreamKey>) -> Result<Vec<Record>, Error> {
+        let sql = match key {
+            Some(key) => bind_key(
+                sqlx::query(
+                    "SELECT * FROM record \
+                     WHERE app = $1 AND environment = $2 AND stream = $3 AND closed_ms > 0 AND state < 3",
+                ),
+                key,
+            ),
+            None => sqlx::query("SELECT * FROM record WHERE closed_ms > 0 AND state < 3"),
+        };
+        self.all(sql).await?.iter().map(record_of).collect()
+    }
+
     /// Ends the wished recordings of a stream that no call has asked for.
     pub async fn records_close_default(&mut self, key: &StreamKey, now_ms: i64) -> Result<(), Error> {
         let sql = "UPDATE record SET closed_ms = $5 \

@@ -8,6 +8,8 @@ mod command;
 mod crash;
 mod hostile;
 mod media;
+mod merge;
+mod object;
 mod pressure;
 mod publish;
 mod record_call;

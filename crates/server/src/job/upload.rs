@@ -1,0 +1,323 @@
+//! Moves finished files into the bucket, and announces them once they are there.
+//!
+//! A file in state Stored is the order to do so; as long as it is one it is tried, again and again. A large file goes up in parts,
+//! and a note in the data folder says which of them the bucket has: after a restart the upload goes on behind them.
+//! A note whose file is gone says which upload is to be aborted.
+//!
+//! Invariant: a file is Ready, and its callback owed, only after the bucket has told the size of each of its parts; the local copy
+//! goes after that.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{ErrorKind, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt, TryStreamExt};
+use object_store::multipart::{MultipartStore, PartId};
+use object_store::{Attribute, Attributes, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions};
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::now_ms;
+use crate::callback;
+use crate::config::{Apps, Format};
+use crate::object::{Bucket, Objects, PLAYLIST, Urls, content_type};
+use crate::store::{File, FileState, Store};
+
+/// Files that are uploaded at once; each holds at most one part in memory.
+const AT_ONCE: usize = 4;
+
+/// Files that are looked at in one turn.
+const LOOK_MAX: i64 = 1000;
+
+/// How long to wait after a failure: this, then twice as long each time, up to the other.
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// A file up to this many bytes is one request; a larger one is parts of this, or of more so that they do not become
+/// [`PARTS_MAX`].
+const PART: u64 = 8 << 20;
+/// S3 takes 10 000.
+const PARTS_MAX: u64 = 9_000;
+
+/// What the job works with.
+#[derive(Clone)]
+pub struct Uploads {
+    /// Where the files are told.
+    pub store: Store,
+    /// Where their bytes are.
+    pub objects: Objects,
+    /// Whose callbacks are owed.
+    pub apps: Arc<Apps>,
+    /// Under which addresses.
+    pub urls: Urls,
+}
+
+/// Uploads until `stop`; at once over where there is no bucket. What is not uploaded by then goes on at the next start.
+pub async fn run(uploads: Uploads, stop: CancellationToken) {
+    if uploads.objects.bucket().is_none() {
+        return;
+    }
+    let mut work = uploads.store.work();
+    let mut settled = false;
+    let mut waits: HashMap<String, Wait> = HashMap::new();
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        if !settled {
+            settled = uploads.settle().await.inspect_err(|error| warn!("notes of uploads: {error:#}")).is_ok();
+        }
+        let stored = match uploads.stored().await {
+            Ok(stored) => stored,
+            Err(error) => {
+                warn!(%error, "uploads wait for the store");
+                Vec::new()
+            }
+        };
+        let now = Instant::now();
+        waits.retain(|id, wait| wait.running || stored.iter().any(|file| file.id == *id));
+        for file in stored {
+            let wait = waits.entry(file.id.clone()).or_insert(Wait { at: now, long: RETRY, running: false });
+            if !wait.running && wait.at <= now && under_way.len() < AT_ONCE {
+                wait.running = true;
+                let uploads = uploads.clone();
+                under_way.push(async move { (file.id.clone(), uploads.upload(&file).await, file) });
+            }
+        }
+        let free = under_way.len() < AT_ONCE;
+        let next = waits.values().filter(|it| free && !it.running).map(|it| it.at).min();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = work.changed() => if changed.is_err() { return },
+            () = sleep_until(next.unwrap_or(now + RETRY_MAX).max(now + Duration::from_millis(10))) => {}
+            Some((id, done, file)) = under_way.next() => match done {
+                Ok(()) => {
+                    info!(file = file.path, size = file.size, "uploaded");
+                    waits.remove(&id);
+                }
+                Err(error) => {
+                    let wait = waits.entry(id).or_insert(Wait { at: now, long: RETRY, running: false });
+                    warn!(file = file.path, again_in = ?wait.long, "not uploaded: {error:#}");
+                    *wait = Wait { at: Instant::now() + wait.long, long: RETRY_MAX.min(2 * wait.long), running: false };
+                }
+            },
+        }
+    }
+}
+
+/// When a file is tried again.
+struct Wait {
+    at: Instant,
+    /// How long the next wait is.
+    long: Duration,
+    running: bool,
+}
+
+impl Uploads {
+    async fn stored(&self) -> Result<Vec<File>, crate::store::Error> {
+        self.store.read().await?.files_stored(LOOK_MAX).await
+    }
+
+    /// Ends what a crash has left half-way beside the rows: local copies of files that are in the bucket, uploads of files
+    /// that are gone.
+    async fn settle(&self) -> anyhow::Result<()> {
+        let bucket = self.objects.bucket().context("no bucket")?;
+        let mut notes = tokio::fs::read_dir(self.objects.uploads()).await?;
+        while let Some(entry) = notes.next_entry().await? {
+            let Some(note) = Note::read(entry.path()).await? else { continue };
+            let file = self.store.read().await?.file_by_path(&note.key).await?;
+            match file.map(|file| file.state) {
+                Some(FileState::Stored) => continue,
+                Some(FileState::Ready) => self.objects.remove_local(&note.key).await?,
+                _ => note.abort(bucket).await,
+            }
+            note.remove().await?;
+        }
+        Ok(())
+    }
+
+    async fn upload(&self, file: &File) -> anyhow::Result<()> {
+        let bucket = self.objects.bucket().context("no bucket")?;
+        let note = self.objects.uploads().join(&file.id);
+        let note = match Note::read(note.clone()).await? {
+            Some(note) if note.key == file.path => note,
+            _ => Note::begin(note, &file.path).await?,
+        };
+        let note = match file.format {
+            Format::M3u8 => folder(bucket, &self.objects, &file.path).await.map(|()| note)?,
+            _ => single(bucket, &self.objects.local(&file.path), note).await?,
+        };
+        self.announce(file).await?;
+        // Only now, and only then the note: until then it says that there is a local copy to be deleted.
+        self.objects.remove_local(&file.path).await.context("delete the local copy")?;
+        note.remove().await
+    }
+
+    async fn announce(&self, file: &File) -> anyhow::Result<()> {
+        let now_ms = now_ms();
+        let mut tx = self.store.begin().await?;
+        if tx.file_ready(&file.id, now_ms).await? {
+            // A merged file has no recording: the end of its job has told of it.
+            if !file.record.is_empty()
+                && let Some(app) = self.apps.get(file.key.app())
+            {
+                let url = self.urls.replay(&app, &file.path, now_ms);
+                tx.owe(callback::record(&app, &url, file, now_ms), now_ms).await?;
+            }
+            tx.commit().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Uploads one file; gives the note as it is afterwards.
+async fn single(bucket: &Bucket, local: &Path, mut note: Note) -> anyhow::Result<Note> {
+    let path = bucket.path(&note.key);
+    let size = tokio::fs::metadata(local).await.with_context(|| format!("find {}", local.display()))?.len();
+    // A crash may have come between the bucket's answer and its being written down.
+    if is_there(bucket, &path, size).await? {
+        return Ok(note);
+    }
+    if size <= PART {
+        let bytes = tokio::fs::read(local).await?;
+        let options = PutOptions { attributes: attributes(&note.key), ..PutOptions::default() };
+        bucket.store.put_opts(&path, bytes.into(), options).await?;
+    } else if let Err(error) = parts(bucket, local, size, &mut note).await {
+        // The bucket forgets uploads that nobody completes.
+        if matches!(error.downcast_ref(), Some(object_store::Error::NotFound { .. })) {
+            note.remove().await?;
+        }
+        return Err(error);
+    }
+    ensure!(is_there(bucket, &path, size).await?, "the bucket does not have it whole");
+    Ok(note)
+}
+
+async fn parts(bucket: &Bucket, local: &Path, size: u64, note: &mut Note) -> anyhow::Result<()> {
+    let path = bucket.path(&note.key);
+    let id = match &note.id {
+        Some(id) => id.clone(),
+        None => {
+            let options = PutMultipartOptions { attributes: attributes(&note.key), ..PutMultipartOptions::default() };
+            let id = bucket.store.create_multipart_opts(&path, options).await?;
+            note.add(&id).await?;
+            note.id = Some(id.clone());
+            id
+        }
+    };
+    let part = PART.max(size.div_ceil(PARTS_MAX).next_multiple_of(1 << 20));
+    let mut file = tokio::fs::File::open(local).await?;
+    for number in note.parts.len()..size.div_ceil(part) as usize {
+        let at = number as u64 * part;
+        let mut bytes = vec![0; part.min(size - at) as usize];
+        file.seek(SeekFrom::Start(at)).await?;
+        file.read_exact(&mut bytes).await?;
+        let done = bucket.store.put_part(&path, &id, number, Bytes::from(bytes).into()).await?;
+        note.add(&done.content_id).await?;
+        note.parts.push(done.content_id);
+    }
+    let parts = note.parts.iter().map(|it| PartId { content_id: it.clone() }).collect();
+    bucket.store.complete_multipart(&path, &id, parts).await?;
+    Ok(())
+}
+
+/// Uploads an HLS folder: segments first, so that the playlist names nothing that is not there.
+async fn folder(bucket: &Bucket, objects: &Objects, key: &str) -> anyhow::Result<()> {
+    let folder = key.strip_suffix(PLAYLIST).context("an HLS recording without a playlist")?.trim_end_matches('/');
+    let mut local = BTreeMap::new();
+    let mut entries = tokio::fs::read_dir(objects.local(folder)).await.with_context(|| format!("read {folder}"))?;
+    while let Some(entry) = entries.next_entry().await? {
+        if let Ok(name) = entry.file_name().into_string() {
+            local.insert(name, entry.metadata().await?.len());
+        }
+    }
+    ensure!(local.contains_key(PLAYLIST), "{folder} has no {PLAYLIST}");
+    let there = bucket.sizes(folder).await?;
+    let segments = local.keys().filter(|name| *name != PLAYLIST && there.get(*name) != local.get(*name));
+    for name in segments.map(String::as_str).chain([PLAYLIST]) {
+        let key = format!("{folder}/{name}");
+        let bytes = tokio::fs::read(objects.local(&key)).await?;
+        let options = PutOptions { attributes: attributes(&key), ..PutOptions::default() };
+        bucket.store.put_opts(&bucket.path(&key), bytes.into(), options).await?;
+    }
+    let there = bucket.sizes(folder).await?;
+    ensure!(local.iter().all(|(name, size)| there.get(name) == Some(size)), "the bucket does not have it whole");
+    Ok(())
+}
+
+async fn is_there(bucket: &Bucket, path: &object_store::path::Path, size: u64) -> anyhow::Result<bool> {
+    match bucket.store.head(path).await {
+        Ok(found) => Ok(found.size == size),
+        Err(object_store::Error::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn attributes(key: &str) -> Attributes {
+    Attributes::from_iter([(Attribute::ContentType, content_type(key))])
+}
+
+/// How far an upload is, in a file of lines: the key, the bucket's id of the upload, and what it calls each part that it has.
+struct Note {
+    at: PathBuf,
+    key: String,
+    id: Option<String>,
+    parts: Vec<String>,
+}
+
+impl Note {
+    async fn begin(at: PathBuf, key: &str) -> anyhow::Result<Note> {
+        tokio::fs::write(&at, format!("{key}\n")).await.context("note an upload")?;
+        Ok(Note { at, key: key.into(), id: None, parts: Vec::new() })
+    }
+
+    /// `None` if there is none, or none that was begun whole.
+    async fn read(at: PathBuf) -> anyhow::Result<Option<Note>> {
+        let text = match tokio::fs::read_to_string(&at).await {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // A line without its end was torn.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let mut lines = whole.lines().map(str::to_owned);
+        let Some(key) = lines.next() else { return Ok(None) };
+        Ok(Some(Note { at, key, id: lines.next(), parts: lines.collect() }))
+    }
+
+    async fn add(&self, line: &str) -> anyhow::Result<()> {
+        let mut file = tokio::fs::File::options().append(true).open(&self.at).await?;
+        file.write_all(format!("{line}\n").as_bytes()).await?;
+        file.flush().await?;
+        Ok(())
+    }
+
+    async fn remove(&self) -> anyhow::Result<()> {
+        match tokio::fs::remove_file(&self.at).await {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Drops the parts that the bucket has. If that fails, the bucket's own rule about unfinished uploads does.
+    async fn abort(&self, bucket: &Bucket) {
+        if let Some(id) = &self.id
+            && let Err(error) = bucket.store.abort_multipart(&bucket.path(&self.key), id).await
+        {
+            warn!(%error, file = self.key, "an upload without a file was not aborted");
+        }
+    }
+}
+
+impl Bucket {
+    /// The objects of an HLS folder and their sizes, by name.
+    async fn sizes(&self, folder: &str) -> anyhow::Result<HashMap<String, u64>> {
+        let found = self.store.list(Some(&self.path(folder)));
+        let sizes = found.map_ok(|it| (it.location.filename().unwrap_or_default().to_owned(), it.size));
+        Ok(sizes.try_collect().await?)
+    }
+}

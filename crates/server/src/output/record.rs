@@ -1,0 +1,294 @@
+//! Recording: one stream into the files of one task, as long as it is wished and the stream lives.
+//!
+//! A recorder reads the stream on its lane a few times a second, makes changes of files of what it read ([`take`]) and hands them
+//! to the disk ([`disk`]). What happens to files it says in [`Note`]s; plan writes them down.
+//!
+//! Invariant: nothing on the lane waits for a disk but the recorder itself, which then falls behind in the ring.
+
+mod disk;
+mod take;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use bywash_media::{Kind, Time};
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{Span, info, warn};
+
+use self::disk::Disk;
+use self::take::{Input, Op, Take};
+use crate::config::Format;
+use crate::hub::{self, Event};
+use crate::lane::Lane;
+use crate::live;
+use crate::output::source::{Source, Step};
+use crate::rendition::{Renditions, Sound};
+use crate::segment::Folder;
+use crate::store::{File, RecordState};
+
+pub use self::disk::finish;
+pub use self::take::{Opening, Settings};
+
+/// How far a recording may fall behind before it skips to a keyframe, if the ring holds that much.
+const MAX_LAG: Time = Time::from_millis(60_000);
+
+/// How long a recording waits after the disk refused a write before it begins files again.
+const REST: Duration = Duration::from_secs(5);
+
+/// What a recording has to tell.
+#[derive(Debug)]
+pub enum Note {
+    /// Files are to be begun: their rows come first. They are the answer.
+    Open(Vec<Opening>, oneshot::Sender<Vec<File>>),
+    /// A file is whole, and all is known of it.
+    Whole(Box<File>),
+    /// The file with this id had no media: nothing is left of it but the row.
+    Nothing(String),
+    /// The recording is in another state.
+    State(State),
+}
+
+/// A recording's state, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// The state; after the last frame [`Waiting`](RecordState::Waiting).
+    pub state: RecordState,
+    /// Why, in words.
+    pub reason: String,
+    /// What went wrong; empty if nothing.
+    pub last_error: String,
+}
+
+/// Where words go. It must not block.
+pub type Say = Arc<dyn Fn(Note) + Send + Sync>;
+
+/// One recording, ready to run.
+pub struct Recorder {
+    /// What to record.
+    pub stream: hub::Stream,
+    /// Formats and lengths.
+    pub settings: Settings,
+    /// Bits a second of sound that is encoded.
+    pub bit_rate: u32,
+    /// Cancelled when it is wished no more.
+    pub stop: CancellationToken,
+    /// Where it runs.
+    pub lane: Lane,
+    /// What to read where files need other sound.
+    pub renditions: Arc<Renditions>,
+    /// Where files are.
+    pub folder: Folder,
+    /// Why nothing may be written now, if so.
+    pub full: watch::Receiver<Option<Arc<str>>>,
+    /// Where the disk's work runs.
+    pub runtime: Handle,
+    /// Counters.
+    pub live: Arc<live::Recording>,
+    /// Where words go.
+    pub say: Say,
+    /// What the log tells is told of this.
+    pub span: Span,
+}
+
+/// Why a stretch of recording ended.
+enum End {
+    /// The stream is over, or the recording is wished no more.
+    Done,
+    /// Nothing can be written for now.
+    Pause(String),
+    /// It cannot be done.
+    Failed(String),
+}
+
+impl Recorder {
+    /// Runs until the stream ends or the recording is wished no more, and all its files are whole.
+    pub async fn run(mut self) {
+        let mut last_error = self.leave_out_what_cannot_be_made();
+        let disk = Disk::start(&self.runtime, self.folder.clone(), self.say.clone(), self.span.clone());
+        let mut take = Take::new(self.settings.clone());
+        loop {
+            let full = self.full.borrow_and_update().clone();
+            let end = match full {
+                Some(reason) => End::Pause(reason.to_string()),
+                None => self.follow(&mut take, &disk, &last_error).await,
+            };
+            take.close();
+            disk.send(take.flush()).await;
+            match end {
+                End::Done => break,
+                End::Failed(error) => {
+                    last_error = error;
+                    self.say(RecordState::Failed, &last_error, &last_error);
+                    tokio::select! {
+                        () = self.stop.cancelled() => {}
+                        () = self.stream.ended() => {}
+                    }
+                    break;
+                }
+                End::Pause(reason) => {
+                    warn!(parent: &self.span, reason, "recording pauses");
+                    last_error.clone_from(&reason);
+                    self.say(RecordState::Paused, &reason, &last_error);
+                    if !self.rest().await {
+                        break;
+                    }
+                }
+            }
+        }
+        if let Err(error) = disk.end().await {
+            last_error = error;
+        }
+        info!(parent: &self.span, "recording ended");
+        self.say(RecordState::Waiting, "", &last_error);
+    }
+
+    /// Formats that this build has no encoder for; what is said of them.
+    fn leave_out_what_cannot_be_made(&mut self) -> String {
+        let check = Sound::Mp3 { bit_rate: self.bit_rate }.check();
+        match check {
+            Err(error) if self.settings.formats.contains(&Format::Mp3) => {
+                warn!(parent: &self.span, %error, "no MP3 is recorded");
+                self.settings.formats.retain(|format| *format != Format::Mp3);
+                error.to_string()
+            }
+            _ => String::new(),
+        }
+    }
+
+    /// Waits until writing may be tried again; false if there is no need.
+    async fn rest(&mut self) -> bool {
+        let rest = async {
+            tokio::time::sleep(REST).await;
+            let _ = self.full.wait_for(Option::is_none).await;
+        };
+        tokio::select! { biased;
+            () = self.stop.cancelled() => false,
+            () = self.stream.ended() => false,
+            () = rest => true,
+        }
+    }
+
+    fn say(&self, state: RecordState, reason: &str, last_error: &str) {
+        self.live.state.store(state as u64, Ordering::Relaxed);
+        let state = State { state, reason: reason.into(), last_error: last_error.into() };
+        (self.say)(Note::State(state));
+    }
+
+    /// Records until something ends it.
+    async fn follow(&mut self, take: &mut Take, disk: &Disk, last_error: &str) -> End {
+        let bit_rate = self.bit_rate;
+        if self.settings.formats.is_empty() {
+            return End::Failed(last_error.to_owned());
+        }
+        let aac = Sound::Aac { bit_rate, takes_opus: false, silence: false };
+        // Without an encoder files get Opus, as far as they have a form for it.
+        let aac = if aac.check().is_ok() { aac } else { Sound::Aac { bit_rate, takes_opus: true, silence: false } };
+        let mp3 = self.settings.formats.contains(&Format::Mp3).then_some(Sound::Mp3 { bit_rate });
+        let begin = |sound| Source::begin(&self.stream, sound, MAX_LAG, &self.renditions, &self.lane);
+        let (mut main, mut mp3) = match (begin(aac), mp3.map(begin).transpose()) {
+            (Ok(main), Ok(mp3)) => (main, mp3),
+            (Err(error), _) | (_, Err(error)) => return End::Failed(error.to_string()),
+        };
+        let seat = self.lane.sit();
+        let mut sweeps = seat.sweeps();
+        let mut batch = Vec::new();
+        let mut writes = false;
+        loop {
+            let stopped = tokio::select! { biased;
+                () = self.stop.cancelled() => true,
+                () = &mut sweeps => false,
+            };
+            let now = Instant::now();
+            let mut ended = match self.read(&mut main, Input::Main, take, &mut batch, disk, now).await {
+                Ok(ended) => ended,
+                Err(end) => return end,
+            };
+            if let Some(mp3) = &mut mp3 {
+                match self.read(mp3, Input::Mp3, take, &mut batch, disk, now).await {
+                    Ok(mp3_ended) => ended &= mp3_ended,
+                    Err(end) => return end,
+                }
+            }
+            take.look(now);
+            disk.send(take.flush()).await;
+            if !writes && take.writes() {
+                writes = true;
+                info!(parent: &self.span, "recording");
+                self.say(RecordState::Recording, "", last_error);
+            }
+            if ended || stopped {
+                return End::Done;
+            }
+            if let Some(error) = disk.trouble() {
+                return End::Pause(error);
+            }
+            if let Some(reason) = &*self.full.borrow() {
+                return End::Pause(reason.to_string());
+            }
+        }
+    }
+
+    /// Takes all that a source has; true if that was the last.
+    async fn read(
+        &self,
+        source: &mut Source,
+        input: Input,
+        take: &mut Take,
+        batch: &mut Vec<Event>,
+        disk: &Disk,
+        now: Instant,
+    ) -> Result<bool, End> {
+        loop {
+            let mut ended = source.reader.drain(batch);
+            if batch.is_empty() {
+                return Ok(ended);
+            }
+            if let (Input::Main, Some(Event::Frame(newest))) = (input, batch.last()) {
+                take.set_clock(newest.dts, unix_ms());
+            }
+            for event in batch.drain(..) {
+                match source.take(&event) {
+                    Step::Send => {}
+                    Step::Skip => continue,
+                    Step::Switch => {
+                        let switched = source.switch(&self.renditions, &self.lane);
+                        switched.map_err(|error| End::Failed(error.to_string()))?;
+                        ended = false;
+                        break;
+                    }
+                }
+                match (input, event) {
+                    (Input::Main, Event::Tracks(tracks)) => take.set_tracks(tracks, now),
+                    (Input::Main, Event::Lagged { frames }) => {
+                        self.live.frames_skipped.fetch_add(frames, Ordering::Relaxed);
+                        warn!(parent: &self.span, frames, "disk too slow: skipped to a keyframe");
+                        take.skip();
+                    }
+                    (Input::Main, Event::Frame(frame)) => {
+                        self.live.bytes.fetch_add(frame.payload.len() as u64, Ordering::Relaxed);
+                        take.push(input, frame, now);
+                    }
+                    (Input::Mp3, Event::Frame(frame)) if frame.track == Kind::Audio => take.push(input, frame, now),
+                    (Input::Mp3, _) => {}
+                }
+            }
+            let ops = take.flush();
+            let full = ops.iter().any(|op| matches!(op, Op::Change(..)));
+            disk.send(ops).await;
+            if ended {
+                return Ok(true);
+            }
+            if full {
+                // Others have their turn on the lane.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+fn unix_ms() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_millis() as i64)
+}

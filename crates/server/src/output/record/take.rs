@@ -1,0 +1,626 @@
+//! From frames to changes of files: all formats of a recording in one pass, without waiting and without a disk.
+//!
+//! A file has the tracks that it began with. Where they change, all files are cut and begin anew; of HLS the same list goes on behind
+//! a discontinuity, as long as its kind of segments can carry them. Cuts are at key frames, and sound that comes behind the
+//! cut but belongs before it goes there.
+//!
+//! Invariant: nothing is opened before the tracks are known, or have had time to become so.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use bywash_media::mux::{adts, flv, fmp4, mp4, ts};
+use bywash_media::playlist::Segment;
+use bywash_media::{Codec, Frame, Kind, Time, Tracks};
+
+use crate::config::Format;
+use crate::segment::Change;
+use crate::store::About;
+
+/// How long the other track may take where a stream begins with one.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// How long tracks must be left unchanged before files begin with them: changes come in bursts.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// What is held in memory meanwhile, in bytes.
+const HELD_MAX: usize = 8 << 20;
+
+/// How far sound may come behind the pictures and still find the file before a cut open.
+const LATE: Time = Time::from_millis(3_000);
+
+/// What is to be done with files, in this order.
+#[derive(Debug)]
+pub enum Op {
+    /// These begin together.
+    Open(Vec<Opening>),
+    /// One of them changes.
+    Change(u32, Change),
+    /// One of them is over. Tells its pictures in 1000 seconds.
+    Close(u32, u32),
+}
+
+/// A file that is to be begun.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// By which number the operations that follow name it.
+    pub file: u32,
+    /// How it is written.
+    pub format: Format,
+    /// When its first frame came, Unix milliseconds.
+    pub begin_ms: i64,
+    /// What will be in it.
+    pub about: About,
+}
+
+/// What is recorded, and how.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The formats, each once.
+    pub formats: Vec<Format>,
+    /// How long a file becomes, HLS excepted.
+    pub interval: Time,
+    /// How long a segment of HLS becomes.
+    pub segment: Time,
+}
+
+/// Where a frame comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// The stream, or its rendition with AAC.
+    Main,
+    /// The sound of its rendition with MP3.
+    Mp3,
+}
+
+/// The files of a recording.
+pub struct Take {
+    settings: Settings,
+    /// The tracks that the files in hand began with, or will.
+    tracks: Tracks,
+    /// What the stream has now.
+    present: Arc<Tracks>,
+    held: Option<Held>,
+    files: Option<Files>,
+    ending: Option<Ending>,
+    hls: Option<Hls>,
+    /// Frames are missing before the next one.
+    gap: bool,
+    /// Decoding cannot go on before the next key frame.
+    waits_for_key: bool,
+    next: u32,
+    /// Unix milliseconds less milliseconds of the stream's line.
+    wall_ms: i64,
+    out: Vec<Op>,
+}
+
+/// Frames that wait for tracks to settle.
+struct Held {
+    frames: Vec<(Input, Frame)>,
+    bytes: usize,
+    until: Instant,
+}
+
+impl Take {
+    /// Nothing is written yet.
+    pub fn new(settings: Settings) -> Take {
+        Take {
+            settings,
+            tracks: Tracks::default(),
+            present: Arc::default(),
+            held: None,
+            files: None,
+            ending: None,
+            hls: None,
+            gap: false,
+            waits_for_key: false,
+            next: 0,
+            wall_ms: 0,
+            out: Vec::new(),
+        }
+    }
+
+    /// Whether files are being written.
+    pub fn writes(&self) -> bool {
+        self.files.as_ref().is_some_and(|files| !files.muxes.is_empty()) || self.hls.is_some()
+    }
+
+    /// The stream's newest frame was of this time when the wall clock was so.
+    pub fn set_clock(&mut self, newest: Time, now_ms: i64) {
+        let offset = now_ms - newest.as_millis();
+        if !self.writes() || offset < self.wall_ms {
+            self.wall_ms = offset;
+        }
+    }
+
+    /// Of the frames that follow.
+    pub fn set_tracks(&mut self, tracks: Arc<Tracks>, now: Instant) {
+        let kinds = [Kind::Video, Kind::Audio];
+        let new = |kind| tracks.get(kind).filter(|new| self.tracks.get(kind) != Some(new));
+        let changed = kinds.map(|kind| new(kind).is_some());
+        if changed != [false; 2] || !self.writes() && self.held.is_none() {
+            let begins = !self.writes();
+            let held = self.held.get_or_insert_with(|| Held { frames: Vec::new(), bytes: 0, until: now });
+            // What was held of a track that is another now cannot be decoded with it.
+            held.frames.retain(|(_, frame)| !changed[frame.track as usize] || self.tracks.get(frame.track).is_none());
+            let both = kinds.iter().all(|kind| tracks.get(*kind).is_some());
+            held.until = match (begins, both) {
+                (true, true) => now,
+                (true, false) => now + PATIENCE,
+                (false, _) => now + SETTLE,
+            };
+            self.waits_for_key |= changed[Kind::Video as usize];
+        } else {
+            // The publisher is another one, or a track has gone: what there is goes on.
+            self.gap = true;
+        }
+        for kind in kinds {
+            if let Some(track) = tracks.get(kind) {
+                self.tracks.set((**track).clone());
+            }
+        }
+        self.present = tracks;
+    }
+
+    /// Frames are missing.
+    pub fn skip(&mut self) {
+        (self.gap, self.waits_for_key) = (true, self.present.video.is_some());
+    }
+
+    /// Takes a frame.
+    pub fn push(&mut self, input: Input, frame: Frame, now: Instant) {
+        if self.waits_for_key && frame.track == Kind::Video {
+            if !frame.key {
+                return;
+            }
+            self.waits_for_key = false;
+        }
+        match &mut self.held {
+            Some(held) => {
+                held.bytes += frame.payload.len();
+                held.frames.push((input, frame));
+                self.look(now);
+            }
+            None => self.write(input, &frame),
+        }
+    }
+
+    /// Begins files whose tracks have had their time; to be called now and then.
+    pub fn look(&mut self, now: Instant) {
+        let ready = |held: &Held| held.until <= now || held.bytes >= HELD_MAX;
+        if let Some(held) = self.held.take_if(|held| ready(held) && !held.frames.is_empty()) {
+            self.begin(held.frames);
+        }
+    }
+
+    /// Closes everything: the next frame begins anew.
+    pub fn close(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.begin(held.frames);
+        }
+        self.end_late();
+        if let Some(files) = self.files.take() {
+            files.close(&mut self.out);
+        }
+        if let Some(hls) = self.hls.take() {
+            hls.close(&mut self.out);
+        }
+        (self.tracks, self.present, self.gap) = (Tracks::default(), Arc::default(), false);
+    }
+
+    /// What is to be done by now.
+    pub fn flush(&mut self) -> Vec<Op> {
+        let files = self.files.iter_mut().chain(self.ending.as_mut().map(|it| &mut it.files));
+        files.for_each(|files| files.flush(&mut self.out));
+        if let Some(hls) = &mut self.hls {
+            hls.flush(&mut self.out);
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// Files with the tracks as they are, from these frames on.
+    fn begin(&mut self, frames: Vec<(Input, Frame)>) {
+        let main = |&&(input, _): &&(Input, Frame)| input == Input::Main;
+        let Some((_, first)) = frames.iter().find(main) else { return };
+        self.tracks = (*self.present).clone();
+        self.cut(first.dts);
+        frames.iter().for_each(|(input, frame)| self.write(*input, frame));
+    }
+
+    /// Ends the files in hand at `at` and begins others. HLS goes on if it can.
+    fn cut(&mut self, at: Time) {
+        self.end_late();
+        let mut openings = Vec::new();
+        let mut open = |format| {
+            self.next += 1;
+            let about = About::of(format, &self.tracks);
+            openings.push(Opening { file: self.next, format, begin_ms: at.as_millis() + self.wall_ms, about });
+            (self.next, format)
+        };
+        let formats = self.settings.formats.iter().copied().filter(|&format| has(format, &self.tracks));
+        let (hls, files): (Vec<_>, Vec<_>) = formats.partition(|&format| format == Format::M3u8);
+        let files: Vec<_> = files.into_iter().map(&mut open).collect();
+        let goes_on = self.hls.as_ref().is_some_and(|hls| hls.carries(&self.tracks));
+        let new_hls = hls.into_iter().filter(|_| !goes_on).map(open).next();
+        if !openings.is_empty() {
+            self.out.push(Op::Open(openings));
+        }
+        match (&mut self.hls, new_hls) {
+            (Some(hls), None) if hls.tracks != self.tracks => hls.restart(&self.tracks, &mut self.out),
+            (_, None) => {}
+            (_, Some((file, _))) => {
+                let old = self.hls.replace(Hls::new(file, &self.tracks));
+                old.into_iter().for_each(|old| old.close(&mut self.out));
+            }
+        }
+        if let Some(files) = self.files.take() {
+            let sound = files.tracks.audio.is_some() && files.tracks.audio == self.tracks.audio;
+            let mp3 = sound && files.muxes.iter().any(|it| matches!(it.mux, Mux::Mp3));
+            self.ending = Some(Ending { files, at, awaits: [sound, mp3] });
+        }
+        let muxes = files.into_iter().map(|(file, format)| Muxing::new(file, format, &self.tracks, &mut self.out));
+        let (muxes, tracks) = (muxes.collect(), self.tracks.clone());
+        self.files = Some(Files { begun: at, tracks, muxes, rate: Rate::default() });
+    }
+
+    fn write(&mut self, input: Input, frame: &Frame) {
+        let leading = if self.present.video.is_some() { Kind::Video } else { Kind::Audio };
+        let leads = input == Input::Main && frame.track == leading && frame.key;
+        if leads && self.files.as_ref().is_some_and(|files| frame.dts - files.begun >= self.settings.interval) {
+            self.tracks = (*self.present).clone();
+            self.cut(frame.dts);
+        }
+        let mut late = false;
+        if let Some(ending) = &mut self.ending {
+            let awaited = frame.track == Kind::Audio && ending.awaits[input as usize];
+            late = awaited && frame.dts < ending.at;
+            if late {
+                ending.files.push(input, frame, &mut self.out);
+            } else if awaited {
+                ending.awaits[input as usize] = false;
+            }
+            if ending.awaits == [false; 2] || frame.dts - ending.at > LATE {
+                self.end_late();
+            }
+        }
+        if let Some(files) = self.files.as_mut().filter(|_| !late) {
+            files.push(input, frame, &mut self.out);
+        }
+        if let Some(hls) = self.hls.as_mut().filter(|_| input == Input::Main) {
+            if leads && std::mem::take(&mut self.gap) {
+                let tracks = hls.tracks.clone();
+                hls.restart(&tracks, &mut self.out);
+            }
+            hls.push(frame, leads, self.settings.segment, self.wall_ms, &mut self.out);
+        }
+    }
+
+    fn end_late(&mut self) {
+        if let Some(ending) = self.ending.take() {
+            ending.files.close(&mut self.out);
+        }
+    }
+}
+
+/// Whether a file of this format can be made of these tracks.
+fn has(format: Format, tracks: &Tracks) -> bool {
+    let sound = tracks.audio.as_ref();
+    match format {
+        Format::Aac => sound.is_some_and(|it| it.codec == Codec::Aac && adts::Header::new(&it.config).is_some()),
+        Format::Mp3 => sound.is_some(),
+        Format::Mp4 | Format::Flv | Format::M3u8 => sound.is_some() || tracks.video.is_some(),
+    }
+}
+
+/// Files that began together.
+struct Files {
+    begun: Time,
+    tracks: Tracks,
+    muxes: Vec<Muxing>,
+    rate: Rate,
+}
+
+/// Files before a cut, as long as sound that belongs to them may come.
+struct Ending {
+    files: Files,
+    at: Time,
+    /// By [`Input`].
+    awaits: [bool; 2],
+}
+
+/// One file.
+struct Muxing {
+    file: u32,
+    mux: Mux,
+    /// What the next [`Change::Append`] will have.
+    bytes: Vec<u8>,
+}
+
+enum Mux {
+    Mp4(mp4::Writer),
+    Flv(flv::file::Writer),
+    Adts(adts::Header),
+    Mp3,
+}
+
+impl Files {
+    fn push(&mut self, input: Input, frame: &Frame, out: &mut Vec<Op>) {
+        if frame.track == Kind::Video {
+            self.rate.count(frame.dts);
+        }
+        self.muxes.iter_mut().for_each(|it| it.push(input, frame, out));
+    }
+
+    fn flush(&mut self, out: &mut Vec<Op>) {
+        self.muxes.iter_mut().for_each(|it| it.flush(out));
+    }
+
+    fn close(mut self, out: &mut Vec<Op>) {
+        self.flush(out);
+        let rate = self.rate.milli();
+        for Muxing { file, mux, .. } in self.muxes {
+            if let Mux::Mp4(writer) = mux {
+                let mut writes = Vec::new();
+                writer.flush(&mut writes);
+                out.push(Op::Change(file, Change::Put(writes)));
+            }
+            out.push(Op::Close(file, rate));
+        }
+    }
+}
+
+impl Muxing {
+    fn new(file: u32, format: Format, tracks: &Tracks, out: &mut Vec<Op>) -> Muxing {
+        let (mut bytes, mut writes) = (Vec::new(), Vec::new());
+        let sound = || tracks.audio.as_ref().and_then(|it| adts::Header::new(&it.config));
+        let mux = match format {
+            Format::Flv => Mux::Flv(flv::file::Writer::new(tracks, &mut bytes)),
+            Format::Aac => sound().map_or(Mux::Mp3, Mux::Adts),
+            Format::Mp3 => Mux::Mp3,
+            Format::Mp4 | Format::M3u8 => Mux::Mp4(mp4::Writer::new(tracks, &mut writes)),
+        };
+        if !writes.is_empty() {
+            out.push(Op::Change(file, Change::Put(writes)));
+        }
+        Muxing { file, mux, bytes }
+    }
+
+    fn push(&mut self, input: Input, frame: &Frame, out: &mut Vec<Op>) {
+        match (&mut self.mux, input) {
+            (Mux::Mp3, Input::Mp3) => self.bytes.extend(&frame.payload[..]),
+            (Mux::Mp3, Input::Main) | (_, Input::Mp3) => {}
+            (Mux::Mp4(writer), Input::Main) => {
+                let mut writes = Vec::new();
+                writer.push(frame, &mut writes);
+                if !writes.is_empty() {
+                    out.push(Op::Change(self.file, Change::Put(writes)));
+                }
+            }
+            (Mux::Flv(writer), Input::Main) => writer.push(frame, &mut self.bytes),
+            (Mux::Adts(header), Input::Main) => {
+                if frame.track == Kind::Audio
+                    && let Some(head) = header.frame(frame.payload.len())
+                {
+                    self.bytes.extend(head);
+                    self.bytes.extend(&frame.payload[..]);
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self, out: &mut Vec<Op>) {
+        if !self.bytes.is_empty() {
+            out.push(Op::Change(self.file, Change::Append(vec![std::mem::take(&mut self.bytes).into()])));
+        }
+    }
+}
+
+/// The playlist and its segments. A stretch of segments has the same tracks and no gap; a segment's name tells its stretch.
+struct Hls {
+    file: u32,
+    tracks: Tracks,
+    mux: Segments,
+    parts: Vec<Bytes>,
+    stretch: u32,
+    number: u32,
+    /// When the segment began; none is open otherwise.
+    begun: Option<Time>,
+    /// When what was pushed ends, by kind.
+    clocks: [Clock; 2],
+    rate: Rate,
+}
+
+enum Segments {
+    Ts(ts::Writer),
+    Fmp4(fmp4::Writer),
+}
+
+impl Segments {
+    fn new(tracks: &Tracks) -> Segments {
+        match ts::Writer::new(tracks).filter(|_| Segments::ts_fits(tracks)) {
+            Some(writer) => Segments::Ts(writer),
+            None => Segments::Fmp4(fmp4::Writer::new(tracks)),
+        }
+    }
+
+    /// MPEG-TS is for H.264: players take other pictures in fMP4 alone.
+    fn ts_fits(tracks: &Tracks) -> bool {
+        tracks.video.as_ref().is_none_or(|video| video.codec == Codec::H264)
+            && tracks.audio.as_ref().is_none_or(|audio| ts::carries(audio.codec))
+    }
+}
+
+impl Hls {
+    fn new(file: u32, tracks: &Tracks) -> Hls {
+        Hls {
+            file,
+            tracks: tracks.clone(),
+            mux: Segments::new(tracks),
+            parts: Vec::new(),
+            stretch: 0,
+            number: 0,
+            begun: None,
+            clocks: Default::default(),
+            rate: Rate::default(),
+        }
+    }
+
+    /// Whether the list can go on with these tracks: its segments stay of one kind.
+    fn carries(&self, tracks: &Tracks) -> bool {
+        matches!(self.mux, Segments::Ts(_)) == matches!(Segments::new(tracks), Segments::Ts(_))
+    }
+
+    /// Ends the segment where its frames end; a new stretch follows.
+    fn restart(&mut self, tracks: &Tracks, out: &mut Vec<Op>) {
+        self.end(tracks, out);
+        (self.tracks, self.stretch, self.clocks) = (tracks.clone(), self.stretch + 1, Default::default());
+    }
+
+    fn push(&mut self, frame: &Frame, leads: bool, target: Time, wall_ms: i64, out: &mut Vec<Op>) {
+        if self.begun.is_some_and(|begun| leads && frame.dts - begun >= target) {
+            self.next(frame, wall_ms, out);
+        } else {
+            if self.begun.is_none() {
+                if let Segments::Fmp4(writer) = &self.mux {
+                    let init = Change::Beside(format!("{}.mp4", self.stretch), writer.init());
+                    out.push(Op::Change(self.file, init));
+                }
+                self.begin(frame.dts, wall_ms, out);
+            }
+            self.mux(frame);
+        }
+        self.clocks[frame.track as usize].tick(frame);
+        if frame.track == Kind::Video {
+            self.rate.count(frame.dts);
+        }
+    }
+
+    /// Ends the segment before `frame` and begins the next with it.
+    fn next(&mut self, frame: &Frame, wall_ms: i64, out: &mut Vec<Op>) {
+        let begun = self.begun.unwrap_or(frame.dts);
+        match &mut self.mux {
+            Segments::Ts(writer) => {
+                let mut bytes = Vec::new();
+                writer.end(&mut bytes);
+                self.parts.push(bytes.into());
+            }
+            Segments::Fmp4(writer) => {
+                writer.push(frame, &mut self.parts);
+                writer.cut(&mut self.parts);
+            }
+        }
+        self.flush(out);
+        out.push(Op::Change(self.file, Change::End(frame.dts - begun)));
+        self.begin(frame.dts, wall_ms, out);
+        if let Segments::Ts(_) = self.mux {
+            self.mux(frame);
+        }
+    }
+
+    fn begin(&mut self, at: Time, wall_ms: i64, out: &mut Vec<Op>) {
+        let (end, map) = match &self.mux {
+            Segments::Ts(_) => ("ts", None),
+            Segments::Fmp4(_) => ("m4s", Some(format!("{}.mp4", self.stretch))),
+        };
+        let segment = Segment {
+            uri: format!("{}-{}.{end}", self.stretch, self.number),
+            duration: Time::ZERO,
+            wall_ms: at.as_millis() + wall_ms,
+            // The first of a stretch.
+            discontinuity: self.clocks.iter().all(|it| it.last.is_none()),
+            map,
+        };
+        self.number += 1;
+        self.begun = Some(at);
+        out.push(Op::Change(self.file, Change::Begin(segment)));
+        if let Segments::Ts(writer) = &mut self.mux {
+            let mut bytes = Vec::new();
+            writer.start(&mut bytes);
+            self.parts.push(bytes.into());
+        }
+    }
+
+    fn mux(&mut self, frame: &Frame) {
+        match &mut self.mux {
+            Segments::Ts(writer) => {
+                let mut bytes = Vec::new();
+                writer.push(frame, &mut bytes);
+                self.parts.push(bytes.into());
+            }
+            Segments::Fmp4(writer) => writer.push(frame, &mut self.parts),
+        }
+    }
+
+    /// Ends the segment; what follows has these tracks.
+    fn end(&mut self, next: &Tracks, out: &mut Vec<Op>) {
+        let mux = std::mem::replace(&mut self.mux, Segments::new(next));
+        let Some(begun) = self.begun.take() else { return };
+        match mux {
+            Segments::Ts(mut writer) => {
+                let mut bytes = Vec::new();
+                writer.end(&mut bytes);
+                self.parts.push(bytes.into());
+            }
+            Segments::Fmp4(writer) => writer.flush(&mut self.parts),
+        }
+        self.flush(out);
+        let end = self.clocks.iter().filter_map(Clock::end).max().unwrap_or(begun);
+        out.push(Op::Change(self.file, Change::End(end - begun)));
+    }
+
+    fn flush(&mut self, out: &mut Vec<Op>) {
+        self.parts.retain(|part| !part.is_empty());
+        if !self.parts.is_empty() {
+            out.push(Op::Change(self.file, Change::Append(std::mem::take(&mut self.parts))));
+        }
+    }
+
+    fn close(mut self, out: &mut Vec<Op>) {
+        self.end(&Tracks::default(), out);
+        out.push(Op::Close(self.file, self.rate.milli()));
+    }
+}
+
+/// When the last frame of a track ends, if it is as long as the one before.
+#[derive(Default)]
+struct Clock {
+    last: Option<Time>,
+    step: Time,
+}
+
+impl Clock {
+    fn tick(&mut self, frame: &Frame) {
+        self.step = match self.last {
+            Some(last) => frame.dts - last,
+            // A 25th of a second, and a packet of AAC.
+            None if frame.track == Kind::Video => Time::from_millis(40),
+            None => Time::from_millis(21),
+        };
+        self.last = Some(frame.dts);
+    }
+
+    fn end(&self) -> Option<Time> {
+        Some(self.last? + self.step)
+    }
+}
+
+/// Counts pictures.
+#[derive(Default)]
+struct Rate {
+    pictures: i128,
+    span: Option<(Time, Time)>,
+}
+
+impl Rate {
+    fn count(&mut self, at: Time) {
+        self.pictures += 1;
+        self.span = Some((self.span.map_or(at, |(first, _)| first), at));
+    }
+
+    /// Pictures in 1000 seconds.
+    fn milli(&self) -> u32 {
+        let Some((first, last)) = self.span.filter(|(first, last)| last > first) else { return 0 };
+        ((self.pictures - 1) * 1_000_000_000_000 / i128::from((last - first).as_nanos())) as u32
+    }
+}

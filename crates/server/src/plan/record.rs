@@ -1,0 +1,389 @@
+//! Recordings, as plan runs them: rows against recorders, and files from row to callback.
+//!
+//! A file's row is there before the file, and says Open until it is whole. So after a crash the rows that say so are the list of what
+//! is to be finished, and each file is announced in the transaction that says that it is whole: once.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bywash_media::{StreamKey, Time};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinError;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{error, info, info_span, warn};
+
+use super::{Keeper, STORE_RETRY, unix_ms};
+use crate::callback;
+use crate::config::{self, App, Vendor};
+use crate::hub;
+use crate::live;
+use crate::object::{self, Urls};
+use crate::output::record::{self, Note, Opening, Recorder, State};
+use crate::segment::Folder;
+use crate::store::{self, File, FileState, Origin, Record, RecordState, RecordStatus, Tx};
+
+/// How long plan trusts a clock that somebody may set.
+const CLOCK: Duration = Duration::from_secs(60);
+
+/// How long a file of before the start is left alone before it is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What recordings have in common.
+pub struct Settings {
+    /// Where files are written.
+    pub folder: Folder,
+    /// Why nothing may be written now, if so.
+    pub full: watch::Receiver<Option<Arc<str>>>,
+    /// The addresses of files.
+    pub urls: Urls,
+    /// Files go to a bucket once they are whole, and are told of then.
+    pub bucket: bool,
+    /// How long a segment of HLS becomes.
+    pub segment: Duration,
+    /// Bits a second of sound that is encoded.
+    pub bit_rate: u32,
+}
+
+/// A recording that runs.
+pub(super) struct Recording {
+    key: StreamKey,
+    id: String,
+    vendor: Vendor,
+    stream: hub::Stream,
+    /// Taken away when the recording is wished no more.
+    wish: Option<DropGuard>,
+    pub(super) task: tokio::task::Id,
+    /// The task is over; what it has told may not be written yet.
+    ended: bool,
+}
+
+impl Keeper {
+    /// After a start: finishes what was being written, and says that nothing is recorded yet.
+    pub(super) async fn recover_recordings(&mut self) {
+        let read = async |tx: &mut Tx| {
+            let (running, over) = (tx.records_running().await?, tx.records_over(None).await?);
+            Ok((tx.files_open().await?, running, over))
+        };
+        let (files, mut stopped, over) = match self.read(read).await {
+            Ok(found) => found,
+            Err(error) => return error!(%error, "cannot read what was recorded before"),
+        };
+        let mut first: futures_util::stream::FuturesUnordered<_> = files
+            .into_iter()
+            .map(|file| {
+                let (folder, file) = (self.parts.record.folder.clone(), File { interrupted: true, ..file });
+                async move { (record::finish(&folder, &file).await, file) }
+            })
+            .collect();
+        while let Some((done, file)) = futures_util::StreamExt::next(&mut first).await {
+            match done {
+                Ok(word) => {
+                    info!(path = file.path, whole = matches!(word, Note::Whole(_)), "finished what a stop had cut");
+                    self.words.push((0, word));
+                }
+                Err(error) => {
+                    error!(path = file.path, %error, "cannot finish a file of before; trying again");
+                    self.finish_later(file);
+                }
+            }
+        }
+        self.write_words().await;
+        stopped.extend(over.into_iter().filter(|record| record.status.state == RecordState::Waiting));
+        let ended =
+            self.write(async |tx| note_stopped(tx, &self.parts.apps, &stopped, "the server stopped").await).await;
+        if let Err(error) = ended {
+            error!(%error, "cannot write that nothing is recorded yet");
+        }
+        self.set_due().await;
+    }
+
+    /// Finishes a file as soon as that can be done.
+    fn finish_later(&mut self, file: File) {
+        let (folder, inbox) = (self.parts.record.folder.clone(), self.plan.inbox.clone());
+        self.finishing.spawn(async move {
+            loop {
+                tokio::time::sleep(RETRY).await;
+                match record::finish(&folder, &file).await {
+                    Ok(word) => break inbox.put(|news| news.recordings.push((0, word))),
+                    Err(error) => warn!(path = file.path, %error, "still cannot finish a file of before"),
+                }
+            }
+        });
+    }
+
+    /// Makes the recordings of one stream equal to its rows.
+    pub(super) async fn reconcile_recordings(
+        &mut self,
+        key: &StreamKey,
+        app: Option<&App>,
+    ) -> Result<(), store::Error> {
+        let live = self.places.get(key).is_some_and(|place| place.stream.is_some());
+        if live && let Some(app) = app {
+            self.put_default_records(app, key).await?;
+        }
+        let read = async |tx: &mut Tx| Ok((tx.records_wished_of(key).await?, tx.records_over(Some(key)).await?));
+        let (wished, mut over) = self.read(read).await?;
+        for recording in self.recordings.values_mut().filter(|it| it.key == *key) {
+            if !wished.iter().any(|record| record.id == recording.id) {
+                recording.wish = None;
+            }
+        }
+        over.retain(|record| !self.recordings.values().any(|it| it.id == record.id));
+        if !over.is_empty() {
+            self.write(async |tx| note_stopped(tx, &self.parts.apps, &over, "").await).await?;
+        }
+        for record in wished {
+            let runs = |it: &Recording| it.id == record.id && it.wish.is_some() && !it.ended && !it.stream.has_ended();
+            if live && !self.recordings.values().any(runs) {
+                self.start_recording(record, app).await?;
+            }
+        }
+        self.set_due().await;
+        Ok(())
+    }
+
+    /// Every stream is recorded where the app says so.
+    async fn put_default_records(&mut self, app: &App, key: &StreamKey) -> Result<(), store::Error> {
+        let names = app.record.iter().filter(|(_, record)| record.record_everything).map(|(name, _)| name);
+        for vendor in names.filter_map(|name| Vendor::named(name)) {
+            if self.read(async |tx| tx.record_wished(key, vendor).await).await?.is_some() {
+                continue;
+            }
+            let record = Record {
+                id: store::record::task_id(),
+                key: key.clone(),
+                vendor,
+                origin: Origin::Default,
+                created_ms: unix_ms(),
+                end_ms: 0,
+                closed_ms: 0,
+                status: RecordStatus { state_ms: unix_ms(), ..RecordStatus::default() },
+            };
+            self.write(async |tx| tx.record_put(&record).await).await?;
+        }
+        Ok(())
+    }
+
+    async fn start_recording(&mut self, record: Record, app: Option<&App>) -> Result<(), store::Error> {
+        let Some(live) = self.places.get(&record.key).and_then(|place| place.stream.as_ref()) else { return Ok(()) };
+        let Some(wanted) = app.and_then(|app| app.record.get(record.vendor.name())) else {
+            let reason = "the app has no recording of this vendor any more";
+            if record.status.state != RecordState::Failed {
+                let state = State { state: RecordState::Failed, reason: reason.into(), last_error: String::new() };
+                self.write(async |tx| note(tx, &self.parts.apps, &record.id, &state).await).await?;
+            }
+            return Ok(());
+        };
+        self.numbers += 1;
+        let number = self.numbers;
+        let stop = CancellationToken::new();
+        let counters = Arc::<live::Recording>::default();
+        self.parts.live.recording_started(number, record.key.clone(), counters.clone());
+        let inbox = self.plan.inbox.clone();
+        let mut formats = wanted.formats.clone();
+        formats.dedup();
+        let settings = &self.parts.record;
+        let recorder = Recorder {
+            stream: live.stream.clone(),
+            settings: record::Settings { formats, interval: time(wanted.interval), segment: time(settings.segment) },
+            bit_rate: settings.bit_rate,
+            stop: stop.clone(),
+            lane: live.lane.clone(),
+            renditions: self.parts.renditions.clone(),
+            folder: settings.folder.clone(),
+            full: settings.full.clone(),
+            runtime: Handle::current(),
+            live: counters,
+            say: Arc::new(move |word| inbox.put(|news| news.recordings.push((number, word)))),
+            span: info_span!("record", stream = %record.key, task = record.id),
+        };
+        let task = self.running.spawn_on(recorder.run(), live.lane.handle()).id();
+        let Record { id, key, vendor, .. } = record;
+        let (stream, wish) = (live.stream.clone(), Some(stop.drop_guard()));
+        self.recordings.insert(number, Recording { key, id, vendor, stream, wish, task, ended: false });
+        Ok(())
+    }
+
+    /// A recording's last word is in the inbox by now, unless its task failed.
+    pub(super) async fn recording_ended(&mut self, number: u64, failed: Option<JoinError>) {
+        if let Some(error) = failed {
+            error!(%error, "a recording's task failed; it is started again");
+            let state =
+                State { state: RecordState::Waiting, reason: String::new(), last_error: "internal error".into() };
+            self.plan.inbox.put(|news| news.recordings.push((number, Note::State(state))));
+        }
+        if let Some(recording) = self.recordings.get_mut(&number) {
+            recording.ended = true;
+        }
+        self.read_inbox().await;
+    }
+
+    /// Writes what recordings have told, in one transaction; those that wait for rows get them.
+    pub(super) async fn write_words(&mut self) {
+        if !self.words.is_empty() {
+            let words = std::mem::take(&mut self.words);
+            match self.write(async |tx| self.write_all(tx, &words).await).await {
+                Ok(rows) => {
+                    let replies = words.into_iter().filter_map(|(_, word)| match word {
+                        Note::Open(_, reply) => Some(reply),
+                        _ => None,
+                    });
+                    replies.zip(rows).for_each(|(reply, files)| drop(reply.send(files)));
+                }
+                Err(error) => {
+                    error!(%error, "cannot write what is recorded; trying again");
+                    self.words = words;
+                    self.write_at = Some(Instant::now() + STORE_RETRY);
+                    return;
+                }
+            }
+        }
+        // A stream that came back meanwhile is recorded on; a recording that is over says so.
+        for (number, recording) in self.recordings.extract_if(.., |_, it| it.ended) {
+            self.parts.live.recording_ended(number);
+            self.plan.wake(recording.key);
+        }
+    }
+
+    /// Gives the rows of each [`Note::Open`].
+    async fn write_all(&self, tx: &mut Tx, words: &[(u64, Note)]) -> Result<Vec<Vec<File>>, store::Error> {
+        let mut rows = Vec::new();
+        for (number, word) in words {
+            match word {
+                Note::Open(openings, _) => rows.push(match self.recordings.get(number) {
+                    Some(recording) => open(tx, recording, openings).await?,
+                    None => Vec::new(),
+                }),
+                Note::Whole(file) => self.close(tx, (**file).clone()).await?,
+                Note::Nothing(id) => tx.file_drop(id).await?,
+                Note::State(state) => {
+                    let Some(recording) = self.recordings.get(number) else { continue };
+                    let newest = self.recordings.iter().rfind(|(_, it)| it.id == recording.id);
+                    if newest.is_some_and(|(newest, _)| newest == number) {
+                        note(tx, &self.parts.apps, &recording.id, state).await?;
+                    }
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// A file is whole: its row says so, and its callback is owed, once.
+    async fn close(&self, tx: &mut Tx, mut file: File) -> Result<(), store::Error> {
+        let now_ms = unix_ms();
+        let app = self.parts.apps.get(file.key.app());
+        let keep = app.as_ref().and_then(|app| app.record.get(file.vendor.name())?.keep);
+        file.state = if self.parts.record.bucket { FileState::Stored } else { FileState::Ready };
+        (file.created_ms, file.updated_ms) = (now_ms, now_ms);
+        file.expire_ms = keep.map_or(0, |keep| now_ms + keep.as_millis() as i64);
+        let was_open = tx.file_close(&file).await?;
+        if let (true, FileState::Ready, Some(app)) = (was_open, file.state, app) {
+            let url = self.parts.record.urls.replay(&app, &file.path, now_ms);
+            tx.owe(callback::record(&app, &url, &file, now_ms), now_ms).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends recordings whose time is over.
+    pub(super) async fn end_due_recordings(&mut self) {
+        let now_ms = unix_ms();
+        let ended = self
+            .write(async |tx| {
+                let due = tx.records_due(now_ms).await?;
+                for record in &due {
+                    tx.record_close(&record.id, now_ms).await?;
+                }
+                Ok(due)
+            })
+            .await;
+        match ended {
+            Ok(due) => due.into_iter().for_each(|record| self.plan.wake(record.key)),
+            Err(error) => error!(%error, "cannot end the recordings whose time is over; trying again"),
+        }
+        self.due_at = Some(Instant::now() + STORE_RETRY);
+        self.set_due().await;
+    }
+
+    /// Looks when the next recording's time is over.
+    async fn set_due(&mut self) {
+        match self.read(async |tx| tx.record_next_due().await).await {
+            Ok(next) => {
+                let wait = next.map(|at| Duration::from_millis((at - unix_ms()).max(0) as u64).min(CLOCK));
+                self.due_at = wait.map(|wait| Instant::now() + wait);
+            }
+            Err(error) => warn!(%error, "cannot read when recordings end"),
+        }
+    }
+}
+
+/// Puts the rows of files that begin together.
+async fn open(tx: &mut Tx, recording: &Recording, openings: &[Opening]) -> Result<Vec<File>, store::Error> {
+    let number = tx.record_next_number(&recording.id).await?;
+    let mut files = Vec::with_capacity(openings.len());
+    for opening in openings {
+        let now_ms = unix_ms();
+        let file = File {
+            id: store::file::file_id(),
+            key: recording.key.clone(),
+            vendor: recording.vendor,
+            record: recording.id.clone(),
+            format: opening.format,
+            path: {
+                let task = recording.id.get(..12).unwrap_or(&recording.id);
+                object::key(&recording.key, opening.begin_ms, task, number, opening.format)
+            },
+            state: FileState::Open,
+            interrupted: false,
+            begin_ms: opening.begin_ms,
+            end_ms: opening.begin_ms,
+            duration_ms: 0,
+            size: 0,
+            etag: String::new(),
+            about: opening.about.clone(),
+            name: recording.key.id().to_owned(),
+            created_ms: now_ms,
+            updated_ms: now_ms,
+            expire_ms: 0,
+        };
+        tx.file_open(&file).await?;
+        files.push(file);
+    }
+    Ok(files)
+}
+
+/// Notes a recording's state, and owes the callback where that is another one.
+async fn note(tx: &mut Tx, apps: &config::Apps, id: &str, state: &State) -> Result<(), store::Error> {
+    let Some(mut record) = tx.record(id).await? else { return Ok(()) };
+    let now_ms = unix_ms();
+    let over = state.state == RecordState::Waiting && record.closed_ms > 0;
+    let next = if over { RecordState::Ended } else { state.state };
+    let status = &mut record.status;
+    let changed = (status.state, &status.reason) != (next, &state.reason);
+    if next == RecordState::Recording && status.begun_ms == 0 {
+        status.begun_ms = now_ms;
+    }
+    if changed {
+        status.state_ms = now_ms;
+    }
+    (status.state, status.reason, status.last_error) = (next, state.reason.clone(), state.last_error.clone());
+    tx.record_note(id, &record.status).await?;
+    if let Some(app) = apps.get(record.key.app()).filter(|_| changed) {
+        tx.owe(callback::record_state(&app, &record, now_ms), now_ms).await?;
+    }
+    Ok(())
+}
+
+/// Notes that nothing records these.
+async fn note_stopped(tx: &mut Tx, apps: &config::Apps, records: &[Record], why: &str) -> Result<(), store::Error> {
+    for record in records {
+        let reason = if record.closed_ms > 0 { String::new() } else { why.to_owned() };
+        let last_error = record.status.last_error.clone();
+        note(tx, apps, &record.id, &State { state: RecordState::Waiting, reason, last_error }).await?;
+    }
+    Ok(())
+}
+
+fn time(span: Duration) -> Time {
+    Time::from_nanos(span.as_nanos() as i64)
+}

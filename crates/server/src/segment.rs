@@ -1,0 +1,390 @@
+//! Recorded files on the disk: written under a name that says so, made whole, and only then called what they are.
+//!
+//! `<key>.part` is written by a [`Writer`]; [`Folder::finish`] makes it whole from what is on the disk alone and renames it. Of HLS
+//! the folder has that name: `….part/` holds its segments, and a list of those that are whole.
+//!
+//! Invariant: what has a name without `.part` is whole and does not change. Whenever writing or finishing is killed,
+//! finishing can be called again and loses nothing that was written whole.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use bywash_media::Time;
+use bywash_media::mux::{Finish, Source, Write, adts, flv, fmp4, mp3, mp4, ts};
+use bywash_media::playlist::{Playlist, Segment};
+
+use crate::config::Format;
+
+/// What HLS's files lie under, see [`Format::M3u8`].
+const LIST: &str = "index.m3u8";
+
+/// The folder of all media files. `clone` copies a path.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    root: PathBuf,
+    sync: Option<Duration>,
+}
+
+/// A file that is whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Whole {
+    /// Bytes; of HLS those of all its files.
+    pub size: u64,
+    /// How long it plays.
+    pub duration: Time,
+}
+
+/// A change to a file that is being written.
+#[derive(Debug)]
+pub enum Change {
+    /// Bytes behind what is there; of HLS behind what the segment has.
+    Append(Vec<Bytes>),
+    /// Changes at their places.
+    Put(Vec<Write>),
+    /// HLS: a file beside the segments, whole.
+    Beside(String, Bytes),
+    /// HLS: a segment begins; how long it plays is told by its end.
+    Begin(Segment),
+    /// HLS: the segment is over.
+    End(Time),
+}
+
+impl Change {
+    /// Bytes that it holds, about.
+    pub fn len(&self) -> usize {
+        let sum = |parts: &[Bytes]| parts.iter().map(Bytes::len).sum();
+        match self {
+            Change::Append(parts) => sum(parts),
+            Change::Put(writes) => {
+                writes.iter().map(|it| if let Write::At(_, parts) = it { sum(parts) } else { 0 }).sum()
+            }
+            Change::Beside(_, bytes) => bytes.len(),
+            Change::Begin(_) | Change::End(_) => 0,
+        }
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Folder {
+    /// Media files below `root`. What is written comes to the disk after `sync` at the latest; none leaves that to the kernel,
+    /// which is enough wherever the machine goes on.
+    pub fn new(root: PathBuf, sync: Option<Duration>) -> Folder {
+        Folder { root, sync }
+    }
+
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Begins the file of this key.
+    pub fn create(&self, key: &str, format: Format) -> io::Result<Writer> {
+        let part = self.part(key, format);
+        let folder = if format == Format::M3u8 { part.as_path() } else { part.parent().unwrap_or(&self.root) };
+        let file = if format == Format::M3u8 { part.join(LIST) } else { part.clone() };
+        // Whoever removes empty folders may come in between.
+        let mut tries = 0..5;
+        let file = loop {
+            fs::create_dir_all(folder)?;
+            match OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&file) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tries.next().is_some() => continue,
+                opened => break opened?,
+            }
+        };
+        let hls =
+            (format == Format::M3u8).then(|| Hls { folder: part, list: Playlist::new(Time::ZERO), segment: None });
+        let mut writer = Writer { file, end: 0, unsynced: None, sync: self.sync, hls };
+        if let Some(hls) = &writer.hls {
+            let head = hls.list.to_string();
+            writer.append(head.as_bytes())?;
+        }
+        Ok(writer)
+    }
+
+    /// Makes the file of this key whole, wherever its writer stopped, and gives it its name. `None` if there is no media in
+    /// it; then nothing is left of it.
+    pub fn finish(&self, key: &str, format: Format) -> io::Result<Option<Whole>> {
+        let (part, path) = (self.part(key, format), self.path(key, format));
+        if !part.exists() {
+            // Killed behind the renaming, or before there was anything.
+            return if path.exists() { self.measure(&path, format).map(Some) } else { Ok(None) };
+        }
+        let whole = if format == Format::M3u8 { self.finish_hls(&part)? } else { self.finish_file(&part, format)? };
+        if whole.is_none() {
+            if part.is_dir() {
+                fs::remove_dir_all(&part)?
+            } else {
+                fs::remove_file(&part)?
+            };
+            self.prune(&part);
+            return Ok(None);
+        }
+        fs::rename(&part, &path)?;
+        if self.sync.is_some() {
+            for folder in path.ancestors().skip(1).take_while(|it| it.starts_with(&self.root)) {
+                File::open(folder)?.sync_all()?;
+            }
+        }
+        Ok(whole)
+    }
+
+    /// The file of a key, or the folder of HLS.
+    fn path(&self, key: &str, format: Format) -> PathBuf {
+        let path = self.root.join(key);
+        if format == Format::M3u8 { path.parent().unwrap_or(&self.root).to_owned() } else { path }
+    }
+
+    /// The same while it is being written.
+    fn part(&self, key: &str, format: Format) -> PathBuf {
+        let mut path = self.path(key, format).into_os_string();
+        path.push(".part");
+        path.into()
+    }
+
+    /// Removes folders that have become empty, from that of `path` upwards.
+    fn prune(&self, path: &Path) {
+        for folder in path.ancestors().skip(1).take_while(|it| *it != self.root && it.starts_with(&self.root)) {
+            if fs::remove_dir(folder).is_err() {
+                break;
+            }
+        }
+    }
+
+    fn measure(&self, path: &Path, format: Format) -> io::Result<Whole> {
+        if format == Format::M3u8 {
+            let duration = Playlist::parse(&fs::read_to_string(path.join(LIST))?).duration();
+            return Ok(Whole { size: size_of(path)?, duration });
+        }
+        let file = OnDisk::open(path)?;
+        let done = finish(&file, format)?.ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Whole { size: done.len, duration: done.duration })
+    }
+
+    fn finish_file(&self, part: &Path, format: Format) -> io::Result<Option<Whole>> {
+        let file = OnDisk::open(part)?;
+        let Some(done) = finish(&file, format)? else { return Ok(None) };
+        carry_out(&file.file, &done.writes, self.sync.is_some())?;
+        Ok(Some(Whole { size: done.len, duration: done.duration }))
+    }
+
+    fn finish_hls(&self, part: &Path) -> io::Result<Option<Whole>> {
+        let text = fs::read_to_string(part.join(LIST))?;
+        // A line that was being written is none.
+        let mut list = Playlist::parse(&text[..text.rfind('\n').map_or(0, |end| end + 1)]);
+        for name in names(part)? {
+            let Some(uri) = name.strip_suffix(".part") else { continue };
+            let listed = list.segments.iter().any(|it| it.uri == uri);
+            if !listed && let Some(segment) = self.finish_segment(part, uri, &list)? {
+                list.segments.push(segment);
+            } else if !listed {
+                fs::remove_file(part.join(&name))?;
+                continue;
+            }
+            fs::rename(part.join(&name), part.join(uri))?;
+        }
+        if list.segments.is_empty() {
+            return Ok(None);
+        }
+        list.ended = true;
+        list.target = Playlist::new(Time::ZERO).target;
+        let new = part.join("index.new");
+        let mut file = File::create(&new)?;
+        file.write_all(list.to_string().as_bytes())?;
+        if self.sync.is_some() {
+            file.sync_all()?;
+        }
+        fs::rename(new, part.join(LIST))?;
+        Ok(Some(Whole { size: size_of(part)?, duration: list.duration() }))
+    }
+
+    /// The segment that was being written, whose name tells what the list does not know yet.
+    fn finish_segment(&self, part: &Path, uri: &str, list: &Playlist) -> io::Result<Option<Segment>> {
+        let stretch = uri.split('-').next().unwrap_or_default();
+        let file = OnDisk::open(&part.join(format!("{uri}.part")))?;
+        let map = uri.ends_with(".m4s").then(|| format!("{stretch}.mp4"));
+        let done = match &map {
+            Some(map) => fmp4::finish(&fs::read(part.join(map))?, &file)?,
+            None => ts::finish(&file)?,
+        };
+        let Some(done) = done else { return Ok(None) };
+        carry_out(&file.file, &done.writes, self.sync.is_some())?;
+        let last = list.segments.last();
+        let discontinuity = last.is_none_or(|last| last.uri.split('-').next() != Some(stretch));
+        let wall_ms = last.map_or(0, |last| last.wall_ms + last.duration.as_millis());
+        Ok(Some(Segment { uri: uri.into(), duration: done.duration, wall_ms, discontinuity, map }))
+    }
+}
+
+fn finish(file: &OnDisk, format: Format) -> io::Result<Option<Finish>> {
+    match format {
+        Format::Mp4 => mp4::finish(file),
+        Format::Flv => flv::file::finish(file),
+        Format::Aac => adts::finish(file),
+        Format::Mp3 => mp3::finish(file),
+        Format::M3u8 => ts::finish(file),
+    }
+}
+
+/// The names in a folder, in order.
+fn names(folder: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        names.extend(entry?.file_name().into_string());
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn size_of(folder: &Path) -> io::Result<u64> {
+    fs::read_dir(folder)?.map(|entry| Ok(entry?.metadata()?.len())).sum()
+}
+
+fn carry_out(file: &File, writes: &[Write], sync: bool) -> io::Result<()> {
+    for write in writes {
+        match write {
+            Write::At(at, parts) => file.write_all_at(&parts.concat(), *at)?,
+            Write::Sync if sync => file.sync_data()?,
+            Write::Sync => {}
+            Write::Truncate(len) => file.set_len(*len)?,
+        }
+    }
+    if sync { file.sync_all() } else { Ok(()) }
+}
+
+/// A file as finishing reads it. What walks it reads a few bytes here and there.
+struct OnDisk {
+    file: File,
+    size: u64,
+}
+
+impl OnDisk {
+    fn open(path: &Path) -> io::Result<OnDisk> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let size = file.metadata()?.len();
+        Ok(OnDisk { file, size })
+    }
+}
+
+impl Source for OnDisk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, at)
+    }
+}
+
+/// A file that is being written. All of it blocks: it belongs on a thread of its own.
+#[derive(Debug)]
+pub struct Writer {
+    /// Of HLS the list.
+    file: File,
+    end: u64,
+    /// Since when there is something that may not be on the disk.
+    unsynced: Option<Instant>,
+    sync: Option<Duration>,
+    hls: Option<Hls>,
+}
+
+#[derive(Debug)]
+struct Hls {
+    folder: PathBuf,
+    list: Playlist,
+    segment: Option<(Segment, File)>,
+}
+
+impl Writer {
+    /// Makes a change.
+    pub fn apply(&mut self, change: Change) -> io::Result<()> {
+        match change {
+            Change::Append(parts) => {
+                let bytes = if parts.len() == 1 { parts[0].clone() } else { parts.concat().into() };
+                match &mut self.hls {
+                    Some(hls) => hls.segment.as_mut().map_or(Ok(()), |(_, file)| file.write_all(&bytes))?,
+                    None => self.append(&bytes)?,
+                }
+            }
+            Change::Put(writes) => self.put(&writes)?,
+            Change::Beside(name, bytes) => {
+                if let Some(hls) = &self.hls {
+                    let mut file = File::create(hls.folder.join(name))?;
+                    file.write_all(&bytes)?;
+                    if self.sync.is_some() {
+                        file.sync_all()?;
+                    }
+                }
+            }
+            Change::Begin(segment) => {
+                if let Some(hls) = &mut self.hls {
+                    let file = File::create(hls.folder.join(format!("{}.part", segment.uri)))?;
+                    hls.segment = Some((segment, file));
+                }
+            }
+            Change::End(duration) => self.end_segment(duration)?,
+        }
+        self.unsynced.get_or_insert_with(Instant::now);
+        self.sync_if_due()
+    }
+
+    /// Brings to the disk what has waited for as long as it may.
+    pub fn sync_if_due(&mut self) -> io::Result<()> {
+        if let (Some(since), Some(sync)) = (self.unsynced, self.sync)
+            && since.elapsed() >= sync
+        {
+            self.unsynced = None;
+            match &self.hls {
+                Some(Hls { segment: Some((_, file)), .. }) => file.sync_data()?,
+                Some(_) => {}
+                None => self.file.sync_data()?,
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, self.end)?;
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// What asks for a sync gets one if it is due; what comes behind must then be on the disk later than what came before.
+    fn put(&mut self, writes: &[Write]) -> io::Result<()> {
+        for write in writes {
+            match write {
+                Write::At(at, parts) => self.file.write_all_at(&parts.concat(), *at)?,
+                Write::Truncate(len) => self.file.set_len(*len)?,
+                Write::Sync => {
+                    self.unsynced.get_or_insert_with(Instant::now);
+                    self.sync_if_due()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists the segment and gives it its name, in this order: what is listed is whole.
+    fn end_segment(&mut self, duration: Time) -> io::Result<()> {
+        let Some(hls) = &mut self.hls else { return Ok(()) };
+        let Some((segment, file)) = hls.segment.take() else { return Ok(()) };
+        if self.sync.is_some() {
+            file.sync_data()?;
+        }
+        let path = hls.folder.join(&segment.uri);
+        let lines = hls.list.push(Segment { duration, ..segment });
+        let part = hls.folder.join(format!("{}.part", hls.list.segments[hls.list.segments.len() - 1].uri));
+        self.append(lines.as_bytes())?;
+        if self.sync.is_some() {
+            self.file.sync_data()?;
+        }
+        fs::rename(part, path)
+    }
+}
