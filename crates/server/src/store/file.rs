@@ -15,9 +15,6 @@ use sqlx::{AssertSqlSafe, Row};
 use super::{Error, Page, Sql, Tx, bind_key, environment_to_row, json_of, key_of, unknown, vendor_of};
 use crate::config::{Format, Vendor};
 
-const AFTER: &str = "SELECT * FROM file WHERE state = 2 AND app = $1 AND environment = $2 AND vendor = $3 \
-                     AND path >= $4 AND path < $5 ORDER BY path LIMIT $6";
-
 /// What a search counts at most.
 pub const TOTAL_MAX: i64 = 5000;
 
@@ -125,6 +122,19 @@ impl About {
         }
         about
     }
+}
+
+/// What lists of keys tell of a file. They are long, and most of a row's cost is its columns.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listed {
+    /// As of [`File`].
+    pub path: String,
+    /// Likewise.
+    pub etag: String,
+    /// Likewise.
+    pub size: i64,
+    /// Likewise.
+    pub created_ms: i64,
 }
 
 /// What [`Tx::files_search`] looks for: files that have all of it.
@@ -259,29 +269,29 @@ impl Tx {
         page: Page,
     ) -> Result<(u64, Vec<File>), Error> {
         let place = Place { app, environment, vendor };
-        let (mut total, mut found) = (0, Vec::new());
-        let mut skip = page.offset();
         if !search.ids.is_empty() {
+            let mut files = Vec::new();
             for id in search.ids.iter().collect::<BTreeSet<_>>() {
-                found.extend(self.file_named(app, environment, vendor, id).await?.filter(|file| search.takes(file)));
+                files.extend(self.file_named(app, environment, vendor, id).await?.filter(|file| search.takes(file)));
             }
-            total = found.len() as i64;
-        } else {
-            let walks = self.walks(place, search).await?;
-            let one = walks.len() == 1;
-            for walk in &walks {
-                total += self.count(place, search, walk, TOTAL_MAX).await?;
-                // The page of one walk is the page; of several, each may have all of it.
-                let (limit, offset) = if one { (page.limit(), skip) } else { (skip.saturating_add(page.limit()), 0) };
-                let sql = AssertSqlSafe(walk.page());
-                let rows = self.all(walk.bind(sqlx::query(sql), place, search).bind(limit).bind(offset)).await?;
-                found.extend(rows.iter().map(file_of).collect::<Result<Vec<_>, _>>()?);
-            }
-            skip = if one { 0 } else { skip };
+            files.sort_by(|a, b| (b.created_ms, &b.id).cmp(&(a.created_ms, &a.id)));
+            let total = files.len() as u64;
+            let files = files.into_iter().skip(page.offset() as usize).take(page.limit() as usize);
+            return Ok((total, files.collect()));
         }
-        found.sort_by(|a, b| (b.created_ms, &b.id).cmp(&(a.created_ms, &a.id)));
-        let page = found.into_iter().skip(skip as usize).take(page.limit() as usize).collect();
-        Ok((total.min(TOTAL_MAX).unsigned_abs(), page))
+        let walk = match search.streams.is_empty() {
+            false => Walk::streams(&search.streams),
+            true if search.prefix.is_empty() => Walk::created(),
+            true => {
+                let (any_time, named) = (Search { created: i64::MIN..i64::MAX, ..search.clone() }, Walk::named(search));
+                let few = self.count(place, &any_time, &named, NARROW).await? < NARROW;
+                if few { named } else { Walk::created() }
+            }
+        };
+        let total = self.count(place, search, &walk, TOTAL_MAX).await?;
+        let sql = walk.bind(sqlx::query(AssertSqlSafe(walk.page())), place, search);
+        let rows = self.all(sql.bind(page.limit()).bind(page.offset())).await?;
+        Ok((total.unsigned_abs(), rows.iter().map(file_of).collect::<Result<_, _>>()?))
     }
 
     /// At most `limit` ready files of an app whose keys begin with `prefix` and follow `marker`, in the order of keys.
@@ -293,11 +303,15 @@ impl Tx {
         prefix: &str,
         marker: &str,
         limit: i64,
-    ) -> Result<Vec<File>, Error> {
+    ) -> Result<Vec<Listed>, Error> {
         // No key has a control character, so nothing lies between the marker and the first after it.
         let first = if marker < prefix { prefix.to_owned() } else { format!("{marker}\u{1}") };
         let sql = Place { app, environment, vendor }.bind(sqlx::query(AFTER)).bind(first).bind(end_of(prefix));
-        self.all(sql.bind(limit)).await?.iter().map(file_of).collect()
+        let listed = |row: &AnyRow| {
+            let (path, etag) = (row.try_get("path")?, row.try_get("etag")?);
+            Ok(Listed { path, etag, size: row.try_get("size")?, created_ms: row.try_get("created_ms")? })
+        };
+        self.all(sql.bind(limit)).await?.iter().map(listed).collect()
     }
 
     async fn files_in(&mut self, state: FileState, limit: i64) -> Result<Vec<File>, Error> {
@@ -305,18 +319,8 @@ impl Tx {
         self.all(sqlx::query(sql).bind(state as i64).bind(limit)).await?.iter().map(file_of).collect()
     }
 
-    /// The quickest ways to all that `search` finds.
-    async fn walks<'a>(&mut self, place: Place, search: &'a Search) -> Result<Vec<Walk<'a>>, Error> {
-        if !search.streams.is_empty() {
-            return Ok(search.streams.iter().collect::<BTreeSet<_>>().into_iter().map(|it| Walk::Stream(it)).collect());
-        }
-        let any_time = Search { created: i64::MIN..i64::MAX, ..search.clone() };
-        let narrow = !search.prefix.is_empty() && self.count(place, &any_time, &Walk::Name, NARROW).await? < NARROW;
-        Ok(vec![if narrow { Walk::Name } else { Walk::Created }])
-    }
-
     /// How many files a walk finds, at most `most`.
-    async fn count(&mut self, place: Place, search: &Search, walk: &Walk<'_>, most: i64) -> Result<i64, Error> {
+    async fn count(&mut self, place: Place, search: &Search, walk: &Walk, most: i64) -> Result<i64, Error> {
         let sql = walk.bind(sqlx::query(AssertSqlSafe(walk.count())), place, search).bind(most);
         Ok(self.one(sql).await?.try_get("total")?)
     }
@@ -344,60 +348,72 @@ impl Place {
     }
 }
 
-/// Which index a search walks. What it does not lead by is written so that no other index suits the planner better.
-enum Walk<'a> {
-    Created,
-    Name,
-    Stream(&'a str),
+/// A list of keys, from `$4` on and before `$5`.
+const AFTER: &str = "SELECT path, etag, size, created_ms FROM file WHERE state = 2 AND app = $1 AND environment = $2 AND vendor = $3 \
+                     AND path >= $4 AND path < $5 ORDER BY path LIMIT $6";
+
+/// How a search goes through an index: from its newest file on, or from that of several streams at once.
+struct Walk {
+    /// What leads, once for each stream. What else the search asks for is read from the index too.
+    leads: Vec<String>,
+    /// The values of `$7` and on.
+    values: Vec<String>,
+    /// How the time is written.
+    time: &'static str,
 }
 
-impl Walk<'_> {
-    /// Counts to `$8`.
+impl Walk {
+    fn created() -> Walk {
+        Walk { leads: vec![NAMED.into()], values: Vec::new(), time: "created_ms" }
+    }
+
+    /// The time is written so that its own index does not suit the planner better.
+    fn named(search: &Search) -> Walk {
+        let leads = vec!["name >= $6 AND name < $7".into()];
+        Walk { leads, values: vec![end_of(&search.prefix)], time: "created_ms + 0" }
+    }
+
+    fn streams(ids: &[String]) -> Walk {
+        let values: Vec<String> = ids.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect();
+        let leads = (7..).zip(&values).map(|(n, _)| format!("{NAMED} AND stream = ${n}")).collect();
+        Walk { leads, values, time: "created_ms" }
+    }
+
+    /// Counts up to the value that follows.
     fn count(&self) -> String {
-        format!("SELECT COUNT(*) AS total FROM (SELECT id FROM file WHERE {} LIMIT $8) AS hit", self.condition())
+        format!("SELECT COUNT(*) AS total FROM ({} LIMIT ${}) AS hit", self.hits(), self.values.len() + 7)
     }
 
-    /// The newest `$8` from the `$9`th on. Only these are read from more than the index.
+    /// So many of the newest, from the so-manieth on, as the two values that follow. Only these are read from more
+    /// than the index.
     fn page(&self) -> String {
+        let (hits, n) = (self.hits(), self.values.len() + 7);
         format!(
-            "SELECT file.* FROM file JOIN (SELECT id FROM file WHERE {} ORDER BY {} DESC, id DESC LIMIT $8 OFFSET $9) AS hit \
+            "SELECT file.* FROM file JOIN ({hits} ORDER BY time DESC, id DESC LIMIT ${n} OFFSET ${}) AS hit \
              ON hit.id = file.id ORDER BY file.created_ms DESC, file.id DESC",
-            self.condition(),
-            self.time(),
+            n + 1
         )
     }
 
-    /// Of `$1` app, `$2` environment, `$3` vendor, `$4` and `$5` times, `$6` prefix, `$7` its end or the stream.
-    fn condition(&self) -> String {
-        let prefix = "substr(name, 1, length($6)) = $6";
-        let rest = match self {
-            Walk::Created => format!("{prefix} AND $7 = ''"),
-            Walk::Name => "name >= $6 AND name < $7".into(),
-            Walk::Stream(_) => format!("{prefix} AND stream = $7"),
-        };
-        let time = self.time();
-        format!(
-            "state = 2 AND app = $1 AND environment = $2 AND vendor = $3 AND {time} >= $4 AND {time} < $5 AND {rest}"
-        )
-    }
-
-    fn time(&self) -> &'static str {
-        match self {
-            Walk::Created | Walk::Stream(_) => "created_ms",
-            Walk::Name => "created_ms + 0",
-        }
+    fn hits(&self) -> String {
+        let time = self.time;
+        let hits = self.leads.iter().map(|lead| {
+            format!(
+                "SELECT id, {time} AS time FROM file WHERE state = 2 AND app = $1 AND environment = $2 AND vendor = $3 \
+                 AND {time} >= $4 AND {time} < $5 AND {lead}"
+            )
+        });
+        hits.collect::<Vec<_>>().join(" UNION ALL ")
     }
 
     fn bind<'q>(&self, sql: Sql<'q>, place: Place, search: &Search) -> Sql<'q> {
-        let seventh = match self {
-            Walk::Created => String::new(),
-            Walk::Name => end_of(&search.prefix),
-            Walk::Stream(stream) => (*stream).to_owned(),
-        };
-        let sql = place.bind(sql).bind(search.created.start).bind(search.created.end);
-        sql.bind(search.prefix.clone()).bind(seventh)
+        let sql = place.bind(sql).bind(search.created.start).bind(search.created.end).bind(search.prefix.clone());
+        self.values.iter().fold(sql, |sql, value| sql.bind(value.clone()))
     }
 }
+
+/// The name begins with the prefix, said so that no index by name is thought of.
+const NAMED: &str = "substr(name, 1, length($6)) = $6";
 
 /// What is greater than all that begins with `prefix`.
 fn end_of(prefix: &str) -> String {
@@ -570,17 +586,17 @@ mod tests {
         let mut tx = store.read().await.unwrap();
         let prefixed = Search { prefix: "cam1".into(), ..all.clone() };
         for (walk, index) in [
-            (Walk::Created, "file_created (app=? AND environment=? AND vendor=? AND created_ms>? AND created_ms<?)"),
-            (Walk::Name, "file_name (app=? AND environment=? AND vendor=? AND name>? AND name<?)"),
+            (Walk::created(), "file_created (app=? AND environment=? AND vendor=? AND created_ms>? AND created_ms<?)"),
+            (Walk::named(&prefixed), "file_name (app=? AND environment=? AND vendor=? AND name>? AND name<?)"),
             (
-                Walk::Stream("cam1"),
+                Walk::streams(&["cam1".into(), "cam2".into()]),
                 "file_stream (app=? AND environment=? AND vendor=? AND stream=? AND created_ms>? AND created_ms<?)",
             ),
         ] {
             for sql in [walk.count(), walk.page()] {
                 let explain = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}")));
                 let mut explain = walk.bind(explain, place, &prefixed).bind(10i64);
-                if sql.contains("$9") {
+                if sql.contains("OFFSET") {
                     explain = explain.bind(0i64);
                 }
                 let plan = tx.all(explain).await.unwrap();

@@ -30,7 +30,7 @@ pub mod rule;
 pub mod sequence;
 pub mod stream;
 
-pub use file::{About, File, FileState, Search};
+pub use file::{About, File, FileState, Listed, Search};
 pub use job::{Job, JobState, Merge, Part};
 pub use outbox::{Callback, Delivery, Rearm};
 pub use record::{Record, RecordState, RecordStatus};
