@@ -204,7 +204,13 @@ impl Index {
     }
 
     fn new(mut lanes: Vec<Lane>) -> Result<Index, Error> {
+        /// In ticks, and in bytes: what no file of ours comes near.
+        const FAR: u64 = 1 << 48;
         lanes.retain(|lane| !lane.samples.is_empty());
+        let far = |it: &Sample| it.dts.unsigned_abs() > FAR || it.at > FAR;
+        if lanes.iter().any(|lane| lane.samples.iter().any(far)) {
+            return unfit("a file is damaged");
+        }
         if lanes.is_empty() {
             return unfit("a file has no media in it");
         }
@@ -476,7 +482,11 @@ fn edit(runs: &[Run], nth: usize, first: i64) -> Edit {
     for run in runs {
         if let Some((ticks, from, until)) = run.shown[nth] {
             let (begin, end) = (movie(presented + (from - run.begin)), movie(presented + (until - run.begin)));
-            parts.push(Part { delay: begin - told, length: end - begin, from: (ticks - first).max(0) as u64 });
+            parts.push(Part {
+                delay: begin.saturating_sub(told),
+                length: end.saturating_sub(begin),
+                from: (ticks - first).max(0) as u64,
+            });
             told = end;
         }
         presented = presented + (run.end - run.begin);

@@ -426,9 +426,10 @@ impl Stream {
         let sets = self.sets.get_or_insert_with(|| nal::Sets::new(codec));
         let mut payload = Vec::with_capacity(data.len());
         for unit in nal::nals(&nal::from_annex_b(data), 4) {
+            let Some(first) = unit.first() else { continue };
             let delimiter = match codec {
-                Codec::H264 => unit[0] & 31 == 9,
-                _ => unit[0] >> 1 & 63 == 35,
+                Codec::H264 => first & 31 == 9,
+                _ => first >> 1 & 63 == 35,
             };
             if sets.absorb(unit) {
                 self.track = None;

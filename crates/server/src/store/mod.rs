@@ -352,6 +352,10 @@ pub(crate) mod tests {
             Dir(std::env::temp_dir().join(name))
         }
 
+        pub(crate) fn path(&self) -> &Path {
+            &self.0
+        }
+
         pub(crate) async fn open(&self) -> Store {
             self.try_open().await.unwrap()
         }

@@ -139,7 +139,7 @@ impl Table {
             let (duration, offset) = (steps.next()?, offsets.next()?);
             let key = keys.next_if(|&&key| key == number).is_some();
             let sample = Sample { at, size, dts, offset, duration, key };
-            (at, left, dts) = (at + u64::from(size), left - 1, dts + u64::from(duration));
+            (at, left, dts) = (at.saturating_add(size.into()), left - 1, dts.saturating_add(duration.into()));
             Some(sample)
         })
     }
