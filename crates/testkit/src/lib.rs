@@ -34,7 +34,7 @@ pub use media::Media;
 pub use nginx::Nginx;
 pub use publisher::Publisher;
 pub use receiver::{Answer, Receiver};
-pub use server::{Server, Setup};
+pub use server::{Recorded, Server, Setup};
 pub use sink::{Manner, Sink};
 pub use udp::{Forwarder, Way};
 

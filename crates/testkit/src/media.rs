@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
+use serde_json::Value;
+
 use crate::flv::{self, Tag};
 use crate::{Process, Scratch};
 
@@ -18,6 +20,8 @@ pub enum Media {
     VideoOnly,
     /// AAC alone.
     AudioOnly,
+    /// As [`Media::VideoOnly`], of half the size.
+    Smaller,
 }
 
 impl Media {
@@ -32,15 +36,17 @@ impl Media {
         }
         std::fs::create_dir_all(&dir).expect("a folder in the target folder");
         let part = dir.join(format!("{self:?}-{}.part", std::process::id()));
+        let small = self == Media::Smaller;
+        let size = if small { "testsrc2=s=160x90:r=25:d=120" } else { "testsrc2=s=320x180:r=25:d=120" };
         let mut ffmpeg = Command::new("ffmpeg");
-        ffmpeg.args(["-v", "error", "-y", "-f", "lavfi", "-i", "testsrc2=s=320x180:r=25:d=120"]);
+        ffmpeg.args(["-v", "error", "-y", "-f", "lavfi", "-i", size]);
         ffmpeg.args(["-f", "lavfi", "-i", "sine=f=440:b=4:r=48000:d=120"]);
         if self != Media::AudioOnly {
             let b_frames = if self == Media::BFrames { "2" } else { "0" };
             ffmpeg.args(["-map", "0:v", "-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p"]);
             ffmpeg.args(["-g", "25", "-b:v", "400k", "-bf", b_frames]);
         }
-        if self != Media::VideoOnly {
+        if !matches!(self, Media::VideoOnly | Media::Smaller) {
             ffmpeg.args(["-map", "1:a", "-c:a", "aac", "-b:a", "64k", "-ac", "2"]);
         }
         let made = ffmpeg.args(["-f", "flv"]).arg(&part).stdin(Stdio::null()).status();
@@ -86,4 +92,43 @@ pub fn assert_clean(path: &Path) -> Vec<Tag> {
 pub fn count(tags: &[Tag]) -> (usize, usize) {
     let frames = |kind| tags.iter().filter(|tag| tag.kind == kind && tag.is_frame()).count();
     (frames(9), frames(8))
+}
+
+/// What ffprobe finds in a file that ffmpeg decodes without a word.
+#[derive(Clone, Debug, Default)]
+pub struct Judged {
+    /// Seconds.
+    pub duration: f64,
+    /// Pictures, and when the first is shown.
+    pub video: Option<(usize, f64)>,
+    /// Packets of sound, and when the first is heard.
+    pub audio: Option<(usize, f64)>,
+}
+
+/// Has ffmpeg decode the whole of a recorded file; panics if it complains.
+#[track_caller]
+pub fn judge(path: &Path) -> Judged {
+    let mut ffmpeg = Command::new("ffmpeg");
+    // The encoder's time base only lets frames of any distance pass.
+    ffmpeg.args(["-v", "error", "-xerror", "-i"]).arg(path).args(["-enc_time_base:v", "1:1000", "-f", "null", "-"]);
+    let judged = ffmpeg.stdin(Stdio::null()).output().expect("ffmpeg; run `make setup`");
+    let words = String::from_utf8_lossy(&judged.stderr);
+    assert!(judged.status.success() && words.is_empty(), "{} is not clean: {words}", path.display());
+    let mut ffprobe = Command::new("ffprobe");
+    ffprobe.args(["-v", "error", "-count_packets", "-of", "json", "-show_entries"]);
+    ffprobe.arg("stream=codec_type,start_time,nb_read_packets:format=duration").arg(path);
+    let told = ffprobe.stdin(Stdio::null()).output().expect("ffprobe; run `make setup`");
+    let words = String::from_utf8_lossy(&told.stderr);
+    assert!(words.is_empty(), "{}: {words}", path.display());
+    let told: Value = serde_json::from_slice(&told.stdout).expect("JSON");
+    let number = |value: &Value| value.as_str().and_then(|it| it.parse::<f64>().ok()).unwrap_or_default();
+    let mut found = Judged { duration: number(&told["format"]["duration"]), ..Judged::default() };
+    for stream in told["streams"].as_array().into_iter().flatten() {
+        let track = Some((number(&stream["nb_read_packets"]) as usize, number(&stream["start_time"])));
+        match stream["codec_type"].as_str() {
+            Some("video") => found.video = track,
+            _ => found.audio = track,
+        }
+    }
+    found
 }

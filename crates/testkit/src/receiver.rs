@@ -75,7 +75,7 @@ impl Receiver {
 
     /// The callbacks of one event about one stream.
     pub fn of(&self, event: &str, stream: &str) -> Vec<Value> {
-        // `record` calls it so.
+        // ZEGO's name of a stream's id in `record` is another one.
         let about = |it: &Value| it["event"] == event && (it["stream_id"] == stream || it["stream_alias"] == stream);
         self.taken().into_iter().filter(about).collect()
     }

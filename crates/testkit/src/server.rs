@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use md5::{Digest, Md5};
 use serde_json::Value;
 
-use crate::{Process, Scratch, eventually, secs};
+use crate::{Process, Receiver, Scratch, eventually, secs};
 
 /// The app that every server here has.
 pub const APP: u32 = 1_234_567_890;
@@ -63,6 +63,19 @@ pub struct Server {
     webrtc: u16,
     loud: bool,
     sequence: AtomicI64,
+}
+
+/// A recorded file, as its `record` callback tells of it.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// Its key.
+    pub key: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Seconds.
+    pub duration: f64,
+    /// It was closed by the start after a crash.
+    pub interrupted: bool,
 }
 
 impl Server {
@@ -254,6 +267,51 @@ play_key = "playkey0123456789playkey01234567"
     #[track_caller]
     pub fn unrelay(&self, stream: &str, url: &str) {
         self.ok("DeleteCDNTransferRule", &[("StreamId", stream), ("CDNUrl", url)]);
+    }
+
+    /// StartCDNRecord under Tencent's name: the TaskId.
+    #[track_caller]
+    pub fn record(&self, stream: &str) -> String {
+        let data = self.ok("StartCDNRecord", &[("StreamId[]", stream), ("Vendor", "Tencent")]);
+        data["Tencent"][0]["TaskId"].as_str().unwrap_or_else(|| panic!("a TaskId: {data}")).to_owned()
+    }
+
+    /// StopCDNRecord likewise.
+    #[track_caller]
+    pub fn stop_record(&self, stream: &str) {
+        self.ok("StopCDNRecord", &[("StreamId[]", stream), ("Vendor", "Tencent")]);
+    }
+
+    /// The newest recording of a stream as DescribeCDNRecords shows it.
+    #[track_caller]
+    pub fn recording(&self, stream: &str) -> Value {
+        self.ok("DescribeCDNRecords", &[("StreamId", stream)])["Tasks"][0].take()
+    }
+
+    /// Waits until the newest recording of a stream is in this state.
+    #[track_caller]
+    pub fn wait_recording(&self, stream: &str, state: &str, limit: Duration) {
+        eventually(&format!("{stream} is {state}"), limit, || (self.recording(stream)["State"] == state).then_some(()));
+    }
+
+    /// The folder of media files.
+    pub fn media(&self) -> PathBuf {
+        self.dir.join("data/media")
+    }
+
+    /// The files of a stream that `receiver` was told of, by their keys.
+    #[track_caller]
+    pub fn recorded(&self, receiver: &Receiver, stream: &str) -> Vec<Recorded> {
+        let told = receiver.of("record", stream).into_iter().map(|it| {
+            let url = it["replay_url"].as_str().unwrap_or_default();
+            let key = url.split_once("/media/").unwrap_or_else(|| panic!("an address of ours: {it}")).1.to_owned();
+            let extra: Value = serde_json::from_str(it["extra_params"].as_str().unwrap_or_default()).expect("JSON");
+            let duration = extra["Duration"].as_f64().unwrap_or_else(|| panic!("seconds: {extra}"));
+            Recorded { path: self.media().join(&key), key, duration, interrupted: it["interrupted"] == "1" }
+        });
+        let mut files: Vec<_> = told.collect();
+        files.sort_by(|a, b| a.key.cmp(&b.key));
+        files
     }
 
     /// All rules of a stream as DescribeCDNTransferRules shows them.

@@ -85,12 +85,12 @@ fn kill_at_random_points() {
 }
 
 /// A small file system of its own, unmounted when dropped.
-struct Disk(Scratch);
+pub(super) struct Disk(pub(super) Scratch);
 
 impl Disk {
-    fn mount() -> Option<Disk> {
-        let dir = Scratch::new();
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=6m", "none"]).arg(dir.join("")).output();
+    pub(super) fn mount(mib: u32) -> Option<Disk> {
+        let (dir, size) = (Scratch::new(), format!("size={mib}m"));
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(dir.join("")).output();
         mount.is_ok_and(|it| it.status.success()).then_some(Disk(dir))
     }
 
@@ -102,7 +102,7 @@ impl Disk {
         }
     }
 
-    fn free(&self) {
+    pub(super) fn free(&self) {
         std::fs::remove_file(self.0.join("filler")).expect("it was made");
     }
 }
@@ -115,7 +115,7 @@ impl Drop for Disk {
 
 #[test]
 fn disk_full_refuses_calls_and_relays_go_on() {
-    let Some(disk) = Disk::mount() else {
+    let Some(disk) = Disk::mount(6) else {
         eprintln!("SKIPPED: no file system can be mounted here; run as root to test a full disk");
         return;
     };

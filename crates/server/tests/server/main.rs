@@ -12,6 +12,7 @@ mod merge;
 mod object;
 mod pressure;
 mod publish;
+mod record;
 mod record_call;
 mod relay;
 mod rule;

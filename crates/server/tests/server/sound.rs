@@ -20,7 +20,7 @@ const LENGTH: u32 = 8_000;
 const BEGIN: u32 = 100;
 
 /// Opus packets of the tones: the publisher's time, and the message.
-fn opus() -> (Vec<u8>, Vec<(u32, Vec<u8>)>) {
+pub(super) fn opus() -> (Vec<u8>, Vec<(u32, Vec<u8>)>) {
     let pcm: Vec<f32> = (0..LENGTH as usize * 48)
         .flat_map(|n| {
             let on = TONES.contains(&(n / 48_000));
