@@ -58,9 +58,13 @@ pub struct Uploads {
     pub urls: Urls,
 }
 
-/// Uploads until `stop`; at once over where there is no bucket. What is not uploaded by then goes on at the next start.
+/// Uploads until `stop`. What is not uploaded by then goes on at the next start. Where there is no bucket, what waited for one is
+/// announced as it is.
 pub async fn run(uploads: Uploads, stop: CancellationToken) {
     if uploads.objects.bucket().is_none() {
+        if let Err(error) = uploads.announce_all().await {
+            warn!("files that waited for a bucket: {error:#}");
+        }
         return;
     }
     let mut work = uploads.store.work();
@@ -155,6 +159,18 @@ impl Uploads {
         // Only now, and only then the note: until then it says that there is a local copy to be deleted.
         self.objects.remove_local(&file.path).await.context("delete the local copy")?;
         note.remove().await
+    }
+
+    async fn announce_all(&self) -> anyhow::Result<()> {
+        loop {
+            let stored = self.stored().await?;
+            for file in &stored {
+                self.announce(file).await?;
+            }
+            if stored.is_empty() {
+                return Ok(());
+            }
+        }
     }
 
     async fn announce(&self, file: &File) -> anyhow::Result<()> {
