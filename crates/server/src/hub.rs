@@ -556,7 +556,7 @@ mod tests {
                 '.' => {
                     let mut batch = Vec::new();
                     if let Some(reader) = readers.last_mut() {
-                        reader.take(&mut batch);
+                        reader.drain(&mut batch);
                     }
                     for event in batch {
                         got += &match event {
@@ -646,7 +646,7 @@ mod tests {
             publisher.push(Frame { track: Kind::Video, dts, cts: Time::ZERO, key: n % 10 == 0, payload });
         }
         let mut batch = Vec::new();
-        reader.take(&mut batch);
+        reader.drain(&mut batch);
         assert!(matches!(batch[0], Event::Lagged { frames: 90 }), "{:?}", batch[0]);
         assert_eq!(batch.len(), 12);
     }
@@ -662,7 +662,7 @@ mod tests {
             publisher.push(Frame { track, dts: Time::from_millis(ms), cts: Time::ZERO, key: true, payload });
         }
         let mut batch = Vec::new();
-        reader.take(&mut batch);
+        reader.drain(&mut batch);
         let times: Vec<_> =
             batch.iter().filter_map(|it| if let Event::Frame(it) = it { Some(it.dts) } else { None }).collect();
         assert_eq!(times, [100, 120].map(Time::from_millis));
