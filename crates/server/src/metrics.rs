@@ -2,6 +2,7 @@
 //!
 //! Invariant: no label ever holds a secret or more values than there are live streams and relays.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -59,7 +60,7 @@ impl std::fmt::Debug for Running {
 
 impl Collector for Running {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let (streams, relays) = (self.0.streams(), self.0.relays());
+        let (streams, relays, recordings) = (self.0.streams(), self.0.relays(), self.0.recordings());
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
 
         let gauge = ConstGauge::new(streams.len() as i64);
@@ -67,6 +68,11 @@ impl Collector for Running {
         gauge.encode(metric)?;
         let gauge = ConstGauge::new(relays.len() as i64);
         let metric = encoder.encode_descriptor("relays", "Relays that run or retry", None, gauge.metric_type())?;
+        gauge.encode(metric)?;
+
+        let gauge = ConstGauge::new(recordings.len() as i64);
+        let metric =
+            encoder.encode_descriptor("recordings", "Recordings that run or pause", None, gauge.metric_type())?;
         gauge.encode(metric)?;
 
         let labels = |key: &bywash_media::StreamKey| [("app", key.app().to_string()), ("stream", key.id().to_owned())];
@@ -100,6 +106,23 @@ impl Collector for Running {
         let mut family = encoder.encode_descriptor("relay_state", state, None, gauge.metric_type())?;
         for ((key, address), relay) in &relays {
             ConstGauge::new(load(&relay.state) as i64).encode(family.encode_family(&relay_labels(key, address))?)?;
+        }
+        // Recordings of one stream under several names are one line.
+        let mut by_stream = BTreeMap::<_, (u64, u64)>::new();
+        for (key, recording) in &recordings {
+            let (bytes, skipped) = by_stream.entry(key).or_default();
+            *bytes += load(&recording.bytes);
+            *skipped += load(&recording.frames_skipped);
+        }
+        let help = "Media taken for files, once for all formats";
+        let mut family = encoder.encode_descriptor("recording", help, Some(&Unit::Bytes), zero.metric_type())?;
+        for (key, (bytes, _)) in &by_stream {
+            ConstCounter::new(*bytes).encode(family.encode_family(&labels(key))?)?;
+        }
+        let help = "Frames skipped since the disk was too slow";
+        let mut family = encoder.encode_descriptor("recording_frames_skipped", help, None, zero.metric_type())?;
+        for (key, (_, skipped)) in &by_stream {
+            ConstCounter::new(*skipped).encode(family.encode_family(&labels(key))?)?;
         }
         Ok(())
     }

@@ -285,7 +285,8 @@ play_key = "playkey0123456789playkey01234567"
     /// The newest recording of a stream as DescribeCDNRecords shows it.
     #[track_caller]
     pub fn recording(&self, stream: &str) -> Value {
-        self.ok("DescribeCDNRecords", &[("StreamId", stream)])["Tasks"][0].take()
+        let data = self.ok("DescribeCDNRecords", &[("StreamId", stream)]);
+        data["Tasks"].get(0).cloned().unwrap_or_default()
     }
 
     /// Waits until the newest recording of a stream is in this state.

@@ -61,7 +61,7 @@ struct Sound {
 }
 
 /// The next continuity counter of each PID.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Counters {
     pat: u8,
     pmt: u8,
@@ -107,6 +107,12 @@ impl Writer {
             writer.audio = Some(Sound { track, header, pending: Vec::new(), begun: Time::ZERO });
         }
         Some(writer)
+    }
+
+    /// For a stream that goes on with these tracks; the counters go on too, which readers hold to even where a list tells of a
+    /// discontinuity. `None` as of [`new`](Self::new).
+    pub fn followed_by(&self, tracks: &Tracks) -> Option<Writer> {
+        Some(Writer { counters: self.counters, ..Writer::new(tracks)? })
     }
 
     /// Begins a segment: appends the tables. A key frame should follow.

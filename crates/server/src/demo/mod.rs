@@ -1,11 +1,12 @@
 //! `bywash demo`: the main job on nothing but this program.
 //!
 //! A server on loopback, a built-in stream published to it or a page that publishes a browser's camera, a built-in
-//! target, and one signed call between the two.
+//! target, and two signed calls: one relays the stream there, one records it.
 //!
-//! Invariant: it succeeds only if pictures and sound arrived and, of the built-in stream, every frame that was sent, from
-//! the one that the relay began with, unchanged.
+//! Invariant: it succeeds only if pictures and sound arrived and are in the recorded file and, of the built-in stream, every frame
+//! that was sent, from the one that relay and recording began with, unchanged.
 
+mod recording;
 mod source;
 mod target;
 
@@ -22,11 +23,14 @@ use self::source::Clip;
 use self::target::Report;
 use crate::app::Server;
 use crate::client;
-use crate::config::{App, Config};
+use crate::config::{App, Config, Format};
 use crate::token::{self, Privilege};
 
 /// How long after the publisher's goodbye the last frames may take to arrive.
 const LAST_FRAMES: Duration = Duration::from_secs(5);
+
+/// Under whose name the demonstration records.
+const VENDOR: &str = "Tencent";
 
 /// Runs the demonstration for `duration`, or until Ctrl-C. With `whip` a browser publishes, else the built-in clip is.
 pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> anyhow::Result<()> {
@@ -37,7 +41,11 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
         }
     }
     config.relay.allow_private_targets = true;
-    let app = config.apps.first().context("the configuration holds no app")?.clone();
+    let app = config.apps.first_mut().context("the configuration holds no app")?;
+    // What the demonstration looks at in the end.
+    app.record.entry(VENDOR.into()).or_default().formats = vec![Format::Mp4];
+    let app = app.clone();
+    let media = config.data_dir.join("media");
     let server = Server::start(config).await?;
     let base = format!("http://{}", server.http);
     let stream = format!("demo-{:08x}", rand::random::<u32>());
@@ -68,8 +76,16 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
     if answer["Code"] != 0 {
         bail!("the call was refused");
     }
+    let address = call.address("StartCDNRecord", &[("StreamId[]", &stream), ("Vendor", VENDOR)]);
+    println!("  call     {address}");
+    let answer = call.send(&address).await?;
+    println!("  answer   {answer}");
+    if answer["Code"] != 0 {
+        bail!("the call was refused");
+    }
 
     let stop = CancellationToken::new();
+    let kept = clip.clone();
     let publisher = clip.map(|clip| {
         let (stop, stream, rtmp, app) = (stop.clone(), stream.clone(), server.rtmp, call.app.id);
         tokio::spawn(async move { source::publish(&clip, rtmp, app, &stream, stop).await })
@@ -99,6 +115,7 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
     let _ = tokio::time::timeout(LAST_FRAMES, arrived).await;
     receiver.abort();
     let _ = call.send(&delete()).await;
+    let media = media.join(format!("{}/{stream}", call.app.id));
     server.stop().await;
 
     let report = report.lock().expect("no holder panics").clone();
@@ -114,6 +131,10 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
         Ok(()) => println!("whole    every frame arrived once, in order and unchanged"),
         Err(faults) => bail!("what arrived at the target is not whole: {faults}"),
     }
+    let files = recording::files(&media);
+    let [file] = &files[..] else { bail!("{} files were recorded in {}, not one", files.len(), media.display()) };
+    let found = recording::check(file, kept.as_deref().zip(sent)).context("the recorded file is not whole")?;
+    println!("recorded {} pictures and {} packets of sound in {}", found.video, found.audio, file.display());
     Ok(())
 }
 

@@ -46,6 +46,12 @@ impl Clip {
         (round as u64 * LENGTH_MS + u64::from(tag.timestamp), tag)
     }
 
+    /// How long the first `count` frames of a track are, over all rounds, without the `head` bytes of their tags.
+    pub fn sizes(&self, kind: Kind, head: usize, count: usize) -> Vec<usize> {
+        let track = self.frames.iter().filter(|tag| of(tag) == kind).cycle();
+        track.take(count).map(|tag| tag.body.len().saturating_sub(head)).collect()
+    }
+
     /// What a track has at `timestamp`: its position in the track, over all rounds, and the body.
     pub fn at(&self, kind: Kind, timestamp: u64) -> Option<(usize, &Bytes)> {
         let (round, within) = (timestamp / LENGTH_MS, timestamp % LENGTH_MS);

@@ -97,6 +97,8 @@ pub struct Recorder {
 enum End {
     /// The stream is over, or the recording is wished no more.
     Done,
+    /// The stream's sound is another one than was expected, before anything was written.
+    Again,
     /// Nothing can be written for now.
     Pause(String),
     /// It cannot be done.
@@ -115,10 +117,14 @@ impl Recorder {
                 Some(reason) => End::Pause(reason.to_string()),
                 None => self.follow(&mut take, &disk, &last_error).await,
             };
+            if let End::Again = end {
+                take = Take::new(self.settings.clone());
+                continue;
+            }
             take.close();
             disk.send(take.flush()).await;
             match end {
-                End::Done => break,
+                End::Done | End::Again => break,
                 End::Failed(error) => {
                     last_error = error;
                     self.say(RecordState::Failed, &last_error, &last_error);
@@ -253,8 +259,11 @@ impl Recorder {
                 match source.take(&event) {
                     Step::Send => {}
                     Step::Skip => continue,
+                    // Nothing is written yet: all of it can be read again with the sound that is right.
+                    Step::Switch if input == Input::Main && !take.writes() => return Err(End::Again),
                     Step::Switch => {
-                        let switched = source.switch(&self.renditions, &self.lane);
+                        // Of MP3 there is nothing yet that a keyframe would have to follow.
+                        let switched = source.switch(&self.renditions, &self.lane, input == Input::Main);
                         switched.map_err(|error| End::Failed(error.to_string()))?;
                         ended = false;
                         break;

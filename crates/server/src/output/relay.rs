@@ -234,7 +234,7 @@ impl Relay {
                         match source.take(&event) {
                             Step::Send => {}
                             Step::Skip => continue,
-                            Step::Switch => match source.switch(&self.renditions, &self.lane) {
+                            Step::Switch => match source.switch(&self.renditions, &self.lane, true) {
                                 Ok(()) => break,
                                 Err(error) => return End::Retry(Reason::ServerError, error.to_string()),
                             },

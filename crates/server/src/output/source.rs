@@ -49,8 +49,7 @@ impl Source {
         let (sent, joins, pictures) = (None, false, false);
         let mut source = Source { stream, sound, max_lag, rendition: None, reader, sent, joins, pictures };
         if !sound.fits(&source.stream.tracks()) {
-            source.switch(renditions, lane)?;
-            source.joins = false;
+            source.switch(renditions, lane, false)?;
         }
         Ok(source)
     }
@@ -73,12 +72,12 @@ impl Source {
         Step::Send
     }
 
-    /// Goes on with the rendition. An error says why this build cannot make it.
-    pub fn switch(&mut self, renditions: &Renditions, lane: &Lane) -> Result<(), Error> {
+    /// Goes on with the rendition; if it `joins`, from the next keyframe that was not sent. An error says why this build cannot make it.
+    pub fn switch(&mut self, renditions: &Renditions, lane: &Lane, joins: bool) -> Result<(), Error> {
         let rendition = renditions.of(&self.stream, self.sound, lane)?;
         self.reader = rendition.read(self.max_lag);
         self.rendition = Some(rendition);
-        self.joins = true;
+        self.joins = joins;
         Ok(())
     }
 }

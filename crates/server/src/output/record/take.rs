@@ -265,6 +265,10 @@ impl Take {
     }
 
     fn write(&mut self, input: Input, frame: &Frame) {
+        let from_before = |files: &Files| frame.dts < files.begun && self.ending.is_none();
+        if input == Input::Mp3 && self.files.as_ref().is_some_and(from_before) {
+            return;
+        }
         let leading = if self.present.video.is_some() { Kind::Video } else { Kind::Audio };
         let leads = input == Input::Main && frame.track == leading && frame.key;
         if leads && self.files.as_ref().is_some_and(|files| frame.dts - files.begun >= self.settings.interval) {
@@ -288,7 +292,7 @@ impl Take {
             files.push(input, frame, &mut self.out);
         }
         if let Some(hls) = self.hls.as_mut().filter(|_| input == Input::Main) {
-            if leads && std::mem::take(&mut self.gap) {
+            if frame.key && std::mem::take(&mut self.gap) {
                 let tracks = hls.tracks.clone();
                 hls.restart(&tracks, &mut self.out);
             }
@@ -554,16 +558,19 @@ impl Hls {
 
     /// Ends the segment; what follows has these tracks.
     fn end(&mut self, next: &Tracks, out: &mut Vec<Op>) {
-        let mux = std::mem::replace(&mut self.mux, Segments::new(next));
-        let Some(begun) = self.begun.take() else { return };
-        match mux {
-            Segments::Ts(mut writer) => {
-                let mut bytes = Vec::new();
-                writer.end(&mut bytes);
-                self.parts.push(bytes.into());
-            }
-            Segments::Fmp4(writer) => writer.flush(&mut self.parts),
+        if let Segments::Ts(writer) = &mut self.mux {
+            let mut bytes = Vec::new();
+            writer.end(&mut bytes);
+            self.parts.push(bytes.into());
         }
+        let next = match &self.mux {
+            Segments::Ts(writer) => writer.followed_by(next).map_or_else(|| Segments::new(next), Segments::Ts),
+            Segments::Fmp4(_) => Segments::new(next),
+        };
+        if let Segments::Fmp4(writer) = std::mem::replace(&mut self.mux, next) {
+            writer.flush(&mut self.parts);
+        }
+        let Some(begun) = self.begun.take() else { return };
         self.flush(out);
         let end = self.clocks.iter().filter_map(Clock::end).max().unwrap_or(begun);
         out.push(Op::Change(self.file, Change::End(end - begun)));
