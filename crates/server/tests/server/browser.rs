@@ -7,7 +7,11 @@ use std::process::{Command, Stdio};
 use bywash_testkit::browser::Page;
 use bywash_testkit::media::{assert_clean, count};
 use bywash_testkit::server::binary;
-use bywash_testkit::{Browser, Media, Nginx, Process, Scratch, Server, Setup, eventually, flash, secs};
+use bywash_testkit::{
+    Browser, Manner, Media, Nginx, Process, Scratch, Server, Setup, Sink, eventually, flash, flv, secs,
+};
+
+use crate::enhanced::{decodes, enhanced};
 
 /// Publishes what the browser's camera shows until nginx has `tags` tags of it; gives the page and nginx's recording.
 fn publish<'a>(browser: &'a Browser, server: &Server, nginx: &Nginx, before: &str, tags: usize) -> (Page<'a>, PathBuf) {
@@ -34,6 +38,82 @@ fn what_a_browser_publishes_reaches_the_cdn_as_h264_and_aac() {
         let codec = if tag.kind == 9 { tag.body[0] & 15 } else { tag.body[0] >> 4 };
         assert_eq!(codec, if tag.kind == 9 { 7 } else { 10 }, "H.264 and AAC");
     }
+}
+
+/// JavaScript: a session that publishes the camera; the sender of its pictures is `sender`. `first` is the codec that is offered first,
+/// `layers` are its encodings.
+fn own_session(first: &str, layers: &str) -> String {
+    format!(
+        "(async () => {{
+          const media = await navigator.mediaDevices.getUserMedia({{ video: {{ width: 640, height: 480 }}, audio: true }});
+          window.session = await Session.open('whip', (pc) => {{
+            const options = {{ direction: 'sendonly', streams: [media], sendEncodings: {layers} }};
+            const pictures = pc.addTransceiver(media.getVideoTracks()[0], options);
+            const codecs = RTCRtpSender.getCapabilities('video').codecs;
+            const first = codecs.filter((codec) => codec.mimeType === 'video/{first}');
+            if (first.length === 0) throw new Error('this browser has no {first}');
+            pictures.setCodecPreferences(first);
+            pc.addTransceiver(media.getAudioTracks()[0], {{ direction: 'sendonly', streams: [media] }});
+            window.sender = pictures.sender;
+          }});
+        }})()"
+    )
+}
+
+/// Waits until the stream's pictures are so wide.
+#[track_caller]
+fn wait_width(server: &Server, width: u32) {
+    eventually(&format!("pictures {width} wide"), secs(30), || {
+        (server.ok("DescribeStreams", &[("StreamId", "cam")])["Streams"][0]["Width"] == width).then_some(())
+    });
+}
+
+#[test]
+fn of_a_simulcast_the_largest_layer_goes_out_and_another_steps_in_for_it() {
+    let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
+    server.relay("cam", &nginx.url("cam"));
+    let page = browser.open(&server.page("publish", "cam"), "");
+    let layers = "[{ rid: 'l', scaleResolutionDownBy: 4 }, { rid: 'm', scaleResolutionDownBy: 2 }, { rid: 'h' }]";
+    page.eval(&own_session("H264", layers));
+    wait_width(&server, 640);
+    let turn = |rid: &str, on: bool| {
+        page.eval(&format!(
+            "(async () => {{
+              const set = sender.getParameters();
+              set.encodings.find((it) => it.rid === '{rid}').active = {on};
+              await sender.setParameters(set);
+            }})()"
+        ));
+    };
+    turn("h", false);
+    wait_width(&server, 320);
+    turn("m", false);
+    wait_width(&server, 160);
+    turn("h", true);
+    wait_width(&server, 640);
+    let tags = flv::tags(&nginx.recordings("cam")[0]).0.len();
+    let file = nginx.wait_for("cam", tags + 60);
+    assert_eq!(nginx.sessions("cam"), 1);
+    let tags = assert_clean(&file);
+    // A layer is silent for 1.5 s before another is taken, and no longer than it takes to begin that one.
+    let times: Vec<_> = tags.iter().filter(|tag| tag.kind == 9 && tag.is_frame()).map(|tag| tag.timestamp).collect();
+    let gap = times.windows(2).map(|pair| pair[1] - pair[0]).max();
+    assert!(gap < Some(4_000), "pictures stood still for {gap:?} ms");
+}
+
+#[test]
+fn av1_reaches_a_target_that_takes_it_as_it_is() {
+    let (sink, server, browser) = (Sink::start(Manner::Keep), Server::start(Setup::default()), Browser::start());
+    server.relay("cam", &sink.url("cam"));
+    let page = browser.open(&server.page("publish", "cam"), "");
+    page.eval(&own_session("AV1", "[{}]"));
+    eventually("pictures", secs(30), || (sink.pictures("cam") > 60).then_some(()));
+    assert_eq!(server.ok("DescribeStreams", &[("StreamId", "cam")])["Streams"][0]["VideoCodec"], "AV1");
+    let (header, pictures) = enhanced(&sink.session("cam").expect("a session").kept, b"av01");
+    // Low-overhead OBUs (AV1 §5) want a temporal delimiter each, which RTMP leaves out; the record holds the sequence header.
+    let stream =
+        pictures.iter().fold(vec![0x12, 0], |stream, picture| [&stream, &header[4..], picture, &[0x12, 0]].concat());
+    decodes(&stream, "obu", pictures.len());
 }
 
 /// Plays the stream in a page until pictures and sound have come out.
