@@ -230,7 +230,7 @@ impl Ingest {
         let layer = &mut self.layers[at];
         layer.heard = data.network_time;
         let picture = layer.take(&data.data, data.contiguous);
-        if at == self.best && layer.broken {
+        if layer.broken && (at == self.best || layer.track.is_none()) {
             self.keyframes.wanted = true;
         }
         let Some(picture) = picture else { return };
@@ -276,12 +276,17 @@ impl Ingest {
         !best.flows() || self.layers[at].pixels() > best.pixels()
     }
 
-    /// The layer that is to begin anew where a keyframe is wanted: that which goes out, or the largest that flows, if that
-    /// one has fallen silent.
+    /// The layer that is to begin anew where a keyframe is wanted: that which goes out; but if that one has fallen silent, the largest
+    /// that flows, and if another of which nothing is known yet could be larger, that one.
     fn wanted(&self) -> Option<&Layer> {
         let best = self.layers.get(self.best)?;
-        let others = self.layers.iter().filter(|layer| layer.flows());
-        Some(others.max_by_key(|layer| layer.pixels()).filter(|_| !best.flows()).unwrap_or(best))
+        let mut flowing = self.layers.iter().filter(|layer| layer.flows());
+        let other = match best.flows() {
+            true if best.broken => None,
+            true => flowing.find(|layer| layer.track.is_none()),
+            false => flowing.max_by_key(|layer| layer.pixels()),
+        };
+        Some(other.unwrap_or(best))
     }
 
     fn set_track(&mut self, track: Track) {

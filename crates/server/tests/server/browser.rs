@@ -45,7 +45,7 @@ fn what_a_browser_publishes_reaches_the_cdn_as_h264_and_aac() {
 fn own_session(first: &str, layers: &str) -> String {
     format!(
         "(async () => {{
-          const media = await navigator.mediaDevices.getUserMedia({{ video: {{ width: 640, height: 480 }}, audio: true }});
+          const media = await navigator.mediaDevices.getUserMedia({{ video: {{ width: 1280, height: 720 }}, audio: true }});
           window.session = await Session.open('whip', (pc) => {{
             const options = {{ direction: 'sendonly', streams: [media], sendEncodings: {layers} }};
             const pictures = pc.addTransceiver(media.getVideoTracks()[0], options);
@@ -75,7 +75,7 @@ fn of_a_simulcast_the_largest_layer_goes_out_and_another_steps_in_for_it() {
     let page = browser.open(&server.page("publish", "cam"), "");
     let layers = "[{ rid: 'l', scaleResolutionDownBy: 4 }, { rid: 'm', scaleResolutionDownBy: 2 }, { rid: 'h' }]";
     page.eval(&own_session("H264", layers));
-    wait_width(&server, 640);
+    wait_width(&server, 1280);
     let turn = |rid: &str, on: bool| {
         page.eval(&format!(
             "(async () => {{
@@ -86,11 +86,11 @@ fn of_a_simulcast_the_largest_layer_goes_out_and_another_steps_in_for_it() {
         ));
     };
     turn("h", false);
-    wait_width(&server, 320);
-    turn("m", false);
-    wait_width(&server, 160);
-    turn("h", true);
     wait_width(&server, 640);
+    turn("m", false);
+    wait_width(&server, 320);
+    turn("h", true);
+    wait_width(&server, 1280);
     let tags = flv::tags(&nginx.recordings("cam")[0]).0.len();
     let file = nginx.wait_for("cam", tags + 60);
     assert_eq!(nginx.sessions("cam"), 1);
