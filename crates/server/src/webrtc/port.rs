@@ -86,6 +86,8 @@ impl Port {
         if local.ip().is_unspecified() {
             own = sys::interface_addresses().context("list this host's addresses")?;
             own.retain(|ip| local.is_ipv6() || ip.is_ipv4());
+            // ffmpeg tries none but the first.
+            own.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6()));
             own.truncate(ADDRESSES_MAX);
         }
         let bound = Some(local.ip()).filter(|ip| !ip.is_unspecified());
