@@ -19,6 +19,7 @@ need nginx test -x /usr/sbin/nginx                                 # a CDN that 
 need libnginx-mod-rtmp test -f /usr/lib/nginx/modules/ngx_rtmp_module.so
 need rtmpdump rtmpdump --help                                      # a player
 need chromium chromium --version                                    # a WebRTC publisher and player
+need firefox-esr firefox-esr --version                             # another
 need python3-venv python3 -c "import venv, ensurepip"            # for a WebRTC publisher, below
 need python3-gi /usr/bin/python3 -c "import gi"                # for GStreamer as a WebRTC publisher
 gst() { # ELEMENT: GStreamer has it

@@ -22,6 +22,7 @@ const HELP: &str = "bywash-bench: what a stream costs here and in nginx-rtmp
   --rounds N     windows per server and scenario, alternating (3)
   --outage N     seconds a target is away (20; 0 leaves this out)
   --only NAME    bywash or nginx alone, to look closer at one
+  --scenario N   the Nth scenario alone
   --write-docs   also write docs/benchmark.md
 
 Example: bywash-bench --seconds 30 --rounds 3
@@ -48,6 +49,7 @@ fn main() {
     }
     let (mut seconds, mut rounds, mut outage, mut write_docs) = (10, 3, 20, false);
     let mut servers = vec!["bywash", "nginx"];
+    let mut scenarios = &SCENARIOS[..];
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
         if arg == "--only" {
@@ -66,13 +68,18 @@ fn main() {
             "--seconds" => seconds = number().max(1),
             "--rounds" => rounds = number().max(1),
             "--outage" => outage = number(),
+            "--scenario" => {
+                let chosen = usize::try_from(number()).ok().and_then(|n| scenarios.get(n.wrapping_sub(1)));
+                let Some(chosen) = chosen else { fail("--scenario takes a number of the table's rows") };
+                scenarios = std::slice::from_ref(chosen);
+            }
             "--write-docs" => write_docs = true,
             "--help" | "-h" => return println!("{HELP}"),
             _ => fail(&format!("unknown argument {arg}")),
         }
     }
     let mut runs = Vec::new();
-    for scenario in &SCENARIOS {
+    for scenario in scenarios {
         for round in 0..rounds {
             for subject in &servers {
                 // A target's absence is measured once a server: it takes long and varies little.
@@ -83,7 +90,7 @@ fn main() {
             }
         }
     }
-    let scenarios = SCENARIOS.map(|it| it.name);
+    let scenarios: Vec<_> = scenarios.iter().map(|it| it.name).collect();
     let results = json!({ "seconds": seconds, "rounds": rounds, "runs": runs });
     std::fs::create_dir_all("bench/out").expect("a folder for results; run it from the repository's root");
     std::fs::write("bench/out/latest.json", format!("{results:#}\n")).expect("a file of results");

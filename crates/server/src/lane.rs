@@ -20,10 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::sys::{self, Metronome};
 
-/// How often a lane's connections look whether something is held back in vain.
-pub const SWEEP: Duration = Duration::from_millis(200);
-
-/// How often outputs compare what was acknowledged.
+/// How often a lane's connections look after what no frame brings up: what was acknowledged, what is held back in vain. Each
+/// costs a wake-up, of which a stream has thirty a second.
 pub const BEAT: Duration = Duration::from_secs(1);
 
 /// A lane is full when it has used this share of a core over the last second, in thousandths.
@@ -40,14 +38,12 @@ pub struct Lanes {
 pub struct Lane {
     handle: Handle,
     shared: Arc<Shared>,
-    sweep: watch::Receiver<()>,
     beat: watch::Receiver<()>,
 }
 
 /// A place on a lane: while one is taken, the lane ticks.
 pub struct Seat {
     shared: Arc<Shared>,
-    sweep: watch::Receiver<()>,
     beat: watch::Receiver<()>,
 }
 
@@ -83,16 +79,11 @@ impl Drop for Lanes {
 impl Lane {
     fn start(n: usize, stop: CancellationToken) -> std::io::Result<Lane> {
         let shared = Arc::<Shared>::default();
-        let (sweep, beat) = (watch::Sender::new(()), watch::Sender::new(()));
+        let beat = watch::Sender::new(());
         // Name look-ups are the only blocking work here; a slow name server must not take every thread of the process.
         let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(128).build()?;
-        let lane = Lane {
-            handle: runtime.handle().clone(),
-            shared: shared.clone(),
-            sweep: sweep.subscribe(),
-            beat: beat.subscribe(),
-        };
-        runtime.spawn(ticks(shared, sweep, beat));
+        let lane = Lane { handle: runtime.handle().clone(), shared: shared.clone(), beat: beat.subscribe() };
+        runtime.spawn(ticks(shared, beat));
         std::thread::Builder::new().name(format!("media-{n}")).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
@@ -123,20 +114,14 @@ impl Lane {
     pub fn sit(&self) -> Seat {
         self.shared.seats.fetch_add(1, Ordering::Relaxed);
         self.shared.taken.notify_one();
-        let mut seat = Seat { shared: self.shared.clone(), sweep: self.sweep.clone(), beat: self.beat.clone() };
-        seat.sweep.mark_unchanged();
+        let mut seat = Seat { shared: self.shared.clone(), beat: self.beat.clone() };
         seat.beat.mark_unchanged();
         seat
     }
 }
 
 impl Seat {
-    /// The next [`SWEEP`], again and again: polled for each picture, so it stays registered between two ticks.
-    pub fn sweeps(&self) -> Ticks {
-        Ticks::new(self.sweep.clone())
-    }
-
-    /// The next [`BEAT`], likewise.
+    /// The next [`BEAT`], again and again: polled for each picture, so it stays registered between two ticks.
     pub fn beats(&self) -> Ticks {
         Ticks::new(self.beat.clone())
     }
@@ -177,13 +162,13 @@ async fn tick(mut ticks: watch::Receiver<()>) -> watch::Receiver<()> {
 
 /// One tick for all connections of a lane: a timer for each would wake the thread for each. The kernel keeps it, since a timer of
 /// the runtime costs two more wake-ups and two more system calls every time that it is set again.
-async fn ticks(shared: Arc<Shared>, sweep: watch::Sender<()>, beat: watch::Sender<()>) {
+async fn ticks(shared: Arc<Shared>, beat: watch::Sender<()>) {
     loop {
         while shared.seats.load(Ordering::Relaxed) == 0 {
             shared.load.store(0, Ordering::Relaxed);
             shared.taken.notified().await;
         }
-        if let Err(error) = tick_on(&shared, &sweep, &beat).await {
+        if let Err(error) = tick_on(&shared, &beat).await {
             // Out of file descriptors: publishers are not served worse for it than a sound that waits for the next picture.
             tracing::warn!(%error, "a media thread does not tick");
             tokio::time::sleep(BEAT).await;
@@ -192,20 +177,15 @@ async fn ticks(shared: Arc<Shared>, sweep: watch::Sender<()>, beat: watch::Sende
 }
 
 /// Ticks until nobody sits on the lane.
-async fn tick_on(shared: &Shared, sweep: &watch::Sender<()>, beat: &watch::Sender<()>) -> std::io::Result<()> {
-    let metronome = Metronome::new(SWEEP)?;
+async fn tick_on(shared: &Shared, beat: &watch::Sender<()>) -> std::io::Result<()> {
+    let metronome = Metronome::new(BEAT)?;
     let mut used = sys::thread_cpu_time();
-    let mut n = 0;
     while shared.seats.load(Ordering::Relaxed) > 0 {
         metronome.beat().await?;
-        n += 1;
-        sweep.send_replace(());
-        if n % (BEAT.as_millis() / SWEEP.as_millis()) == 0 {
-            beat.send_replace(());
-            let now = sys::thread_cpu_time();
-            shared.load.store((now - used).as_millis() as u64, Ordering::Relaxed);
-            used = now;
-        }
+        beat.send_replace(());
+        let now = sys::thread_cpu_time();
+        shared.load.store((now - used).as_millis() as u64, Ordering::Relaxed);
+        used = now;
     }
     Ok(())
 }
@@ -219,13 +199,13 @@ mod tests {
         let lanes = Lanes::start(1).unwrap();
         let lane = lanes.pick();
         let seat = lane.sit();
-        let mut sweeps = seat.sweeps();
-        for _ in 0..3 {
-            (&mut sweeps).await;
+        let mut beats = seat.beats();
+        for _ in 0..2 {
+            (&mut beats).await;
         }
         drop(seat);
         // The tick that may be under way, and no other.
-        let _ = tokio::time::timeout(3 * SWEEP, &mut sweeps).await;
-        assert!(tokio::time::timeout(3 * SWEEP, &mut sweeps).await.is_err());
+        let _ = tokio::time::timeout(2 * BEAT, &mut beats).await;
+        assert!(tokio::time::timeout(2 * BEAT, &mut beats).await.is_err());
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bywash_media::transcode::{self, Transcoder};
 use bywash_media::{Codec, Frame, Kind, Time, Tracks};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, info, info_span, warn};
 
@@ -25,6 +26,9 @@ const PATIENCE: (Time, Time) = (Time::from_millis(300), Time::from_millis(3_000)
 
 /// The same where there are no pictures to go by, in time that passes.
 const PATIENCE_ALONE: Duration = Duration::from_secs(1);
+
+/// How often a rendition of sound alone looks whether some is missing.
+const SWEEP: Duration = Duration::from_millis(200);
 
 /// The sound that an output needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,8 +129,10 @@ async fn run(source: hub::Stream, stream: hub::Stream, mut twin: Twin, lane: Lan
     info!("rendition begins");
     let _end = End(stream);
     let mut reader = source.read(MAX_LAG);
-    let seat = lane.sit();
-    let mut sweeps = seat.sweeps();
+    let _seat = lane.sit();
+    // Beside an encoder a timer costs nothing.
+    let mut sweeps = interval(SWEEP);
+    sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut batch = Vec::new();
     loop {
         tokio::select! { biased;
@@ -138,7 +144,8 @@ async fn run(source: hub::Stream, stream: hub::Stream, mut twin: Twin, lane: Lan
                     twin.take(event, Instant::now());
                 }
             }
-            () = &mut sweeps => twin.sweep(Instant::now()),
+            _ = sweeps.tick() => twin.sweep(Instant::now()),
+            () = twin.publisher.keyframe_wanted() => source.want_keyframe(),
         }
     }
     twin.finish();

@@ -263,21 +263,12 @@ impl Doors {
                     return Err(refused(StatusCode::NOT_ACCEPTABLE, reason));
                 }
                 let sound = Sound::Opus { bit_rate: OPUS_BIT_RATE };
-                let twin = match sound.fits(&stream.tracks()) {
-                    true => None,
-                    false => {
-                        let twin = self.renditions.of(&stream, sound, &lane);
-                        Some(twin.map_err(|error| refused(StatusCode::NOT_ACCEPTABLE, error))?)
-                    }
-                };
+                if !sound.fits(&stream.tracks()) {
+                    sound.check().map_err(|error| refused(StatusCode::NOT_ACCEPTABLE, error))?;
+                }
                 let (mut session, answer) = Peer::open(&self.port, key.clone(), offer, purpose)?;
                 let (id, tag) = (session.id(), session.tag());
-                let on = lane.clone();
-                let run = async move {
-                    // The twin lives as long as who plays it.
-                    let stream = twin.as_deref().cloned().unwrap_or(stream);
-                    whep::run(session, stream, on).await;
-                };
+                let run = whep::run(session, stream, sound, self.renditions.clone(), lane.clone());
                 self.port.spawn(&lane, run.in_current_span());
                 (id, tag, answer)
             }

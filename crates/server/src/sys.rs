@@ -141,13 +141,13 @@ impl Metronome {
     }
 }
 
-/// Keeps freed memory for a second before it goes back to the kernel. Streams take and free pictures all the time: given back after
-/// mimalloc's own 10 ms, the same pages are taken and cleared again for each.
+/// Keeps freed memory for ten seconds before it goes back to the kernel. A stream frees its pictures at each keyframe and takes as
+/// much again until the next: given back after mimalloc's own 10 ms, the same pages are taken and cleared again for each.
 pub fn keep_freed_memory() {
     /// mi_option_purge_delay of mimalloc.h, in milliseconds; the crate does not name it.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
     // SAFETY: it sets a number of the allocator, which may be done at any time.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 1000) };
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 10_000) };
 }
 
 /// Lets a command end quietly when whoever reads its output has gone (`bywash call … | head`); Rust ignores SIGPIPE.

@@ -23,7 +23,7 @@ use tracing::{Span, debug, info, info_span, warn};
 
 use crate::config::{App, Apps};
 use crate::hub::Hub;
-use crate::lane::{Lane, Lanes, SWEEP};
+use crate::lane::{Lane, Lanes};
 use crate::metrics::Metrics;
 use crate::plan::{Arrival, Hold, Leave, Plan};
 use crate::sys;
@@ -35,8 +35,6 @@ const LOW_WATER: u32 = 2048;
 
 /// How long a publisher may send nothing before stream_create is sent without knowing its codec.
 const UNKNOWN_CODEC: Duration = Duration::from_secs(2);
-
-const SWEEPS_A_SECOND: u32 = (1000 / SWEEP.as_millis()) as u32;
 
 /// How long a peer may take to be told why it is refused.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -206,7 +204,6 @@ impl Connection {
             seen: false,
             flowing: false,
             low_water: 1,
-            sweeps: 0,
             span: self.span.clone(),
         };
         let end = self.take_in(&mut ingest).await;
@@ -223,7 +220,7 @@ impl Connection {
     /// Feeds the publisher's frames to the hub until it ends.
     async fn take_in(&mut self, ingest: &mut Ingest) -> anyhow::Result<Leave> {
         let seat = self.lane.sit();
-        let mut sweeps = seat.sweeps();
+        let mut beats = seat.beats();
         let mut mark = 1;
         let cut = ingest.hold.cut.clone();
         let mut cut = std::pin::pin!(cut.cancelled());
@@ -252,8 +249,8 @@ impl Connection {
             let turn = self.wire.turn(|bytes| Ok::<_, anyhow::Error>(self.engine.handle_input(Instant::now(), bytes)?));
             tokio::select! { biased;
                 turn = turn => if turn? == Turn::Closed { return Ok(Leave::Lost) },
-                () = &mut sweeps => {
-                    ingest.sweep();
+                () = &mut beats => {
+                    ingest.beat();
                     self.engine.handle_timeout(Instant::now())?;
                 }
                 () = &mut cut => {
@@ -301,13 +298,12 @@ struct Ingest {
     /// stream_create may go out.
     began: bool,
     since: Instant,
-    /// A picture came since the last sweep.
+    /// A picture came since the last beat.
     seen: bool,
     /// Pictures come: sound may wait for them.
     flowing: bool,
     /// How much must come in before we want to be woken.
     low_water: u32,
-    sweeps: u32,
     span: Span,
 }
 
@@ -353,8 +349,9 @@ impl Ingest {
         self.hold.publisher.push(Frame { track: raw.track, dts, cts: raw.cts, key: raw.key, payload: raw.payload });
     }
 
-    /// Where no picture came between two sweeps, nothing is held back for one.
-    fn sweep(&mut self) {
+    /// Where no picture came between two beats, nothing is held back for one. Until then the kernel keeps sound by the
+    /// [`LOW_WATER`]: an eighth of a second of it at 128 kbit/s.
+    fn beat(&mut self) {
         self.flowing = std::mem::take(&mut self.seen);
         if !self.flowing {
             self.low_water = 1;
@@ -362,10 +359,7 @@ impl Ingest {
         if self.since.elapsed() > UNKNOWN_CODEC {
             self.begin();
         }
-        self.sweeps += 1;
-        if self.sweeps.is_multiple_of(SWEEPS_A_SECOND) {
-            self.hold.publisher.measure();
-        }
+        self.hold.publisher.measure();
     }
 
     /// stream_create says which codec the pictures have, so it waits for the first frame.

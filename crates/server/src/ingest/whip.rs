@@ -16,7 +16,7 @@ use str0m::media::{MediaAdded, MediaData, MediaKind, Mid, Rid, SenderFeedback};
 use str0m::{Event, IceConnectionState, RtcError};
 use tracing::{debug, info, warn};
 
-use crate::lane::{Lane, SWEEP};
+use crate::lane::Lane;
 use crate::plan::{Hold, Leave};
 use crate::webrtc::{Peer, Turn};
 
@@ -34,8 +34,6 @@ const SILENT: Duration = Duration::from_millis(1_500);
 
 /// Simulcast layers that are looked at.
 const LAYERS_MAX: usize = 6;
-
-const SWEEPS_A_SECOND: u32 = (1000 / SWEEP.as_millis()) as u32;
 
 /// Carries a session from its answer to its end.
 pub async fn run(mut peer: Peer, hold: Hold, lane: Lane, keyframe_interval: Duration) {
@@ -70,10 +68,9 @@ struct Ingest {
     began: bool,
     pictures: bool,
     keyframes: Keyframes,
-    /// A picture came since the last sweep.
+    /// A picture came since the last beat.
     seen: bool,
     flowing: bool,
-    sweeps: u32,
 }
 
 /// Pictures of one simulcast layer; of the only one, where there is no simulcast.
@@ -112,14 +109,13 @@ impl Ingest {
             keyframes: Keyframes { interval: keyframe_interval, wanted: false, asked: None, came: None },
             seen: false,
             flowing: false,
-            sweeps: 0,
         }
     }
 
     /// Feeds the publisher's frames to the hub until it ends.
     async fn take_in(&mut self, peer: &mut Peer, lane: &Lane) -> Result<Leave, RtcError> {
         let seat = lane.sit();
-        let mut sweeps = seat.sweeps();
+        let mut beats = seat.beats();
         let cut = self.hold.cut.clone();
         let mut cut = std::pin::pin!(cut.cancelled());
         loop {
@@ -142,8 +138,8 @@ impl Ingest {
                 },
                 () = &mut cut => return Ok(Leave::Lost),
                 () = self.hold.publisher.keyframe_wanted() => self.keyframes.wanted = true,
-                () = &mut sweeps => {
-                    self.sweep();
+                () = &mut beats => {
+                    self.beat();
                     if !self.connected && self.origin.elapsed() > ESTABLISH {
                         info!("no media connection in time");
                         return Ok(Leave::Lost);
@@ -311,8 +307,8 @@ impl Ingest {
         peer.request_keyframe(mid, rid)
     }
 
-    /// Where no picture came between two sweeps, no sound is held back for one; and another layer may have to step in.
-    fn sweep(&mut self) {
+    /// Where no picture came between two beats, no sound is held back for one; and another layer may have to step in.
+    fn beat(&mut self) {
         self.flowing = std::mem::take(&mut self.seen);
         let best = self.layers.get(self.best);
         if best.is_some_and(|best| !best.flows()) && self.layers.iter().any(Layer::flows) {
@@ -321,10 +317,7 @@ impl Ingest {
         if self.connected && self.origin.elapsed() > UNKNOWN_CODEC {
             self.begin();
         }
-        self.sweeps += 1;
-        if self.sweeps.is_multiple_of(SWEEPS_A_SECOND) {
-            self.hold.publisher.measure();
-        }
+        self.hold.publisher.measure();
     }
 
     fn begin(&mut self) {

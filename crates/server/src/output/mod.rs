@@ -2,4 +2,5 @@
 
 pub mod packer;
 pub mod relay;
+pub mod source;
 pub mod whep;

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use bywash_media::{Codec, Kind, Time};
+use bywash_media::{Codec, Time, transcode};
 use bywash_rtmp::client::{self, Class, Client, Phase};
 use rand::Rng;
 use tokio::sync::watch;
@@ -24,7 +24,8 @@ use crate::hub;
 use crate::lane::Lane;
 use crate::live;
 use crate::output::packer::Packer;
-use crate::rendition::{Rendition, Renditions, Sound};
+use crate::output::source::Source;
+use crate::rendition::{Renditions, Sound};
 use crate::store::{Reason, State, Status};
 use crate::vendor::{self, Key, Target};
 use crate::wire::{Turn, Wire};
@@ -199,9 +200,10 @@ impl Relay {
         attempts: &mut Attempts,
         status: &mut Status,
     ) -> End {
-        let mut source = match Source::begin(&self.stream, sound, &self.renditions, &self.lane) {
+        let cannot = |error: transcode::Error| End::Retry(Reason::ServerError, error.to_string());
+        let mut source = match Source::begin(&self.stream, sound, MAX_LAG, &self.renditions, &self.lane) {
             Ok(source) => source,
-            Err(end) => return end,
+            Err(error) => return cannot(error),
         };
         let mut packer = Packer::to_server();
         let seat = self.lane.sit();
@@ -222,22 +224,14 @@ impl Relay {
                     Err(Trouble::Io(error)) => return End::Retry(Reason::CdnServerDisconnected, error.to_string()),
                     Err(Trouble::Protocol(error)) => return End::Retry(Reason::ServerError, error.to_string()),
                 },
-                more = source.reader.ready(&mut batch), if link.wire.is_idle() => {
-                    if !more {
-                        return match self.stream.has_ended() {
-                            true => End::Done,
-                            false => End::Retry(Reason::ServerError, "the transcoder ended".into()),
-                        };
+                more = source.ready(&mut batch), if link.wire.is_idle() => {
+                    match more {
+                        Ok(true) => {}
+                        Ok(false) if self.stream.has_ended() => return End::Done,
+                        Ok(false) => return End::Retry(Reason::ServerError, "the transcoder ended".into()),
+                        Err(error) => return cannot(error),
                     }
                     for event in batch.drain(..) {
-                        match source.take(&event) {
-                            Step::Send => {}
-                            Step::Skip => continue,
-                            Step::Switch => match source.switch(&self.renditions, &self.lane) {
-                                Ok(()) => break,
-                                Err(end) => return end,
-                            },
-                        }
                         if let hub::Event::Lagged { frames } = event {
                             self.live.frames_dropped.fetch_add(frames, Ordering::Relaxed);
                             warn!(parent: &self.span, frames, "target too slow: skipped to a keyframe");
@@ -301,65 +295,6 @@ impl Relay {
             info!(parent: &self.span, "relaying");
             self.note(status);
         }
-    }
-}
-
-/// What a session reads: the stream itself, or a rendition of it where the target needs other sound.
-struct Source {
-    stream: hub::Stream,
-    sound: Sound,
-    rendition: Option<Rendition>,
-    reader: hub::Reader,
-    /// The newest frame that was sent.
-    sent: Option<Time>,
-    /// The reader is new and may stand before what was sent: nothing is sent before a later keyframe.
-    joins: bool,
-    pictures: bool,
-}
-
-enum Step {
-    Send,
-    Skip,
-    Switch,
-}
-
-impl Source {
-    fn begin(stream: &hub::Stream, sound: Sound, renditions: &Renditions, lane: &Lane) -> Result<Source, End> {
-        let reader = stream.read(MAX_LAG);
-        let stream = stream.clone();
-        let mut source = Source { stream, sound, rendition: None, reader, sent: None, joins: false, pictures: false };
-        if !sound.fits(&source.stream.tracks()) {
-            source.switch(renditions, lane)?;
-            source.joins = false;
-        }
-        Ok(source)
-    }
-
-    /// What to do with an event. Sound that the target does not take may come up after the session has begun.
-    fn take(&mut self, event: &hub::Event) -> Step {
-        match event {
-            hub::Event::Tracks(tracks) if self.rendition.is_none() && !self.sound.fits(tracks) => return Step::Switch,
-            hub::Event::Tracks(tracks) => self.pictures = tracks.video.is_some(),
-            hub::Event::Frame(frame) if self.joins => {
-                let start = frame.key && (frame.track == Kind::Video || !self.pictures);
-                if !start || self.sent.is_some_and(|sent| frame.dts <= sent) {
-                    return Step::Skip;
-                }
-                (self.joins, self.sent) = (false, Some(frame.dts));
-            }
-            hub::Event::Frame(frame) => self.sent = self.sent.max(Some(frame.dts)),
-            hub::Event::Lagged { .. } => {}
-        }
-        Step::Send
-    }
-
-    fn switch(&mut self, renditions: &Renditions, lane: &Lane) -> Result<(), End> {
-        let rendition = renditions.of(&self.stream, self.sound, lane);
-        let rendition = rendition.map_err(|error| End::Retry(Reason::ServerError, error.to_string()))?;
-        self.reader = rendition.read(MAX_LAG);
-        self.rendition = Some(rendition);
-        self.joins = true;
-        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! WHEP out: a WebRTC session plays a live stream, H.264 pictures and Opus sound.
 //!
-//! Any stream will do that carries them; one with other sound is given to [`run`] as its Opus twin.
+//! Any stream of H.264 pictures will do; one with other sound is played as its Opus twin.
 //!
 //! Invariant: a player that takes nothing slows nobody; what it cannot take in time is lost to it alone.
 
@@ -9,14 +9,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bywash_media::codec::nal;
-use bywash_media::{Codec, Frame, Kind, Time, Tracks};
+use bywash_media::{Codec, Frame, Kind, Time, Tracks, transcode};
 use str0m::format::Codec as RtpCodec;
 use str0m::media::{Frequency, MediaKind, MediaTime, Mid, Pt};
 use str0m::{Event, IceConnectionState, RtcError};
 use tracing::info;
 
-use crate::hub::{self, Reader, Stream};
+use crate::hub::{self, Stream};
 use crate::lane::Lane;
+use crate::output::source::Source;
+use crate::rendition::{Renditions, Sound};
 use crate::webrtc::{Peer, Turn};
 
 /// How long a session may take from its answer to its media connection.
@@ -26,20 +28,18 @@ const ESTABLISH: Duration = Duration::from_secs(15);
 const MAX_LAG: Time = Time::from_millis(2_000);
 
 /// Carries a session from its answer to its end.
-pub async fn run(mut peer: Peer, stream: Stream, lane: Lane) {
+pub async fn run(mut peer: Peer, stream: Stream, sound: Sound, renditions: Arc<Renditions>, lane: Lane) {
     info!("player joins");
-    let mut output = Output::new(stream);
-    if let Err(error) = output.follow(&mut peer, &lane).await {
+    let begin = || Source::begin(&stream, sound, MAX_LAG, &renditions, &lane);
+    if let Err(error) = Output::default().follow(&mut peer, begin, &lane).await {
         info!(%error, "session ended");
     }
     peer.close();
     info!("player leaves");
 }
 
+#[derive(Default)]
 struct Output {
-    stream: Stream,
-    /// Once the player is connected.
-    reader: Option<Reader>,
     tracks: Arc<Tracks>,
     /// The section of each kind.
     video: Option<Mid>,
@@ -50,19 +50,14 @@ struct Output {
 }
 
 impl Output {
-    fn new(stream: Stream) -> Output {
-        Output {
-            stream,
-            reader: None,
-            tracks: Arc::default(),
-            video: None,
-            audio: None,
-            waiting: VecDeque::new(),
-            epoch: None,
-        }
-    }
-
-    async fn follow(&mut self, peer: &mut Peer, lane: &Lane) -> Result<(), RtcError> {
+    async fn follow(
+        &mut self,
+        peer: &mut Peer,
+        begin: impl Fn() -> Result<Source, transcode::Error>,
+        lane: &Lane,
+    ) -> Result<(), Ended> {
+        // Once the player is connected.
+        let mut source = None;
         let seat = lane.sit();
         let mut beats = seat.beats();
         let since = Instant::now();
@@ -70,8 +65,8 @@ impl Output {
         loop {
             while let Some(event) = peer.poll()? {
                 match event {
-                    Event::Connected => self.reader = Some(self.stream.read(MAX_LAG)),
-                    Event::IceConnectionStateChange(IceConnectionState::Disconnected) if self.reader.is_some() => {
+                    Event::Connected => source = Some(begin()?),
+                    Event::IceConnectionStateChange(IceConnectionState::Disconnected) if source.is_some() => {
                         return Ok(());
                     }
                     Event::Closed => return Ok(()),
@@ -79,7 +74,7 @@ impl Output {
                         MediaKind::Video => self.video = self.video.or(Some(added.mid)),
                         MediaKind::Audio => self.audio = self.audio.or(Some(added.mid)),
                     },
-                    Event::KeyframeRequest(_) => self.stream.want_keyframe(),
+                    Event::KeyframeRequest(_) => source.iter().for_each(Source::want_keyframe),
                     _ => {}
                 }
             }
@@ -89,7 +84,7 @@ impl Output {
             }
             tokio::select! {
                 turn = peer.turn() => if let Turn::End(_) = turn? { return Ok(()) },
-                more = ready(&mut self.reader, &mut batch) => {
+                more = ready(&mut source, &mut batch) => {
                     for event in batch.drain(..) {
                         match event {
                             hub::Event::Tracks(tracks) => self.tracks = tracks,
@@ -98,12 +93,12 @@ impl Output {
                             hub::Event::Lagged { .. } => {}
                         }
                     }
-                    if !more {
+                    if !more? {
                         return Ok(());
                     }
                 }
                 () = &mut beats => {
-                    if self.reader.is_none() && since.elapsed() > ESTABLISH {
+                    if source.is_none() && since.elapsed() > ESTABLISH {
                         info!("no media connection in time");
                         return Ok(());
                     }
@@ -152,9 +147,18 @@ fn payload_type(peer: &mut Peer, mid: Mid, codec: RtpCodec) -> Option<Pt> {
     writer.payload_params().find(|params| params.spec().codec == codec).map(|params| params.pt())
 }
 
-async fn ready(reader: &mut Option<Reader>, batch: &mut Vec<hub::Event>) -> bool {
-    match reader {
-        Some(reader) => reader.ready(batch).await,
+async fn ready(source: &mut Option<Source>, batch: &mut Vec<hub::Event>) -> Result<bool, transcode::Error> {
+    match source {
+        Some(source) => source.ready(batch).await,
         None => std::future::pending().await,
     }
+}
+
+/// Why a session cannot go on.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Session(#[from] RtcError),
+    #[error(transparent)]
+    Sound(#[from] transcode::Error),
 }

@@ -8,7 +8,7 @@ use bywash_testkit::browser::Page;
 use bywash_testkit::media::{assert_clean, count};
 use bywash_testkit::server::binary;
 use bywash_testkit::{
-    Browser, Manner, Media, Nginx, Process, Scratch, Server, Setup, Sink, eventually, flash, flv, secs,
+    Browser, Firefox, Manner, Media, Nginx, Process, Scratch, Server, Setup, Sink, eventually, flash, flv, secs,
 };
 
 use crate::enhanced::{decodes, enhanced};
@@ -60,6 +60,20 @@ fn own_session(first: &str, layers: &str) -> String {
     )
 }
 
+#[test]
+fn what_firefox_publishes_reaches_a_target() {
+    let (sink, server, browser) = (Sink::start(Manner::Keep), Server::start(Setup::default()), Firefox::start());
+    server.relay("cam", &sink.url("cam"));
+    browser.open(&server.page("publish", "cam"));
+    // H.264 comes as a download, later; AV1 is there from the beginning.
+    browser.run(&own_session("AV1", "[{}]"));
+    eventually("pictures", secs(30), || (sink.pictures("cam") > 60).then_some(()));
+    let kept = sink.session("cam").expect("a session").kept;
+    let sounds = kept.iter().filter(|tag| tag.kind == 8 && tag.is_frame()).count();
+    assert!(sounds > 60 && kept.iter().all(|tag| tag.kind != 8 || tag.body[0] == 0xaf), "{sounds} packets of AAC");
+    av1_decodes(&kept);
+}
+
 /// Waits until the stream's pictures are so wide.
 #[track_caller]
 fn wait_width(server: &Server, width: u32) {
@@ -95,10 +109,10 @@ fn of_a_simulcast_the_largest_layer_goes_out_and_another_steps_in_for_it() {
     let file = nginx.wait_for("cam", tags + 60);
     assert_eq!(nginx.sessions("cam"), 1);
     let tags = assert_clean(&file);
-    // A layer is silent for 1.5 s before another is taken, and no longer than it takes to begin that one.
+    // A layer is silent for 1.5 s before another is asked to begin anew, within a second and a half.
     let times: Vec<_> = tags.iter().filter(|tag| tag.kind == 9 && tag.is_frame()).map(|tag| tag.timestamp).collect();
     let gap = times.windows(2).map(|pair| pair[1] - pair[0]).max();
-    assert!(gap < Some(4_000), "pictures stood still for {gap:?} ms");
+    assert!(gap < Some(5_000), "pictures stood still for {gap:?} ms");
 }
 
 #[test]
@@ -109,7 +123,11 @@ fn av1_reaches_a_target_that_takes_it_as_it_is() {
     page.eval(&own_session("AV1", "[{}]"));
     eventually("pictures", secs(30), || (sink.pictures("cam") > 60).then_some(()));
     assert_eq!(server.ok("DescribeStreams", &[("StreamId", "cam")])["Streams"][0]["VideoCodec"], "AV1");
-    let (header, pictures) = enhanced(&sink.session("cam").expect("a session").kept, b"av01");
+    av1_decodes(&sink.session("cam").expect("a session").kept);
+}
+
+fn av1_decodes(kept: &[flv::Tag]) {
+    let (header, pictures) = enhanced(kept, b"av01");
     // Low-overhead OBUs (AV1 §5) want a temporal delimiter each, which RTMP leaves out; the record holds the sequence header.
     let stream =
         pictures.iter().fold(vec![0x12, 0], |stream, picture| [&stream, &header[4..], picture, &[0x12, 0]].concat());
