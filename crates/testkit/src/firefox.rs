@@ -65,10 +65,8 @@ impl Firefox {
     /// What a JavaScript expression promises.
     #[track_caller]
     pub fn run(&self, expression: &str) -> Value {
-        // The page's own names are its window's, not the script's.
         let script = format!(
-            "const done = arguments[0];
-             (async () => await window.eval({expression:?}))().then((it) => done([it]), (why) => done(String(why)));"
+            "const done = arguments[0]; ({expression}).then((it) => done([it ?? null]), (why) => done(String(why)));"
         );
         let params = json!({ "script": script, "args": [], "sandbox": null });
         let mut answer = self.call("WebDriver:ExecuteAsyncScript", params)["value"].take();

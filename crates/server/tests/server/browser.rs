@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use bywash_testkit::browser::Page;
 use bywash_testkit::media::{assert_clean, count};
-use bywash_testkit::server::binary;
+use bywash_testkit::server::{APP, binary};
 use bywash_testkit::{
     Browser, Firefox, Manner, Media, Nginx, Process, Scratch, Server, Setup, Sink, eventually, flash, flv, secs,
 };
@@ -40,22 +40,25 @@ fn what_a_browser_publishes_reaches_the_cdn_as_h264_and_aac() {
     }
 }
 
-/// JavaScript: a session that publishes the camera; the sender of its pictures is `sender`. `first` is the codec that is offered first,
+/// JavaScript: publishes the camera as `cam`; the sender of its pictures is `sender`. `first` is the only codec that is offered,
 /// `layers` are its encodings.
 fn own_session(first: &str, layers: &str) -> String {
     format!(
         "(async () => {{
           const media = await navigator.mediaDevices.getUserMedia({{ video: {{ width: 1280, height: 720 }}, audio: true }});
-          window.session = await Session.open('whip', (pc) => {{
-            const options = {{ direction: 'sendonly', streams: [media], sendEncodings: {layers} }};
-            const pictures = pc.addTransceiver(media.getVideoTracks()[0], options);
-            const codecs = RTCRtpSender.getCapabilities('video').codecs;
-            const first = codecs.filter((codec) => codec.mimeType === 'video/{first}');
-            if (first.length === 0) throw new Error('this browser has no {first}');
-            pictures.setCodecPreferences(first);
-            pc.addTransceiver(media.getAudioTracks()[0], {{ direction: 'sendonly', streams: [media] }});
-            window.sender = pictures.sender;
-          }});
+          const pc = (window.pc = new RTCPeerConnection());
+          const pictures = pc.addTransceiver(media.getVideoTracks()[0], {{ direction: 'sendonly', sendEncodings: {layers} }});
+          const codecs = RTCRtpSender.getCapabilities('video').codecs;
+          pictures.setCodecPreferences(codecs.filter((codec) => codec.mimeType === 'video/{first}'));
+          pc.addTransceiver(media.getAudioTracks()[0], {{ direction: 'sendonly' }});
+          window.sender = pictures.sender;
+          await pc.setLocalDescription();
+          while (pc.iceGatheringState !== 'complete') await new Promise((done) => setTimeout(done, 50));
+          const headers = {{ 'Content-Type': 'application/sdp' }};
+          const body = pc.localDescription.sdp;
+          const answer = await fetch('/whip/v1/{APP}/cam', {{ method: 'POST', headers, body }});
+          if (answer.status !== 201) throw new Error(await answer.text());
+          await pc.setRemoteDescription({{ type: 'answer', sdp: await answer.text() }});
         }})()"
     )
 }
