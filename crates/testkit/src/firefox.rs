@@ -9,11 +9,10 @@ use serde_json::{Value, json};
 
 use crate::{Process, Scratch, eventually, secs};
 
-/// What it takes for a quiet browser whose camera needs no permission, and that speaks WebRTC over loopback.
-const PREFERENCES: [(&str, &str); 9] = [
+/// What it takes for a quiet browser whose camera needs no permission.
+const PREFERENCES: [(&str, &str); 8] = [
     ("media.navigator.streams.fake", "true"),
     ("media.navigator.permission.disabled", "true"),
-    ("media.peerconnection.ice.loopback", "true"),
     ("media.peerconnection.ice.obfuscate_host_addresses", "false"),
     ("media.gmp-manager.updateEnabled", "false"),
     ("network.connectivity-service.enabled", "false"),

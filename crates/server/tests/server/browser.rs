@@ -65,7 +65,8 @@ fn own_session(first: &str, layers: &str) -> String {
 
 #[test]
 fn what_firefox_publishes_reaches_a_target() {
-    let (sink, server, browser) = (Sink::start(Manner::Keep), Server::start(Setup::default()), Firefox::start());
+    let setup = Setup { everywhere: true, ..Setup::default() };
+    let (sink, server, browser) = (Sink::start(Manner::Keep), Server::start(setup), Firefox::start());
     server.relay("cam", &sink.url("cam"));
     browser.open(&server.page("publish", "cam"));
     // H.264 comes as a download, later; AV1 is there from the beginning.
