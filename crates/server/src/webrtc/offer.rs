@@ -174,6 +174,9 @@ fn finished(answer: &str, offer: &Offer) -> String {
 /// again can take.
 const SOUND_PATIENCE: Duration = Duration::from_millis(100);
 
+/// How often the engine tells its counts.
+const STATS: Duration = Duration::from_secs(5);
+
 /// The engine's settings for a session.
 pub fn config(purpose: Purpose, certificate: DtlsCert) -> RtcConfig {
     // Publishers that can do so send each packet of sound again with the next one (RED, RFC 2198): what is lost comes
@@ -181,6 +184,7 @@ pub fn config(purpose: Purpose, certificate: DtlsCert) -> RtcConfig {
     let mut config = RtcConfig::new()
         .set_ice_lite(true)
         .set_dtls_cert(certificate)
+        .set_stats_interval(Some(STATS))
         .set_reordering_timeout_audio(Some(SOUND_PATIENCE))
         .clear_codecs()
         .enable_opus(true, purpose == Purpose::Publish);

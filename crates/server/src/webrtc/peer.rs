@@ -73,6 +73,8 @@ pub struct Peer {
     burst: Burst,
     /// TCP connections of the client, by its address; the newest last.
     tcp: Vec<(SocketAddr, mpsc::Sender<Bytes>)>,
+    /// How many requests to send again were counted of each of its tracks.
+    nacks: Vec<(Mid, Option<Rid>, u64)>,
     due: Instant,
 }
 
@@ -101,6 +103,7 @@ impl Peer {
             rest: None,
             burst: Burst::default(),
             tcp: Vec::new(),
+            nacks: Vec::new(),
             due: now,
         };
         Ok((peer, answer))
@@ -126,7 +129,10 @@ impl Peer {
         loop {
             match self.rtc.poll_output()? {
                 Output::Transmit(transmit) => self.send(&transmit),
-                Output::Event(event) => return Ok(Some(event)),
+                Output::Event(event) => {
+                    self.count(&event);
+                    return Ok(Some(event));
+                }
                 Output::Timeout(at) => {
                     self.burst.flush(&self.port);
                     self.due = at;
@@ -178,6 +184,25 @@ impl Peer {
         if let Err(error) = said {
             debug!(%error, "no goodbye");
         }
+    }
+
+    fn count(&mut self, event: &Event) {
+        let (mid, rid, nacks) = match event {
+            Event::MediaIngressStats(stats) => (stats.mid, stats.rid, stats.nacks),
+            Event::MediaEgressStats(stats) => (stats.mid, stats.rid, stats.nacks),
+            Event::MediaData(data) if !data.contiguous => {
+                self.port.counters().gaps.inc();
+                return;
+            }
+            _ => return,
+        };
+        // The engine tells the sum of the session so far.
+        let place = self.nacks.iter().position(|it| (it.0, it.1) == (mid, rid)).unwrap_or_else(|| {
+            self.nacks.push((mid, rid, 0));
+            self.nacks.len() - 1
+        });
+        let known = std::mem::replace(&mut self.nacks[place].2, nacks);
+        self.port.counters().nacks.inc_by(nacks.saturating_sub(known));
     }
 
     fn receive(&mut self, mut packets: Packets) -> Result<(), RtcError> {

@@ -7,7 +7,7 @@ use bywash_testkit::media::assert_clean;
 use bywash_testkit::publisher::{Flow, Pace};
 use bywash_testkit::sink::{latencies, quantile};
 use bywash_testkit::{
-    Browser, Forwarder, Manner, Nginx, Publisher, Server, Setup, Sink, Unanswered, Way, alone, eventually, secs,
+    Browser, Forwarder, Manner, Media, Nginx, Publisher, Server, Setup, Sink, Unanswered, Way, alone, eventually, secs,
 };
 
 /// The latencies of `count` calls at 30 a second, in milliseconds, sorted.
@@ -123,13 +123,10 @@ fn scale_300_publishers_200_hanging_targets() {
     assert!(slow.is_empty(), "{} streams are not taken in real time: {:?}", slow.len(), slow.first());
 }
 
-#[test]
-fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
-    let _alone = alone();
-    let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
+/// A bad way to the server's WebRTC port, and JavaScript that sends a page by it, in place of the server's own port and TCP.
+fn bad_network(server: &Server) -> (Forwarder, String) {
     let way = Way { loss: 0.05, delay: Duration::from_millis(50), jitter: Duration::from_millis(20) };
     let forwarder = Forwarder::start(server.webrtc_port(), way, 1);
-    // The page is told the forwarder's port instead of the server's, and of no TCP.
     let detour = format!(
         "const set = RTCPeerConnection.prototype.setRemoteDescription;
         RTCPeerConnection.prototype.setRemoteDescription = function ({{ type, sdp }}) {{
@@ -139,6 +136,37 @@ fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
         server.webrtc_port(),
         forwarder.port(),
     );
+    (forwarder, detour)
+}
+
+#[test]
+fn a_player_behind_a_bad_network_goes_on_decoding() {
+    let _alone = alone();
+    let (server, browser) = (Server::start(Setup::default()), Browser::start());
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    let (forwarder, detour) = bad_network(&server);
+    let page = browser.open(&format!("{}&auto=play", server.page("play", "show")), &detour);
+    page.wait("at('state').textContent === 'Playing.'", secs(20));
+    let video = |field: &str| {
+        let told = page.eval(&format!("session.numbers('inbound-rtp').then((it) => it.video?.{field} ?? 0)"));
+        told.as_f64().unwrap_or(0.0)
+    };
+    eventually("the first pictures", secs(20), || (video("framesDecoded") > 25.0).then_some(()));
+    let (had, frozen, begin) = (video("framesDecoded"), video("totalFreezesDuration"), Instant::now());
+    thread::sleep(secs(20));
+    let (decoded, took) = (video("framesDecoded") - had, begin.elapsed().as_secs_f64());
+    let frozen = video("totalFreezesDuration") - frozen;
+    let ((lost, _), nacks) = (forwarder.counts(), video("nackCount"));
+    println!("{lost} datagrams lost, {nacks} asked for again; {decoded} pictures in {took:.1} s, {frozen:.2} s frozen");
+    assert!(lost > 30 && nacks > 0.0, "{lost} datagrams lost, {nacks} asked for again");
+    assert!(decoded > 25.0 * took * 0.9 && frozen < 0.1 * took, "{decoded} pictures in {took} s, {frozen} s frozen");
+}
+
+#[test]
+fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
+    let _alone = alone();
+    let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
+    let (forwarder, detour) = bad_network(&server);
     server.relay("cam", &nginx.url("cam"));
     let page = browser.open(&format!("{}&auto=camera", server.page("publish", "cam")), &detour);
     page.wait("at('state').textContent === 'Live.'", secs(20));

@@ -7,6 +7,7 @@ mod callback;
 mod command;
 mod crash;
 mod enhanced;
+mod growth;
 mod hostile;
 mod media;
 mod pressure;

@@ -80,8 +80,11 @@ fn whip_is_relayed_and_told_of() {
         (&described["Streams"][0]["Protocol"], &described["Streams"][0]["VideoCodec"]),
         (&"WHIP".into(), &"H.264".into())
     );
+    let told = |line: &str| server.get("/metrics").is_ok_and(|(_, page)| page.lines().any(|it| it == line));
+    assert!(told("bywash_webrtc_publishers 1") && told("bywash_webrtc_dropped_total 0"));
     client.end();
     assert_eq!(receiver.wait_any("stream_close", "show")["type"], "0");
+    assert!(told("bywash_webrtc_publishers 0") && told("bywash_webrtc_players 0"));
     media::assert_clean(&recorded);
 }
 
