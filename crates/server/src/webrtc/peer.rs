@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use bywash_media::StreamKey;
@@ -77,6 +77,10 @@ pub struct Peer {
     nacks: Vec<(Mid, Option<Rid>, u64)>,
     due: Instant,
 }
+
+/// What is kept to be sent again: a second of 20 Mbit/s, and no more than helps.
+const REPAIR_PACKETS: usize = 2048;
+const REPAIR_AGE: Duration = Duration::from_secs(3);
 
 /// Connections that one session may have at once.
 const TCP_MAX: usize = 4;
@@ -160,6 +164,14 @@ impl Peer {
     pub fn request_keyframe(&mut self, mid: Mid, rid: Option<Rid>) -> bool {
         let writer = self.rtc.writer(mid);
         writer.is_some_and(|mut writer| writer.request_keyframe(rid, KeyframeRequestKind::Pli).is_ok())
+    }
+
+    /// Lets packets of `mid` be sent again until they are half of all. The engine's own limit is 15 %, beyond which it forgets
+    /// all requests: a way that only reorders makes a player ask for more than that, and what it really lost never comes.
+    pub fn repair(&mut self, mid: Mid) {
+        if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(mid, None) {
+            stream.set_rtx_cache(REPAIR_PACKETS, REPAIR_AGE, Some(0.5));
+        }
     }
 
     /// Sends a frame of `mid` as `pt`.
@@ -338,8 +350,6 @@ const BURST_MAX: usize = 32;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bytes::BytesMut;
     use str0m::change::SdpAnswer;
     use str0m::media::{Direction, Frequency, MediaKind};
