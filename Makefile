@@ -25,8 +25,9 @@ check: ## formatting and lints
 test: setup ## everything that proves it, in minutes
 	cargo test --workspace --no-fail-fast
 
-soak: setup ## what takes hours: crashes many times over, an hour without growth
+soak: setup ## the long runs, and the tests of crashes many times over
 	BYWASH_SOAK=1 cargo test --package bywash --test server -- crash growth
+	BYWASH_SOAK=1 cargo test --package bywash --test alone -- scale_of_webrtc
 
 bench: setup ## what a stream costs here and in nginx-rtmp; BENCH="--seconds 30 --write-docs"
 	cargo build --release --package bywash --package bywash-bench

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::flv::Tag;
-use crate::publisher::{STAMP_AT, epoch};
+use crate::publisher::{epoch, read_stamp, stamp_at};
 use crate::rtmp::{self, Amf, Message, Reader};
 
 /// How the sink treats whoever connects; changes hold for open connections too.
@@ -44,6 +44,8 @@ pub struct Arrival {
     pub size: u32,
     /// The first bytes.
     pub head: [u8; 24],
+    /// What a publisher of this crate wrote into it.
+    stamp: [u8; 12],
 }
 
 impl Arrival {
@@ -59,13 +61,13 @@ impl Arrival {
 
     /// From the publisher's write in this process to here.
     pub fn latency(&self) -> Duration {
-        let nanos = self.head[STAMP_AT..STAMP_AT + 8].iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
+        let (nanos, _) = read_stamp(&self.stamp);
         self.at.duration_since(epoch()).saturating_sub(Duration::from_nanos(nanos))
     }
 
     /// The publisher's count of its messages.
     pub fn count(&self) -> u32 {
-        self.head[STAMP_AT + 8..STAMP_AT + 12].iter().fold(0, |n, byte| n << 8 | u32::from(*byte))
+        read_stamp(&self.stamp).1
     }
 }
 
@@ -253,9 +255,12 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
                 head[..have].copy_from_slice(&message.payload[..have]);
                 let (timestamp, kind) = (message.timestamp, message.kind);
                 let size = message.payload.len() as u32;
+                let mut stamp = [0; 12];
+                let at = stamp_at(kind, &message.payload);
+                stamp.iter_mut().zip(message.payload.iter().skip(at)).for_each(|(to, from)| *to = *from);
                 let keeps = *lock(manner) == Manner::Keep;
                 let session = &mut lock(seen).sessions[place as usize];
-                session.arrivals.push(Arrival { at: Instant::now(), timestamp, kind, size, head });
+                session.arrivals.push(Arrival { at: Instant::now(), timestamp, kind, size, head, stamp });
                 if keeps {
                     session.kept.push(Tag { kind, timestamp: timestamp.into(), body: message.payload });
                 }

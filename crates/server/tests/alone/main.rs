@@ -1,5 +1,6 @@
 //! What measures time: one at a time, with the machine to itself.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,8 @@ use bywash_testkit::media::assert_clean;
 use bywash_testkit::publisher::{Flow, Pace};
 use bywash_testkit::sink::{latencies, quantile};
 use bywash_testkit::{
-    Browser, Forwarder, Manner, Media, Nginx, Publisher, Server, Setup, Sink, Unanswered, Way, alone, eventually, secs,
+    Browser, Flock, Forwarder, Manner, Media, Nginx, Publisher, Server, Setup, Sink, Unanswered, Way, alone,
+    eventually, rtc, secs,
 };
 
 /// The latencies of `count` calls at 30 a second, in milliseconds, sorted.
@@ -121,6 +123,42 @@ fn scale_300_publishers_200_hanging_targets() {
     let streams = data["Streams"].as_array().expect("a list");
     let slow: Vec<_> = streams.iter().filter(|it| it["Bitrate"].as_u64() < Some(60_000)).collect();
     assert!(slow.is_empty(), "{} streams are not taken in real time: {:?}", slow.len(), slow.first());
+}
+
+#[test]
+fn scale_of_webrtc_without_a_picture_lost() {
+    let _alone = alone();
+    let soak = std::env::var_os("BYWASH_SOAK").is_some();
+    let (idle, busy, span) = if soak { (100, 50, secs(30)) } else { (20, 10, secs(8)) };
+    let (server, sink) = (Server::start(Setup::default()), Sink::start(Manner::Take));
+    let names: Vec<String> = (0..busy).map(|n| format!("s{n}")).collect();
+    names.iter().for_each(|name| server.relay(name, &sink.url(name)));
+    let silent: Vec<String> = (0..idle).map(|n| server.whip(&format!("i{n}"))).collect();
+    let silent = Flock::start(&silent, None);
+    // 25 pictures a second: 300 kbit/s.
+    let pace = Pace { frame_rate: 25, picture: 1250, audio: 0, group: 50 };
+    let opus = Arc::new([vec![0xfc, 0xff, 0xfe]]);
+    let addresses: Vec<String> = names.iter().map(|name| server.whip(name)).collect();
+    let flock = Flock::start(&addresses, Some(rtc::Media { pace, opus }));
+    names.iter().for_each(|name| sink.wait_for(name, secs(20)));
+    let from = Instant::now();
+    thread::sleep(span);
+    let mut late = Vec::new();
+    for name in &names {
+        let session = sink.session(name).expect("a session");
+        let arrivals: Vec<_> = session.arrivals.into_iter().filter(|it| it.at > from && it.kind == 9).collect();
+        let counts: Vec<u32> = arrivals.iter().filter(|it| !it.is_header()).map(|it| it.count()).collect();
+        let all = counts.len() as u64 > 22 * span.as_secs() && counts.windows(2).all(|pair| pair[1] == pair[0] + 1);
+        assert!(all, "{name} lost pictures: {counts:?}");
+        late.extend(latencies(&arrivals));
+    }
+    late.sort_by(f64::total_cmp);
+    println!("{} pictures, p50 {:.1} ms, p99 {:.1} ms", late.len(), quantile(&late, 0.5), quantile(&late, 0.99));
+    let (_, page) = server.get("/metrics").expect("metrics");
+    for line in ["bywash_webrtc_dropped_total 0".to_owned(), format!("bywash_webrtc_publishers {}", idle + busy)] {
+        assert!(page.lines().any(|it| it == line), "no {line} in {page}");
+    }
+    assert_eq!((silent.ended(), flock.ended()), (0, 0));
 }
 
 /// A bad way to the server's WebRTC port, and JavaScript that sends a page by it, in place of the server's own port and TCP.
