@@ -25,7 +25,7 @@ check: ## formatting and lints
 test: setup ## everything that proves it, in minutes
 	cargo test --workspace --no-fail-fast
 
-soak: setup ## the long runs, and the tests of crashes many times over
+soak: setup ## what takes hours: crashes many times over, an hour without growth
 	BYWASH_SOAK=1 cargo test --package bywash --test server -- crash growth
 	BYWASH_SOAK=1 cargo test --package bywash --test alone -- scale_of_webrtc
 

@@ -650,6 +650,7 @@ mod tests {
         check("data_dri = \"d\"", "f:1: unknown key `data_dri`; did you mean `data_dir`?");
         check("\n[http]\nlisen = \"x\"", "f:3: unknown key `http.lisen`; did you mean `http.listen`?");
         check("[htp]\nlisten = \"x\"", "f:1: unknown key `htp`; did you mean `http`?");
+        check("[relay]\nretri = \"1s\"", "f:2: unknown key `relay.retri`; did you mean `relay.retry`?");
         check("public_url = \"x\"", "f:1: unknown key `public_url`; did you mean `http.public_url`?");
         check(
             "[relay]\nretry = { fist = \"1s\" }",

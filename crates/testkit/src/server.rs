@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -35,6 +35,8 @@ pub struct Setup {
     pub loud: bool,
     /// WebRTC is on all of the host's addresses: Firefox speaks to none on loopback.
     pub everywhere: bool,
+    /// What the server has for `/etc/resolv.conf`.
+    pub resolver: Option<PathBuf>,
     /// Targets must be public addresses, as by default; tests allow loopback otherwise.
     pub public_only: bool,
 }
@@ -95,7 +97,8 @@ play_key = "playkey0123456789playkey01234567"
         std::fs::write(dir.join("bywash.toml"), config).expect("a configuration file");
         let sequence = AtomicI64::new(now_ms());
         let loud = setup.loud;
-        let server = Server { process: spawn(&dir, loud), dir, http, rtmp, webrtc, loud, sequence };
+        let server =
+            Server { process: spawn(&dir, loud, setup.resolver.as_deref()), dir, http, rtmp, webrtc, loud, sequence };
         server.ready()
     }
 
@@ -321,7 +324,7 @@ impl Stopped {
     #[track_caller]
     pub fn start_again(self) -> Server {
         let Stopped { dir, http, rtmp, webrtc, loud, sequence } = self;
-        Server { process: spawn(&dir, loud), dir, http, rtmp, webrtc, loud, sequence }.ready()
+        Server { process: spawn(&dir, loud, None), dir, http, rtmp, webrtc, loud, sequence }.ready()
     }
 }
 
@@ -348,10 +351,19 @@ pub fn binary() -> PathBuf {
     near.expect("the bywash binary beside this one: cargo build")
 }
 
-fn spawn(dir: &Scratch, loud: bool) -> Process {
+fn spawn(dir: &Scratch, loud: bool, resolver: Option<&Path>) -> Process {
     let output = OpenOptions::new().create(true).append(true).open(dir.join("output")).expect("an output file");
     let errors = output.try_clone().expect("a second handle");
-    let mut serve = Command::new(binary());
+    let mut serve = match resolver {
+        None => Command::new(binary()),
+        // The process that is started becomes the server.
+        Some(file) => {
+            let mut alone = Command::new("unshare");
+            alone.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\""]);
+            alone.arg(file).arg(binary());
+            alone
+        }
+    };
     serve.arg("serve").arg("--config").arg(dir.join("bywash.toml")).stdout(output).stderr(errors);
     // Variables of this name configure the server; what is meant for the tests is not meant for it.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"BYWASH_")) {

@@ -171,10 +171,7 @@ impl Reader<'_> {
                 }
             } else {
                 let groups = names::<S>(children).filter_map(|it| it.rsplit_once('.').map(|(group, _)| group));
-                let near = match value.get_ref() {
-                    DeValue::Table(_) => kind::nearest(&path, groups.chain(names::<S>(children))),
-                    _ => kind::nearest(&path, names::<S>(children)),
-                };
+                let near = kind::nearest(&path, names::<S>(children).chain(groups));
                 self.problem(place, format!("unknown key `{path}`; did you mean `{near}`?"));
             }
         }

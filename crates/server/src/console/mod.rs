@@ -13,7 +13,9 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
                       media-src 'self' blob: mediastream:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The pages, by path, with their media types.
-static FILES: [(&str, &str, &str); 6] = [
+static FILES: [(&str, &str, &str); 8] = [
+    ("/console", "text/html; charset=utf-8", include_str!("index.html")),
+    ("/console/index.js", "text/javascript; charset=utf-8", include_str!("index.js")),
     ("/console/publish", "text/html; charset=utf-8", include_str!("publish.html")),
     ("/console/publish.js", "text/javascript; charset=utf-8", include_str!("publish.js")),
     ("/console/play", "text/html; charset=utf-8", include_str!("play.html")),

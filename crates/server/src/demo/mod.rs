@@ -53,6 +53,7 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
 
     println!("bywash {}", env!("CARGO_PKG_VERSION"));
     println!("  API      {base}/?Action=…   metrics {base}/metrics");
+    println!("  console  {base}/console?app={}&stream={stream}", app.id);
     match whip {
         true => println!("  publish  {}", page(&base, &app, &stream)),
         false => {

@@ -166,6 +166,17 @@ fn a_page_plays_what_comes_by_rtmp() {
 }
 
 #[test]
+fn the_console_leads_to_the_pages() {
+    let (server, browser) = (Server::start(Setup::default()), Browser::start());
+    let page = browser.open(&server.page("", "show").replace("/console/?", "/console?"), "");
+    page.eval("at('play').click()");
+    page.wait(
+        "location.pathname === '/console/play' && document.querySelector('h1')?.textContent.trim() === 'Play show'",
+        secs(10),
+    );
+}
+
+#[test]
 fn a_flash_and_a_beep_stay_together() {
     let (nginx, server, scratch) = (Nginx::start(), Server::start(Setup::default()), Scratch::new());
     let (pictures, sound) = flash::files(&scratch, 20);

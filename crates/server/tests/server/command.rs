@@ -2,8 +2,9 @@
 
 use std::process::{Command, Output, Stdio};
 
+use bywash_testkit::publisher::{Flow, Pace};
 use bywash_testkit::server::{APP, binary};
-use bywash_testkit::{Manner, Process, Publisher, Scratch, Server, Setup, Sink, eventually, secs};
+use bywash_testkit::{Manner, Process, Publisher, Receiver, Scratch, Server, Setup, Sink, eventually, secs};
 use serde_json::Value;
 
 fn bywash(args: &[&str]) -> Command {
@@ -125,4 +126,35 @@ fn demo_shows_whole_media() {
     let (code, out, errors) = run(bywash(&["demo", "--for", "6s"]).current_dir(dir.join("")));
     assert_eq!(code, Some(0), "{out}{errors}");
     assert!(out.contains("CreatCDNTransferRule"), "it shows the call it made: {out}");
+}
+
+#[test]
+fn a_reload_takes_what_it_can_and_cuts_nobody() {
+    let (old, new) = (Receiver::start(), Receiver::start());
+    let sink = Sink::start(Manner::Take);
+    let server = Server::start(Setup::app(format!("callback.stream = {:?}", old.url())));
+    server.relay("show", &sink.url("show"));
+    let _flow = Flow::start(vec![Publisher::connect(&server.rtmp("show")).expect("it is taken")], Pace::SMALL);
+    sink.wait_for("show", secs(5));
+    old.wait_any("stream_create", "show");
+
+    let config = std::fs::read_to_string(server.config()).expect("a configuration");
+    let write = |text: &str| {
+        std::fs::write(server.config(), text).expect("a file of ours");
+        server.process().signal("HUP");
+    };
+    let says = |what: &str| {
+        eventually(what, secs(5), || server.output().contains(what).then_some(()));
+    };
+    write(&config.replace("callback.stream", "callback.steam"));
+    says("nothing was reloaded");
+    write(&config.replace(&old.url(), &new.url()).replace("rtmp.listen = \"127.0.0.1:", "rtmp.listen = \"127.0.0.2:"));
+    says("configuration reloaded");
+    says("rtmp.listen");
+    let _next = Flow::start(vec![Publisher::connect(&server.rtmp("next")).expect("it is taken")], Pace::SMALL);
+    new.wait_any("stream_create", "next");
+    assert!(old.of("stream_create", "next").is_empty());
+    let before = sink.pictures("show");
+    eventually("the stream goes on", secs(5), || (sink.pictures("show") > before + 5).then_some(()));
+    assert_eq!(sink.sessions().len(), 1, "in the same session");
 }

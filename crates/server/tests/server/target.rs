@@ -4,7 +4,9 @@ use std::thread;
 
 use bywash_testkit::publisher::{Flow, Pace};
 use bywash_testkit::tls::Tls;
-use bywash_testkit::{Manner, Media, Nginx, Publisher, Receiver, Server, Setup, Sink, eventually, media, secs, stays};
+use bywash_testkit::{
+    Manner, Media, Names, Nginx, Publisher, Receiver, Server, Setup, Sink, eventually, media, secs, stays,
+};
 
 fn live(server: &Server, pace: Pace) -> Flow {
     Flow::start(vec![Publisher::connect(&server.rtmp("show")).expect("it is taken")], pace)
@@ -32,6 +34,31 @@ fn a_stalled_target_is_bounded_and_retried() {
     sink.set(Manner::Take);
     server.wait_state("show", &url, 2, secs(20));
     assert!(server.rule("show", &url).expect("the rule")["Retries"].as_i64() > Some(0));
+}
+
+#[test]
+fn a_silent_name_server_delays_only_who_asks_it() {
+    let (names, sink) = (Names::start(), Sink::start(Manner::Take));
+    let resolver = Some(names.file());
+    let server = Server::start(Setup { resolver, ..Setup::server("relay.connect_timeout = \"2s\"") });
+    server.relay("show", &sink.url("show"));
+    let named = |n| format!("rtmp://cdn-{n}.example:{}/live/show-{n}", sink.port());
+    (0..20).for_each(|n| server.relay("show", &named(n)));
+    let _flow = live(&server, Pace::FULL);
+    sink.wait_for("show", secs(5));
+    let rule = eventually("the failure shows", secs(8), || {
+        server.rule("show", &named(7)).filter(|rule| rule["UpdateReason"] != 0)
+    });
+    assert_eq!(rule["UpdateReason"], 2, "{rule}");
+    let before = sink.pictures("show");
+    stays("the others are real-time", secs(3), || {
+        let asked = std::time::Instant::now();
+        server.call("DescribeStreams", &[]);
+        asked.elapsed() < secs(1)
+    });
+    assert!(sink.pictures("show") >= before + 80, "{} pictures in 3 s", sink.pictures("show") - before);
+    names.answer();
+    (0..20).for_each(|n| sink.wait_for(&format!("show-{n}"), secs(20)));
 }
 
 #[test]
