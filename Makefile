@@ -23,6 +23,7 @@ check: ## formatting and lints
 	cargo clippy --workspace --all-targets -- -D warnings
 
 test: setup ## everything that proves it, in minutes
+	cargo test --package bywash --no-default-features --test server -- a_build_without
 	cargo test --workspace --no-fail-fast
 
 soak: setup ## what takes hours: crashes many times over, an hour without growth, a million files

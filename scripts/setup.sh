@@ -19,9 +19,22 @@ need nginx test -x /usr/sbin/nginx                                 # a CDN that 
 need libnginx-mod-rtmp test -f /usr/lib/nginx/modules/ngx_rtmp_module.so
 need rtmpdump rtmpdump --help                                      # a player
 need chromium chromium --version                                    # a WebRTC publisher and player
+need firefox-esr firefox-esr --version                             # another
 need python3-venv python3 -c "import venv, ensurepip"            # for a WebRTC publisher, below
 need nodejs node --version                                         # runs the S3 server, below
 need npm npm --version
+need python3-gi /usr/bin/python3 -c "import gi"                # for GStreamer as a WebRTC publisher
+gst() { # ELEMENT: GStreamer has it
+    gst-inspect-1.0 "$1"
+}
+need gstreamer1.0-tools gst-inspect-1.0 --version
+need gstreamer1.0-plugins-base gst opusenc
+need gstreamer1.0-plugins-good gst rtph264pay
+need gstreamer1.0-plugins-bad gst webrtcbin
+need gstreamer1.0-plugins-ugly gst x264enc
+need gstreamer1.0-nice gst nicesrc
+need gir1.2-gst-plugins-bad-1.0 test -f /usr/share/doc/gir1.2-gst-plugins-bad-1.0/copyright
+need openssl openssl version                                       # a certificate for it
 need librtmp-dev test -f /usr/include/librtmp/rtmp.h               # a publisher
 
 if [ -n "$missing" ]; then

@@ -6,9 +6,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bywash_testkit::publisher::{Flow, Pace};
+use bywash_testkit::rtc::{self, Flock};
 use bywash_testkit::sink::{Arrival, latencies, quantile};
 use bywash_testkit::{Manner, Publisher, Sink, eventually, secs};
 use serde_json::json;
+
+use crate::whip;
 
 /// Serves the lines `publish BASE`, `window`, `report`, `outage SECONDS` until stdin ends.
 pub fn run(streams: usize, targets: usize) {
@@ -16,13 +19,21 @@ pub fn run(streams: usize, targets: usize) {
     let ports: Vec<String> = sinks.iter().map(|sink| sink.port().to_string()).collect();
     println!("{}", ports.join(" "));
     let names: Vec<String> = (0..streams).map(|n| format!("s{n}")).collect();
-    let (mut flow, mut from) = (None, Instant::now());
+    let (mut flow, mut flock, mut from) = (None, None, Instant::now());
     for line in stdin().lines() {
         let line = line.expect("text of ours");
         match line.split_once(' ').unwrap_or((&line, "")) {
             ("publish", base) => {
-                let connect = |name| Publisher::connect(&format!("{base}/{name}")).expect("a publish is taken");
-                flow = Some(Flow::start(names.iter().map(connect).collect(), Pace::FULL));
+                if base.starts_with("http:") {
+                    let addresses: Vec<_> = names.iter().map(|name| format!("{base}/{name}")).collect();
+                    flock = Some(Flock::start(
+                        &addresses,
+                        Some(rtc::Media { pace: Pace::FULL, opus: whip::opus().1.into() }),
+                    ));
+                } else {
+                    let connect = |name| Publisher::connect(&format!("{base}/{name}")).expect("a publish is taken");
+                    flow = Some(Flow::start(names.iter().map(connect).collect(), Pace::FULL));
+                }
                 for sink in &sinks {
                     names.iter().for_each(|name| sink.wait_for(name, secs(20)));
                 }
@@ -57,5 +68,5 @@ pub fn run(streams: usize, targets: usize) {
             _ => panic!("unknown line: {line}"),
         }
     }
-    drop(flow);
+    drop((flow, flock));
 }

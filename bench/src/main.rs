@@ -5,6 +5,7 @@
 
 mod load;
 mod report;
+mod whip;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -33,12 +34,15 @@ struct Scenario {
     name: &'static str,
     streams: usize,
     targets: usize,
+    /// Published by WHIP, with Opus, which nginx-rtmp has not.
+    whip: bool,
 }
 
-const SCENARIOS: [Scenario; 3] = [
-    Scenario { name: "1 → 1", streams: 1, targets: 1 },
-    Scenario { name: "10 → 10", streams: 10, targets: 1 },
-    Scenario { name: "1 → 20", streams: 1, targets: 20 },
+const SCENARIOS: [Scenario; 4] = [
+    Scenario { name: "1 → 1", streams: 1, targets: 1, whip: false },
+    Scenario { name: "10 → 10", streams: 10, targets: 1, whip: false },
+    Scenario { name: "1 → 20", streams: 1, targets: 20, whip: false },
+    Scenario { name: "WHIP", streams: 1, targets: 1, whip: true },
 ];
 
 fn main() {
@@ -81,9 +85,10 @@ fn main() {
     let mut runs = Vec::new();
     for scenario in scenarios {
         for round in 0..rounds {
-            for subject in &servers {
+            for subject in servers.iter().filter(|it| !scenario.whip || **it == "bywash") {
                 // A target's absence is measured once a server: it takes long and varies little.
-                let outage = if round == 0 && scenario.streams * scenario.targets == 1 { outage } else { 0 };
+                let outage =
+                    if round == 0 && scenario.streams * scenario.targets == 1 && !scenario.whip { outage } else { 0 };
                 let run = measure(scenario, subject, seconds, outage);
                 eprintln!("{run}");
                 runs.push(run);
@@ -130,8 +135,9 @@ impl Subject {
     }
 
     /// What publish addresses begin with.
-    fn base(&self) -> String {
+    fn base(&self, whip: bool) -> String {
         match self {
+            Subject::Bywash(server) if whip => server.whip("").trim_end_matches('/').to_owned(),
             Subject::Bywash(server) => format!("rtmp://127.0.0.1:{}/{APP}", server.rtmp_port()),
             Subject::Nginx(nginx) => format!("rtmp://127.0.0.1:{}/live", nginx.port()),
         }
@@ -154,7 +160,7 @@ fn measure(scenario: &Scenario, name: &str, seconds: u64, outage: u64) -> Value 
     let (idle_rss, idle_from) = (subject.process().rss(), subject.process().cpu());
     thread::sleep(secs(3));
     let idle_cpu = subject.process().cpu() - idle_from;
-    load.ask(&format!("publish {}", subject.base()));
+    load.ask(&format!("publish {}", subject.base(scenario.whip)));
     assert_eq!(load.answer(), "flowing");
     thread::sleep(secs(3));
     load.ask("window");
@@ -171,7 +177,7 @@ fn measure(scenario: &Scenario, name: &str, seconds: u64, outage: u64) -> Value 
     let cpu_ms = cpu.as_secs_f64() * 1e3;
     let megabits = arrived["bytes"].as_f64().unwrap_or(0.0) * 8e-6;
     let expected = 30 * seconds * (scenario.streams * scenario.targets) as u64;
-    json!({
+    let mut run = json!({
         "scenario": scenario.name,
         "server": name,
         "cpu_ms_per_stream_second": cpu_ms / seconds as f64 / scenario.streams as f64,
@@ -183,7 +189,13 @@ fn measure(scenario: &Scenario, name: &str, seconds: u64, outage: u64) -> Value 
         "idle_rss_mb": idle_rss as f64 / 1e6,
         "idle_cpu_ms_per_second": idle_cpu.as_secs_f64() * 1e3 / 3.0,
         "target_back_seconds": back,
-    })
+    });
+    if scenario.whip {
+        let parts = whip::bare();
+        run["of_bare"] = json!(cpu_ms / seconds as f64 / parts["bare_ms"].as_f64().unwrap_or(f64::NAN));
+        run.as_object_mut().expect("it is one").extend(parts.as_object().cloned().unwrap_or_default());
+    }
+    run
 }
 
 /// The load's process and the lines that go to and fro.

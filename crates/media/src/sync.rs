@@ -120,6 +120,15 @@ impl Sync {
         }
     }
 
+    /// The frames of `track` come from another encoder from now on, whose timestamps begin elsewhere: the line goes on with arrival.
+    pub fn restart(&mut self, track: Kind) {
+        let lane = match track {
+            Kind::Video => &mut self.video,
+            Kind::Audio => &mut self.audio,
+        };
+        (lane.last, lane.suspect, lane.report, lane.doubt) = (None, None, None, None);
+    }
+
     /// The time on the line of a frame of `track`, whose clock has `rate` Hz, with timestamp `rtp`, that came at `arrival`.
     pub fn stamp(&mut self, track: Kind, rate: u32, rtp: u32, arrival: Time) -> Time {
         let (lane, other) = match track {
@@ -316,6 +325,15 @@ mod tests {
     fn a_second_track_is_placed_by_the_quickest_packets_of_the_first() {
         // Pictures that came 30 ms and 0 ms late; sound comes without delay.
         check("v0@130 v40@140 a900@180", &[0, 40, 80]);
+    }
+
+    #[test]
+    fn another_encoder_of_pictures_goes_on_where_time_has_got_to() {
+        let mut line = Sync::new();
+        let stamp = |line: &mut Sync, rtp, ms| line.stamp(Kind::Video, 1_000, rtp, Time::from_millis(ms)).as_millis();
+        assert_eq!([stamp(&mut line, 5_000, 70), stamp(&mut line, 5_040, 110)], [0, 40]);
+        line.restart(Kind::Video);
+        assert_eq!([stamp(&mut line, 900_000, 150), stamp(&mut line, 900_040, 190)], [80, 120]);
     }
 
     #[test]

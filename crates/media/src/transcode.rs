@@ -40,6 +40,8 @@ const HOLE_MAX: Time = Time::from_millis(5_000);
 const EARLY: Time = Time::from_millis(-60);
 /// A publisher's timestamps differ from its sample count by so much without a meaning.
 const TOLERANCE: Time = Time::from_millis(1);
+/// A hole that differs by less from a number of packets is of as many.
+const NEAR: Time = Time::from_millis(5);
 /// How slowly the clock follows a publisher's: a share of the difference each packet, and of the packet at the most.
 const FOLLOW: i64 = 32;
 const FOLLOW_MAX: i64 = 128;
@@ -247,7 +249,11 @@ impl Transcoder {
             return;
         }
         if ahead.as_nanos() > length.as_nanos() * 3 / 4 {
-            self.fill_hole(ahead, Some(&frame.payload), out);
+            // Packets like this one were lost, if the times allow it: it may know the last of them, but not a part of it.
+            let lost =
+                Time::from_nanos((ahead.as_nanos() + length.as_nanos() / 2) / length.as_nanos() * length.as_nanos());
+            let missing = if (ahead - lost).as_nanos().abs() < NEAR.as_nanos() { lost } else { ahead };
+            self.fill_hole(missing, Some(&frame.payload), out);
         }
         let mut pcm = std::mem::take(&mut self.pcm);
         pcm.clear();

@@ -114,7 +114,7 @@ impl Server {
         let store = Store::open(&config.store, &config.data_dir).await.context("open the database")?;
         let apps = Arc::new(Apps::new(config.apps.clone()));
         let live = Arc::<Live>::default();
-        let metrics = Metrics::new(live.clone());
+        let metrics = Metrics::new(live.clone(), port.counters());
         let hub = Arc::new(Hub::new(live.clone(), config.publish.buffer));
         let lanes = Arc::new(Lanes::start(std::thread::available_parallelism().map_or(1, usize::from))?);
         let grace = Arc::new(ArcSwap::from_pointee(config.publish.grace));

@@ -14,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::job;
 use crate::live::Live;
+use crate::webrtc;
 
 /// The counters of the process.
 pub struct Metrics {
@@ -27,8 +28,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Counters at zero, with the gauges of `live` beside them.
-    pub fn new(live: Arc<Live>) -> Arc<Metrics> {
+    /// Counters at zero, with the gauges of `live` and the counters of `webrtc` beside them.
+    pub fn new(live: Arc<Live>, webrtc: &webrtc::Counters) -> Arc<Metrics> {
         let mut registry = Registry::with_prefix("bywash");
         let (rtmp_refused, api_calls) = (Counter::default(), Counter::default());
         registry.register("rtmp_refused", "Connections and requests refused on the RTMP port", rtmp_refused.clone());
@@ -37,6 +38,13 @@ impl Metrics {
         registry.register("callbacks_delivered", "Callbacks answered with a 2xx", callbacks.delivered.clone());
         registry.register("callbacks_failed", "Attempts that will be repeated", callbacks.failed.clone());
         registry.register("callbacks_dead", "Callbacks given up", callbacks.dead.clone());
+        let webrtc::Counters { publishers, players, bytes, dropped, nacks, gaps } = webrtc.clone();
+        registry.register("webrtc_publishers", "Sessions that publish", publishers);
+        registry.register("webrtc_players", "Sessions that play", players);
+        registry.register_with_unit("webrtc_ingest", "Taken in over UDP", Unit::Bytes, bytes);
+        registry.register("webrtc_dropped", "Reads thrown away as their session was too slow", dropped);
+        registry.register("webrtc_nacks", "Requests to send packets again", nacks);
+        registry.register("webrtc_gaps", "Losses of publishers beyond repair", gaps);
         registry.register_collector(Box::new(Running(live)));
         Arc::new(Metrics { registry, rtmp_refused, api_calls, callbacks })
     }

@@ -125,7 +125,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("lane", "sys"),
     ("live", ""),
     ("log", ""),
-    ("metrics", "job live"),
+    ("metrics", "job live webrtc"),
     ("object", "config"),
     ("output", "address config hub lane live rendition secret store sys vendor webrtc wire"),
     ("plan", "callback config hub lane live output rendition secret store vendor"),

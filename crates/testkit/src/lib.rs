@@ -8,6 +8,7 @@
 
 pub mod browser;
 pub mod bucket;
+pub mod firefox;
 pub mod flash;
 pub mod flv;
 pub mod media;
@@ -15,6 +16,7 @@ pub mod names;
 pub mod nginx;
 pub mod publisher;
 pub mod receiver;
+pub mod rtc;
 pub mod rtmp;
 pub mod server;
 pub mod sink;
@@ -31,11 +33,13 @@ use std::time::{Duration, Instant};
 
 pub use browser::Browser;
 pub use bucket::Bucket;
+pub use firefox::Firefox;
 pub use media::Media;
 pub use names::Names;
 pub use nginx::Nginx;
 pub use publisher::Publisher;
 pub use receiver::{Answer, Receiver};
+pub use rtc::Flock;
 pub use server::{Recorded, Server, Setup};
 pub use sink::{Manner, Sink};
 pub use udp::{Forwarder, Way};

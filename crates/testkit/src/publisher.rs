@@ -13,8 +13,8 @@ use crate::rtmp::{self, Amf, Message, Reader};
 
 const CHUNK_SIZE: usize = 4096;
 
-/// Where a payload's stamp begins, for audio and video.
-pub const STAMP_AT: usize = 10;
+/// Where the stamp of what is sent here begins, for audio and video.
+const STAMP_AT: usize = 10;
 
 /// A live RTMP publish.
 pub struct Publisher {
@@ -139,10 +139,37 @@ impl Publisher {
 
     fn stamp(&mut self, payload: &mut [u8]) {
         self.count += 1;
-        let nanos = epoch().elapsed().as_nanos() as u64;
-        payload[STAMP_AT..STAMP_AT + 8].copy_from_slice(&nanos.to_be_bytes());
-        payload[STAMP_AT + 8..STAMP_AT + 12].copy_from_slice(&self.count.to_be_bytes());
+        stamp(&mut payload[STAMP_AT..], self.count);
     }
+}
+
+/// Where the stamp of a message is: behind the head of its sound or first slice, of which parameter sets may stand before.
+pub fn stamp_at(kind: u8, payload: &[u8]) -> usize {
+    let mut slice = 5;
+    while let (9, Some([a, b, c, d, nal])) = (kind, payload.get(slice..slice + 5)) {
+        if !matches!(nal & 0x1f, 6..=9) {
+            break;
+        }
+        slice += 4 + u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+    }
+    slice + STAMP_AT - 5
+}
+
+/// Writes the time and a count into the first twelve bytes, seven bits in each: none is zero, so that no start code appears.
+pub fn stamp(bytes: &mut [u8], count: u32) {
+    let mut write = |from: usize, wide: usize, value: u64| {
+        for n in 0..wide {
+            bytes[from + n] = 0x80 | (value >> (7 * (wide - 1 - n))) as u8;
+        }
+    };
+    write(0, 8, epoch().elapsed().as_nanos() as u64);
+    write(8, 4, count.into());
+}
+
+/// The time, in nanoseconds since [`epoch`], and the count that [`stamp`] wrote.
+pub fn read_stamp(bytes: &[u8]) -> (u64, u32) {
+    let read = |bytes: &[u8]| bytes.iter().fold(0u64, |value, byte| value << 7 | u64::from(byte & 0x7f));
+    (read(&bytes[..8]), read(&bytes[8..12]) as u32)
 }
 
 impl Drop for Publisher {

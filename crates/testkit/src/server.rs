@@ -33,6 +33,8 @@ pub struct Setup {
     pub data_dir: Option<PathBuf>,
     /// Everything is logged that can be.
     pub loud: bool,
+    /// WebRTC is on all of the host's addresses: Firefox speaks to none on loopback.
+    pub everywhere: bool,
     /// What the server has for `/etc/resolv.conf`.
     pub resolver: Option<PathBuf>,
     /// Targets must be public addresses, as by default; tests allow loopback otherwise.
@@ -86,12 +88,13 @@ impl Server {
     pub fn start(setup: Setup) -> Server {
         let (dir, http, rtmp, webrtc) = (Scratch::new(), crate::port(), crate::port(), crate::port());
         let data_dir = setup.data_dir.unwrap_or_else(|| dir.join("data"));
+        let any = if setup.everywhere { "0.0.0.0" } else { "127.0.0.1" };
         let config = format!(
             r#"data_dir = {data_dir:?}
 http.listen = "127.0.0.1:{http}"
 http.public_url = "http://127.0.0.1:{http}"
 rtmp.listen = "127.0.0.1:{rtmp}"
-webrtc.listen = "127.0.0.1:{webrtc}"
+webrtc.listen = "{any}:{webrtc}"
 relay.allow_private_targets = {}
 {}
 [[app]]

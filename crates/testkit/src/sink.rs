@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::publisher::{STAMP_AT, epoch};
+use crate::flv::Tag;
+use crate::publisher::{epoch, read_stamp, stamp_at};
 use crate::rtmp::{self, Amf, Message, Reader};
 
 /// How the sink treats whoever connects; changes hold for open connections too.
@@ -14,6 +15,8 @@ use crate::rtmp::{self, Amf, Message, Reader};
 pub enum Manner {
     /// Takes everything, as a good CDN.
     Take,
+    /// The same, and keeps all that comes.
+    Keep,
     /// Accepts the connection and never says a word.
     Silent,
     /// Stops reading: the kernel acknowledges what fits into its buffer, then nothing.
@@ -41,6 +44,8 @@ pub struct Arrival {
     pub size: u32,
     /// The first bytes.
     pub head: [u8; 24],
+    /// What a publisher of this crate wrote into it.
+    stamp: [u8; 12],
 }
 
 impl Arrival {
@@ -56,13 +61,13 @@ impl Arrival {
 
     /// From the publisher's write in this process to here.
     pub fn latency(&self) -> Duration {
-        let nanos = self.head[STAMP_AT..STAMP_AT + 8].iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
+        let (nanos, _) = read_stamp(&self.stamp);
         self.at.duration_since(epoch()).saturating_sub(Duration::from_nanos(nanos))
     }
 
     /// The publisher's count of its messages.
     pub fn count(&self) -> u32 {
-        self.head[STAMP_AT + 8..STAMP_AT + 12].iter().fold(0, |n, byte| n << 8 | u32::from(*byte))
+        read_stamp(&self.stamp).1
     }
 }
 
@@ -75,6 +80,8 @@ pub struct Session {
     pub app: String,
     /// Its media messages.
     pub arrivals: Vec<Arrival>,
+    /// The same whole, where the manner is to keep them.
+    pub kept: Vec<Tag>,
     /// FCUnpublish or deleteStream came: it was ended, not cut.
     pub unpublished: bool,
     /// The connection is closed.
@@ -246,13 +253,17 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
                 let mut head = [0; 24];
                 let have = message.payload.len().min(24);
                 head[..have].copy_from_slice(&message.payload[..have]);
-                lock(seen).sessions[place as usize].arrivals.push(Arrival {
-                    at: Instant::now(),
-                    timestamp: message.timestamp,
-                    kind: message.kind,
-                    size: message.payload.len() as u32,
-                    head,
-                });
+                let (timestamp, kind) = (message.timestamp, message.kind);
+                let size = message.payload.len() as u32;
+                let mut stamp = [0; 12];
+                let at = stamp_at(kind, &message.payload);
+                stamp.iter_mut().zip(message.payload.iter().skip(at)).for_each(|(to, from)| *to = *from);
+                let keeps = *lock(manner) == Manner::Keep;
+                let session = &mut lock(seen).sessions[place as usize];
+                session.arrivals.push(Arrival { at: Instant::now(), timestamp, kind, size, head, stamp });
+                if keeps {
+                    session.kept.push(Tag { kind, timestamp: timestamp.into(), body: message.payload });
+                }
                 continue;
             }
             _ => continue,
@@ -285,9 +296,8 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
                     let name = values.get(3).map_or("", Amf::as_text).to_owned();
                     let mut seen = lock(seen);
                     *place = Some(seen.sessions.len() as u32);
-                    let session =
-                        Session { name, app: app.clone(), arrivals: Vec::new(), unpublished: false, closed: false };
-                    seen.sessions.push(session);
+                    let (app, arrivals, kept) = (app.clone(), Vec::new(), Vec::new());
+                    seen.sessions.push(Session { name, app, arrivals, kept, unpublished: false, closed: false });
                 }
                 send(1, &[Amf::text("onStatus"), Amf::Number(0.0), Amf::Null, info])?;
             }
@@ -351,10 +361,10 @@ fn obey(socket: &TcpStream, manner: &Mutex<Manner>) -> io::Result<()> {
             dropping = true;
         }
         match now {
-            Manner::Take | Manner::Slow(_) | Manner::Refuse(_) if dropping => {
+            Manner::Take | Manner::Keep | Manner::Slow(_) | Manner::Refuse(_) if dropping => {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
-            Manner::Take | Manner::Slow(_) | Manner::Refuse(_) => return Ok(()),
+            Manner::Take | Manner::Keep | Manner::Slow(_) | Manner::Refuse(_) => return Ok(()),
             Manner::Close => {
                 let _ = socket.shutdown(std::net::Shutdown::Both);
                 return Err(io::ErrorKind::ConnectionAborted.into());

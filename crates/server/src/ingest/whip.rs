@@ -29,6 +29,9 @@ const UNKNOWN_CODEC: Duration = Duration::from_secs(2);
 /// The least time between two requests for a keyframe.
 const REQUEST: Duration = Duration::from_millis(500);
 
+/// A simulcast layer of which nothing has come for so long has ended.
+const SILENT: Duration = Duration::from_millis(1_500);
+
 /// Simulcast layers that are looked at.
 const LAYERS_MAX: usize = 6;
 
@@ -222,13 +225,14 @@ impl Ingest {
         let layer = &mut self.layers[at];
         layer.heard = data.network_time;
         let picture = layer.take(&data.data, data.contiguous);
-        if at == self.best && layer.broken {
+        if layer.broken && (at == self.best || layer.track.is_none()) {
             self.keyframes.wanted = true;
         }
         let Some(picture) = picture else { return };
         if picture.key && at != self.best && self.is_better(at) {
             debug!(rid = ?data.rid, "layer taken");
             self.best = at;
+            self.sync.restart(Kind::Video);
         }
         if at != self.best {
             return;
@@ -264,7 +268,20 @@ impl Ingest {
     /// Whether a layer has larger pictures than that which goes out, or that one has fallen silent.
     fn is_better(&self, at: usize) -> bool {
         let best = &self.layers[self.best];
-        best.heard.elapsed() > 3 * REQUEST || self.layers[at].pixels() > best.pixels()
+        !best.flows() || self.layers[at].pixels() > best.pixels()
+    }
+
+    /// The layer that is to begin anew where a keyframe is wanted: that which goes out; but if that one has fallen silent, the largest
+    /// that flows, and if another of which nothing is known yet could be larger, that one.
+    fn wanted(&self) -> Option<&Layer> {
+        let best = self.layers.get(self.best)?;
+        let mut flowing = self.layers.iter().filter(|layer| layer.flows());
+        let other = match best.flows() {
+            true if best.broken => None,
+            true => flowing.find(|layer| layer.track.is_none()),
+            false => flowing.max_by_key(|layer| layer.pixels()),
+        };
+        Some(other.unwrap_or(best))
     }
 
     fn set_track(&mut self, track: Track) {
@@ -283,17 +300,19 @@ impl Ingest {
 
     /// Asks for a keyframe if one is due, and the last was asked for long enough ago; true if that gave the engine work.
     fn ask_for_keyframe(&mut self, peer: &mut Peer) -> bool {
-        let (Some(mid), Some(layer)) = (self.video, self.layers.get(self.best)) else { return false };
-        if !self.keyframes.due(Instant::now()) {
-            return false;
-        }
+        let Some(mid) = self.video.filter(|_| self.keyframes.due(Instant::now())) else { return false };
+        let Some(rid) = self.wanted().map(|layer| layer.rid) else { return false };
         self.keyframes.asked = Some(Instant::now());
-        peer.request_keyframe(mid, layer.rid)
+        peer.request_keyframe(mid, rid)
     }
 
-    /// Where no picture came between two beats, no sound is held back for one.
+    /// Where no picture came between two beats, no sound is held back for one; and another layer may have to step in.
     fn beat(&mut self) {
         self.flowing = std::mem::take(&mut self.seen);
+        let best = self.layers.get(self.best);
+        if best.is_some_and(|best| !best.flows()) && self.layers.iter().any(Layer::flows) {
+            self.keyframes.wanted = true;
+        }
         if self.connected && self.origin.elapsed() > UNKNOWN_CODEC {
             self.begin();
         }
@@ -327,6 +346,11 @@ struct Picture {
 impl Layer {
     fn new(rid: Option<Rid>, codec: Codec) -> Layer {
         Layer { rid, codec, sets: nal::Sets::new(codec), track: None, broken: true, heard: Instant::now() }
+    }
+
+    /// Whether its pictures still come.
+    fn flows(&self) -> bool {
+        self.heard.elapsed() <= SILENT
     }
 
     fn pixels(&self) -> u64 {

@@ -69,10 +69,13 @@ impl Output {
                         return Ok(());
                     }
                     Event::Closed => return Ok(()),
-                    Event::MediaAdded(added) => match added.kind {
-                        MediaKind::Video => self.video = self.video.or(Some(added.mid)),
-                        MediaKind::Audio => self.audio = self.audio.or(Some(added.mid)),
-                    },
+                    Event::MediaAdded(added) => {
+                        peer.repair(added.mid);
+                        match added.kind {
+                            MediaKind::Video => self.video = self.video.or(Some(added.mid)),
+                            MediaKind::Audio => self.audio = self.audio.or(Some(added.mid)),
+                        }
+                    }
                     Event::KeyframeRequest(_) => source.iter().for_each(Source::want_keyframe),
                     _ => {}
                 }

@@ -118,9 +118,9 @@ impl Table {
         }
     }
 
-    /// Forgets a session.
-    pub fn remove(&mut self, id: Id) {
-        let Some(entry) = self.sessions.remove(&id) else { return };
+    /// Forgets a session, and gives what was known of it.
+    pub fn remove(&mut self, id: Id) -> Option<Entry> {
+        let entry = self.sessions.remove(&id)?;
         for user in &entry.users {
             self.users.remove(user);
         }
@@ -130,6 +130,7 @@ impl Table {
                 self.sources.remove(source);
             }
         }
+        Some(entry)
     }
 
     /// One session.

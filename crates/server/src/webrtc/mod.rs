@@ -14,4 +14,4 @@ pub mod port;
 
 pub use demux::Id;
 pub use peer::{Peer, Turn};
-pub use port::Port;
+pub use port::{Counters, Port};

@@ -4,6 +4,7 @@
 //! a text of at most [`TEXT_MAX`] bytes.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use str0m::change::SdpOffer;
 use str0m::config::DtlsCert;
@@ -169,10 +170,24 @@ fn finished(answer: &str, offer: &Offer) -> String {
     })
 }
 
+/// How long sound waits for a packet that has not come, before it goes on without it. Pictures wait as long as sending the packet
+/// again can take.
+const SOUND_PATIENCE: Duration = Duration::from_millis(100);
+
+/// How often the engine tells its counts.
+const STATS: Duration = Duration::from_secs(5);
+
 /// The engine's settings for a session.
 pub fn config(purpose: Purpose, certificate: DtlsCert) -> RtcConfig {
-    let mut config =
-        RtcConfig::new().set_ice_lite(true).set_dtls_cert(certificate).clear_codecs().enable_opus(true, false);
+    // Publishers that can do so send each packet of sound again with the next one (RED, RFC 2198): what is lost comes
+    // back without being asked for. Players are not sent their sound twice.
+    let mut config = RtcConfig::new()
+        .set_ice_lite(true)
+        .set_dtls_cert(certificate)
+        .set_stats_interval(Some(STATS))
+        .set_reordering_timeout_audio(Some(SOUND_PATIENCE))
+        .clear_codecs()
+        .enable_opus(true, purpose == Purpose::Publish);
     // The profile counts, the level does not: but senders keep to the level of the answer, and 5.2 leaves them free.
     let h264: [(u8, u8, u32); 7] = [
         (127, 121, 0x42_00_34),
@@ -343,6 +358,159 @@ mod tests {
         accept(&mut rtc, &offer)
     }
 
+    /// What a client writes into its offer: before the sections, in each of them, of sound and of pictures.
+    struct Client {
+        name: &'static str,
+        session: &'static str,
+        transport: &'static str,
+        audio: (&'static str, &'static str),
+        video: (&'static str, &'static str),
+        /// Lines of the answer, of which the first is the DTLS role.
+        want: &'static [&'static str],
+    }
+
+    const CLIENTS: [Client; 6] = [
+        Client {
+            // libdatachannel: all candidates within, ICE and DTLS once for all, one codec of each kind.
+            name: "OBS 30",
+            session: "a=group:BUNDLE 0 1|a=group:LS 0 1|a=msid-semantic:WMS *|a=setup:actpass|a=ice-options:ice2,trickle|ICE",
+            transport: "a=sendonly|a=ssrc:7 cname:x|a=ssrc:7 msid:x x-1|a=msid:x x-1|a=rtcp-mux",
+            audio: (
+                "111",
+                "a=rtpmap:111 opus/48000/2|a=fmtp:111 minptime=10;maxaveragebitrate=96000;stereo=1;sprop-stereo=1;useinbandfec=1",
+            ),
+            video: (
+                "96",
+                "a=rtpmap:96 H264/90000|a=rtcp-fb:96 nack|a=rtcp-fb:96 nack pli|a=rtcp-fb:96 goog-remb|\
+                 a=fmtp:96 profile-level-id=42e01f;packetization-mode=1;level-asymmetry-allowed=1|\
+                 a=candidate:1 1 UDP 2122317823 192.0.2.7 9 typ host|a=end-of-candidates",
+            ),
+            want: &["a=setup:passive", "a=rtpmap:96 H264/90000", "a=rtcp-fb:96 nack pli"],
+        },
+        Client {
+            // Several layers, since OBS 32.
+            name: "OBS 32 with simulcast",
+            session: "a=group:BUNDLE 0 1|a=group:LS 0 1|a=setup:actpass|ICE",
+            transport: "a=sendonly|a=rtcp-mux",
+            audio: ("111", "a=rtpmap:111 opus/48000/2|a=fmtp:111 minptime=10;useinbandfec=1"),
+            video: (
+                "96",
+                "a=extmap:1 urn:ietf:params:rtp-hdrext:sdes:mid|a=extmap:2 urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id|\
+                 a=rid:0 send|a=rid:1 send|a=rid:2 send|a=simulcast:send 0;1;2|a=rtpmap:96 H264/90000|\
+                 a=fmtp:96 profile-level-id=42e01f;packetization-mode=1;level-asymmetry-allowed=1",
+            ),
+            want: &["a=setup:passive", "a=simulcast:recv 0;1;2", "a=rid:2 recv"],
+        },
+        Client {
+            // It waits for our DTLS, sends to the first candidate alone, and has one H.264 and no way to send again.
+            name: "ffmpeg 8",
+            session: "a=group:BUNDLE 0 1|a=extmap-allow-mixed|a=msid-semantic: WMS",
+            transport: "ICE|a=setup:passive|a=sendonly|a=msid:FFmpeg x|a=rtcp-mux|a=rtcp-rsize|a=ssrc:9 cname:FFmpeg|a=ssrc:9 msid:FFmpeg x",
+            audio: ("111", "a=rtpmap:111 opus/48000/2"),
+            video: (
+                "106",
+                "a=rtpmap:106 H264/90000|a=fmtp:106 level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42001f",
+            ),
+            want: &["a=setup:active", "a=rtpmap:106 H264/90000"],
+        },
+        Client {
+            name: "Firefox",
+            session: "a=sendrecv|a=fingerprint:sha-256 FINGER|a=group:BUNDLE 0 1|a=ice-options:trickle|a=msid-semantic:WMS *",
+            transport: "a=sendonly|a=extmap:3 urn:ietf:params:rtp-hdrext:sdes:mid|a=extmap:2/recvonly urn:ietf:params:rtp-hdrext:csrc-audio-level|\
+                        ICE|a=msid:{x} {y}|a=rtcp-mux|a=rtcp-rsize|a=setup:actpass|a=ssrc:5 cname:{z}",
+            audio: (
+                "109 9 0 8 101",
+                "a=fmtp:109 maxplaybackrate=48000;stereo=1;useinbandfec=1|a=fmtp:101 0-15|a=rtpmap:109 opus/48000/2|\
+                 a=rtpmap:9 G722/8000/1|a=rtpmap:0 PCMU/8000|a=rtpmap:8 PCMA/8000|a=rtpmap:101 telephone-event/8000/1",
+            ),
+            video: (
+                "120 124 126 127 97 98 122 119",
+                "a=fmtp:120 max-fs=12288;max-fr=60|a=fmtp:124 apt=120|a=fmtp:127 apt=126|a=fmtp:98 apt=97|\
+                 a=fmtp:126 profile-level-id=42e01f;level-asymmetry-allowed=1;packetization-mode=1|\
+                 a=fmtp:97 profile-level-id=42e01f;level-asymmetry-allowed=1|a=rtcp-fb:126 nack|a=rtcp-fb:126 nack pli|\
+                 a=rtcp-fb:126 ccm fir|a=rtcp-fb:126 goog-remb|a=rtcp-fb:126 transport-cc|a=rtpmap:120 VP8/90000|\
+                 a=rtpmap:124 rtx/90000|a=rtpmap:126 H264/90000|a=rtpmap:127 rtx/90000|a=rtpmap:97 H264/90000|\
+                 a=rtpmap:98 rtx/90000|a=rtpmap:122 red/90000|a=rtpmap:119 ulpfec/90000|a=ssrc-group:FID 5 6|a=ssrc:6 cname:{z}",
+            ),
+            want: &[
+                "a=setup:passive",
+                "a=rtpmap:126 H264/90000",
+                "a=rtpmap:127 rtx/90000",
+                "a=rtpmap:109 opus/48000/2",
+            ],
+        },
+        Client {
+            name: "Safari",
+            session: "a=group:BUNDLE 0 1|a=extmap-allow-mixed|a=msid-semantic: WMS x",
+            transport: "a=rtcp:9 IN IP4 0.0.0.0|ICE|a=ice-options:trickle|a=setup:actpass|a=extmap:4 urn:ietf:params:rtp-hdrext:sdes:mid|\
+                        a=sendonly|a=msid:x y|a=rtcp-mux|a=rtcp-rsize",
+            audio: (
+                "111 63 9 0 8 13 110 126",
+                "a=rtpmap:111 opus/48000/2|a=rtcp-fb:111 transport-cc|a=fmtp:111 minptime=10;useinbandfec=1|a=rtpmap:63 red/48000/2|\
+                 a=fmtp:63 111/111|a=rtpmap:9 G722/8000|a=rtpmap:0 PCMU/8000|a=rtpmap:8 PCMA/8000|a=rtpmap:13 CN/8000|\
+                 a=rtpmap:110 telephone-event/48000|a=rtpmap:126 telephone-event/8000",
+            ),
+            video: (
+                "96 97 98 99 100 101 102 125",
+                "a=rtpmap:96 H264/90000|a=rtcp-fb:96 nack|a=rtcp-fb:96 nack pli|\
+                 a=fmtp:96 level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=640c1f|a=rtpmap:97 rtx/90000|a=fmtp:97 apt=96|\
+                 a=rtpmap:98 H264/90000|a=fmtp:98 level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f|\
+                 a=rtpmap:99 rtx/90000|a=fmtp:99 apt=98|a=rtpmap:100 H265/90000|a=fmtp:100 level-id=93;profile-id=1;tier-flag=0;tx-mode=SRST|\
+                 a=rtpmap:101 rtx/90000|a=fmtp:101 apt=100|a=rtpmap:102 VP8/90000|a=rtpmap:125 red/90000",
+            ),
+            want: &["a=setup:passive", "a=rtpmap:96 H264/90000", "a=rtpmap:100 H265/90000", "a=rtpmap:63 red/48000/2"],
+        },
+        Client {
+            // Its parameter sets are in the offer as well, and fields that are its own.
+            name: "GStreamer",
+            session: "a=ice-options:trickle|a=group:BUNDLE 0 1",
+            transport: "a=setup:actpass|ICE|a=rtcp-mux|a=rtcp-rsize|a=sendonly|a=ssrc:3 msid:user1 webrtctransceiver0|a=ssrc:3 cname:user1",
+            audio: (
+                "97",
+                "a=rtpmap:97 OPUS/48000/2|a=rtcp-fb:97 transport-cc|a=fmtp:97 sprop-maxcapturerate=48000;sprop-stereo=1",
+            ),
+            video: (
+                "96",
+                "a=rtpmap:96 H264/90000|a=rtcp-fb:96 nack pli|a=framerate:30|\
+                 a=fmtp:96 packetization-mode=1;profile-level-id=42c01e;sprop-parameter-sets=Z0LAHtkDxWhAAAADAEAAAAwDxYuS,aMuMsg==",
+            ),
+            want: &["a=setup:passive", "a=rtpmap:96 H264/90000"],
+        },
+    ];
+
+    #[test]
+    fn what_clients_offer_is_answered_as_they_need_it() {
+        for Client { name, session, transport, audio, video, want } in CLIENTS {
+            let section = |kind: &str, mid: u8, (payloads, lines): (&str, &str)| {
+                format!("m={kind} 9 UDP/TLS/RTP/SAVPF {payloads}|c=IN IP4 0.0.0.0|a=mid:{mid}|{transport}|{lines}|")
+            };
+            let ice = "a=ice-ufrag:abcd|a=ice-pwd:0123456789abcdef01234567|a=fingerprint:sha-256 FINGER";
+            let text = format!("v=0|o=x 1 2 IN IP4 127.0.0.1|s=-|t=0 0|{session}|")
+                + &section("audio", 0, audio)
+                + &section("video", 1, video);
+            let text =
+                text.replace("ICE|", &format!("{ice}|")).replace("FINGER", &["AB"; 32].join(":")).replace('|', "\r\n");
+            let offer =
+                Offer::parse(text.as_bytes(), Purpose::Publish).unwrap_or_else(|unfit| panic!("{name}: {unfit}"));
+            let mut rtc = config(Purpose::Publish, certificate::make().expect("a certificate")).build(Instant::now());
+            let address = "192.0.2.1:8000".parse().unwrap();
+            let tcp = Candidate::builder().tcp().host(address).tcptype(str0m::net::TcpType::Passive).build();
+            for candidate in [Candidate::host(address, "udp").unwrap(), tcp.unwrap()] {
+                rtc.add_local_candidate(candidate);
+            }
+            let answer = accept(&mut rtc, &offer).unwrap_or_else(|unfit| panic!("{name}: {unfit}"));
+            for line in ["a=ice-lite", "a=recvonly", "a=rtcp-mux"].iter().chain(want) {
+                assert!(answer.lines().any(|it| it == *line), "{name}: no {line} in {answer}");
+            }
+            assert!(answer.contains(" opus/48000/2") && !answer.contains("VP8"), "{name}: {answer}");
+            let first = answer.lines().find(|line| line.starts_with("a=candidate:"));
+            assert!(
+                first.is_some_and(|it| it.contains(" udp ") && it.contains(" 192.0.2.1 8000 typ host")),
+                "{name}: {first:?}"
+            );
+        }
+    }
+
     #[test]
     fn every_profile_is_taken_in_packetization_mode_1_and_vp8_left_out() {
         for profile in ["42001f", "42e01f", "42c01f", "4d001f", "4d401f", "640034", "640c1f", "f4001f", "6e0028"] {
@@ -358,6 +526,19 @@ mod tests {
         assert!(with.contains("stereo=1;sprop-stereo=1;usedtx=1\r\n") && with.contains("useinbandfec=1"), "{with}");
         let without = answer("42e01f", (";usedtx=1", "")).unwrap();
         assert!(without.contains("sprop-stereo=1\r\n"), "{without}");
+    }
+
+    #[test]
+    fn sound_that_is_sent_twice_is_taken_and_never_asked_for_by_who_does_not_offer_it() {
+        // As Chromium does; and as a sender that would rather.
+        for payloads in ["111 63", "63 111"] {
+            let section = "SAVPF 111\r\nc=IN IP4 0.0.0.0\r\n";
+            let red = section.replace("111", payloads) + "a=rtpmap:63 red/48000/2\r\na=fmtp:63 111/111\r\n";
+            let with = answer("42e01f", (section, &red)).unwrap();
+            assert!(with.contains("SAVPF 63 111\r\n") && with.contains("a=fmtp:63 111/111\r\n"), "{with}");
+            assert!(with.contains("a=rtpmap:111 opus/48000/2") && with.contains("sprop-stereo=1"), "{with}");
+        }
+        assert!(!answer("42e01f", ("", "")).unwrap().contains("red/"));
     }
 
     #[test]

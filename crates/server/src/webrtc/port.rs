@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bytes::{Bytes, BytesMut};
 use bywash_media::StreamKey;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use str0m::Candidate;
 use str0m::config::DtlsCert;
@@ -61,14 +63,38 @@ pub struct Port {
     own: HashSet<IpAddr>,
     certificate: DtlsCert,
     max_sessions: usize,
+    counters: Counters,
     table: Mutex<Table>,
     tasks: Mutex<JoinSet<()>>,
+}
+
+/// What Prometheus is told of all sessions.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// Sessions that publish, and that play, connected or not yet.
+    pub publishers: Gauge,
+    /// See [`Counters::publishers`].
+    pub players: Gauge,
+    /// Bytes that came over UDP for a session.
+    pub bytes: Counter,
+    /// Reads of the socket that were thrown away as their session was too slow.
+    pub dropped: Counter,
+    /// Requests to send packets again: ours to publishers, and those of players.
+    pub nacks: Counter,
+    /// Places where something was lost of what a publisher sent, and did not come again.
+    pub gaps: Counter,
 }
 
 /// `webrtc.max_sessions` is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} WebRTC sessions are open: no more are taken")]
 pub struct Full(pub usize);
+
+impl Counters {
+    fn sessions(&self, publishes: bool) -> &Gauge {
+        if publishes { &self.publishers } else { &self.players }
+    }
+}
 
 impl Port {
     /// Binds both sockets to one port number, and finds or makes the certificate in `data_dir`.
@@ -86,6 +112,8 @@ impl Port {
         if local.ip().is_unspecified() {
             own = sys::interface_addresses().context("list this host's addresses")?;
             own.retain(|ip| local.is_ipv6() || ip.is_ipv4());
+            // ffmpeg tries none but the first.
+            own.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6()));
             own.truncate(ADDRESSES_MAX);
         }
         let bound = Some(local.ip()).filter(|ip| !ip.is_unspecified());
@@ -105,6 +133,7 @@ impl Port {
             own: own.into_iter().collect(),
             certificate: certificate::load(data_dir)?,
             max_sessions: config.max_sessions,
+            counters: Counters::default(),
             table: Mutex::default(),
             tasks: Mutex::default(),
         }))
@@ -113,6 +142,11 @@ impl Port {
     /// Where both sockets really listen.
     pub fn address(&self) -> SocketAddr {
         self.local
+    }
+
+    /// The counters, for all sessions together.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Hands packets to the sessions until `stop`; then ends the sessions that are left.
@@ -171,6 +205,7 @@ impl Port {
         }
         let id = Id::random();
         table.insert(id, Entry::new(key, publishes, mail, orders, Instant::now()), user);
+        self.counters.sessions(publishes).inc();
         Ok(id)
     }
 
@@ -179,7 +214,9 @@ impl Port {
     }
 
     pub(super) fn close(&self, id: Id) {
-        self.table().remove(id);
+        if let Some(entry) = self.table().remove(id) {
+            self.counters.sessions(entry.publishes).dec();
+        }
     }
 
     pub(super) fn certificate(&self) -> DtlsCert {
@@ -254,7 +291,10 @@ impl Port {
                 };
                 let destination = self.candidate(meta.dst_ip, &source);
                 let data = Bytes::copy_from_slice(data);
-                let _ = entry.mail.try_send(Packets { source, destination, at, data, stride, tcp: None });
+                self.counters.bytes.inc_by(data.len() as u64);
+                if entry.mail.try_send(Packets { source, destination, at, data, stride, tcp: None }).is_err() {
+                    self.counters.dropped.inc();
+                }
             }
         }
     }

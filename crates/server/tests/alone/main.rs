@@ -1,5 +1,6 @@
 //! What measures time: one at a time, with the machine to itself.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,8 @@ use bywash_testkit::media::assert_clean;
 use bywash_testkit::publisher::{Flow, Pace};
 use bywash_testkit::sink::{latencies, quantile};
 use bywash_testkit::{
-    Browser, Forwarder, Manner, Nginx, Publisher, Server, Setup, Sink, Unanswered, Way, alone, eventually, secs,
+    Browser, Flock, Forwarder, Manner, Media, Nginx, Publisher, Server, Setup, Sink, Unanswered, Way, alone,
+    eventually, rtc, secs,
 };
 
 /// The latencies of `count` calls at 30 a second, in milliseconds, sorted.
@@ -124,12 +126,45 @@ fn scale_300_publishers_200_hanging_targets() {
 }
 
 #[test]
-fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
+fn scale_of_webrtc_without_a_picture_lost() {
     let _alone = alone();
-    let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
+    let soak = std::env::var_os("BYWASH_SOAK").is_some();
+    let (idle, busy, span) = if soak { (100, 50, secs(30)) } else { (20, 10, secs(8)) };
+    let (server, sink) = (Server::start(Setup::default()), Sink::start(Manner::Take));
+    let names: Vec<String> = (0..busy).map(|n| format!("s{n}")).collect();
+    names.iter().for_each(|name| server.relay(name, &sink.url(name)));
+    let silent: Vec<String> = (0..idle).map(|n| server.whip(&format!("i{n}"))).collect();
+    let silent = Flock::start(&silent, None);
+    // 25 pictures a second: 300 kbit/s.
+    let pace = Pace { frame_rate: 25, picture: 1250, audio: 0, group: 50 };
+    let opus = Arc::new([vec![0xfc, 0xff, 0xfe]]);
+    let addresses: Vec<String> = names.iter().map(|name| server.whip(name)).collect();
+    let flock = Flock::start(&addresses, Some(rtc::Media { pace, opus }));
+    names.iter().for_each(|name| sink.wait_for(name, secs(20)));
+    let from = Instant::now();
+    thread::sleep(span);
+    let mut late = Vec::new();
+    for name in &names {
+        let session = sink.session(name).expect("a session");
+        let arrivals: Vec<_> = session.arrivals.into_iter().filter(|it| it.at > from && it.kind == 9).collect();
+        let counts: Vec<u32> = arrivals.iter().filter(|it| !it.is_header()).map(|it| it.count()).collect();
+        let all = counts.len() as u64 > 22 * span.as_secs() && counts.windows(2).all(|pair| pair[1] == pair[0] + 1);
+        assert!(all, "{name} lost pictures: {counts:?}");
+        late.extend(latencies(&arrivals));
+    }
+    late.sort_by(f64::total_cmp);
+    println!("{} pictures, p50 {:.1} ms, p99 {:.1} ms", late.len(), quantile(&late, 0.5), quantile(&late, 0.99));
+    let (_, page) = server.get("/metrics").expect("metrics");
+    for line in ["bywash_webrtc_dropped_total 0".to_owned(), format!("bywash_webrtc_publishers {}", idle + busy)] {
+        assert!(page.lines().any(|it| it == line), "no {line} in {page}");
+    }
+    assert_eq!((silent.ended(), flock.ended()), (0, 0));
+}
+
+/// A bad way to the server's WebRTC port, and JavaScript that sends a page by it, in place of the server's own port and TCP.
+fn bad_network(server: &Server) -> (Forwarder, String) {
     let way = Way { loss: 0.05, delay: Duration::from_millis(50), jitter: Duration::from_millis(20) };
     let forwarder = Forwarder::start(server.webrtc_port(), way, 1);
-    // The page is told the forwarder's port instead of the server's, and of no TCP.
     let detour = format!(
         "const set = RTCPeerConnection.prototype.setRemoteDescription;
         RTCPeerConnection.prototype.setRemoteDescription = function ({{ type, sdp }}) {{
@@ -139,6 +174,37 @@ fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
         server.webrtc_port(),
         forwarder.port(),
     );
+    (forwarder, detour)
+}
+
+#[test]
+fn a_player_behind_a_bad_network_goes_on_decoding() {
+    let _alone = alone();
+    let (server, browser) = (Server::start(Setup::default()), Browser::start());
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    let (forwarder, detour) = bad_network(&server);
+    let page = browser.open(&format!("{}&auto=play", server.page("play", "show")), &detour);
+    page.wait("at('state').textContent === 'Playing.'", secs(20));
+    let video = |field: &str| {
+        let told = page.eval(&format!("session.numbers('inbound-rtp').then((it) => it.video?.{field} ?? 0)"));
+        told.as_f64().unwrap_or(0.0)
+    };
+    eventually("the first pictures", secs(20), || (video("framesDecoded") > 25.0).then_some(()));
+    let (had, frozen, begin) = (video("framesDecoded"), video("totalFreezesDuration"), Instant::now());
+    thread::sleep(secs(20));
+    let (decoded, took) = (video("framesDecoded") - had, begin.elapsed().as_secs_f64());
+    let frozen = video("totalFreezesDuration") - frozen;
+    let ((lost, _), nacks) = (forwarder.counts(), video("nackCount"));
+    println!("{lost} datagrams lost, {nacks} asked for again; {decoded} pictures in {took:.1} s, {frozen:.2} s frozen");
+    assert!(lost > 30 && nacks > 0.0, "{lost} datagrams lost, {nacks} asked for again");
+    assert!(decoded > 25.0 * took * 0.9 && frozen < 0.15 * took, "{decoded} pictures in {took} s, {frozen} s frozen");
+}
+
+#[test]
+fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
+    let _alone = alone();
+    let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
+    let (forwarder, detour) = bad_network(&server);
     server.relay("cam", &nginx.url("cam"));
     let page = browser.open(&format!("{}&auto=camera", server.page("publish", "cam")), &detour);
     page.wait("at('state').textContent === 'Live.'", secs(20));

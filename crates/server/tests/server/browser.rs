@@ -6,8 +6,12 @@ use std::process::{Command, Stdio};
 
 use bywash_testkit::browser::Page;
 use bywash_testkit::media::{assert_clean, count};
-use bywash_testkit::server::binary;
-use bywash_testkit::{Browser, Media, Nginx, Process, Scratch, Server, Setup, eventually, flash, secs};
+use bywash_testkit::server::{APP, binary};
+use bywash_testkit::{
+    Browser, Firefox, Manner, Media, Nginx, Process, Scratch, Server, Setup, Sink, eventually, flash, flv, secs,
+};
+
+use crate::enhanced::{decodes, enhanced};
 
 /// Publishes what the browser's camera shows until nginx has `tags` tags of it; gives the page and nginx's recording.
 fn publish<'a>(browser: &'a Browser, server: &Server, nginx: &Nginx, before: &str, tags: usize) -> (Page<'a>, PathBuf) {
@@ -34,6 +38,104 @@ fn what_a_browser_publishes_reaches_the_cdn_as_h264_and_aac() {
         let codec = if tag.kind == 9 { tag.body[0] & 15 } else { tag.body[0] >> 4 };
         assert_eq!(codec, if tag.kind == 9 { 7 } else { 10 }, "H.264 and AAC");
     }
+}
+
+/// JavaScript: publishes the camera as `cam`; the sender of its pictures is `sender`. `first` is the only codec that is offered,
+/// `layers` are its encodings.
+fn own_session(first: &str, layers: &str) -> String {
+    format!(
+        "(async () => {{
+          const media = await navigator.mediaDevices.getUserMedia({{ video: {{ width: 1280, height: 720 }}, audio: true }});
+          const pc = (window.pc = new RTCPeerConnection());
+          const pictures = pc.addTransceiver(media.getVideoTracks()[0], {{ direction: 'sendonly', sendEncodings: {layers} }});
+          const codecs = RTCRtpSender.getCapabilities('video').codecs;
+          pictures.setCodecPreferences(codecs.filter((codec) => codec.mimeType === 'video/{first}'));
+          pc.addTransceiver(media.getAudioTracks()[0], {{ direction: 'sendonly' }});
+          window.sender = pictures.sender;
+          await pc.setLocalDescription();
+          while (pc.iceGatheringState !== 'complete') await new Promise((done) => setTimeout(done, 50));
+          const headers = {{ 'Content-Type': 'application/sdp' }};
+          const body = pc.localDescription.sdp;
+          const answer = await fetch('/whip/v1/{APP}/cam', {{ method: 'POST', headers, body }});
+          if (answer.status !== 201) throw new Error(await answer.text());
+          await pc.setRemoteDescription({{ type: 'answer', sdp: await answer.text() }});
+        }})()"
+    )
+}
+
+#[test]
+fn what_firefox_publishes_reaches_a_target() {
+    let setup = Setup { everywhere: true, ..Setup::default() };
+    let (sink, server, browser) = (Sink::start(Manner::Keep), Server::start(setup), Firefox::start());
+    server.relay("cam", &sink.url("cam"));
+    browser.open(&server.page("publish", "cam"));
+    // H.264 comes as a download, later; AV1 is there from the beginning.
+    browser.run(&own_session("AV1", "[{}]"));
+    eventually("pictures", secs(30), || (sink.pictures("cam") > 60).then_some(()));
+    let kept = sink.session("cam").expect("a session").kept;
+    let sounds = kept.iter().filter(|tag| tag.kind == 8 && tag.is_frame()).count();
+    assert!(sounds > 60 && kept.iter().all(|tag| tag.kind != 8 || tag.body[0] == 0xaf), "{sounds} packets of AAC");
+    av1_decodes(&kept);
+}
+
+/// Waits until the stream's pictures are so wide.
+#[track_caller]
+fn wait_width(server: &Server, width: u32) {
+    eventually(&format!("pictures {width} wide"), secs(30), || {
+        (server.ok("DescribeStreams", &[("StreamId", "cam")])["Streams"][0]["Width"] == width).then_some(())
+    });
+}
+
+#[test]
+fn of_a_simulcast_the_largest_layer_goes_out_and_another_steps_in_for_it() {
+    let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
+    server.relay("cam", &nginx.url("cam"));
+    let page = browser.open(&server.page("publish", "cam"), "");
+    let layers = "[{ rid: 'l', scaleResolutionDownBy: 4 }, { rid: 'm', scaleResolutionDownBy: 2 }, { rid: 'h' }]";
+    page.eval(&own_session("H264", layers));
+    wait_width(&server, 1280);
+    let turn = |rid: &str, on: bool| {
+        page.eval(&format!(
+            "(async () => {{
+              const set = sender.getParameters();
+              set.encodings.find((it) => it.rid === '{rid}').active = {on};
+              await sender.setParameters(set);
+            }})()"
+        ));
+    };
+    turn("h", false);
+    wait_width(&server, 640);
+    turn("m", false);
+    wait_width(&server, 320);
+    turn("h", true);
+    wait_width(&server, 1280);
+    let tags = flv::tags(&nginx.recordings("cam")[0]).0.len();
+    let file = nginx.wait_for("cam", tags + 60);
+    assert_eq!(nginx.sessions("cam"), 1);
+    let tags = assert_clean(&file);
+    // A layer is silent for 1.5 s before another is asked to begin anew, within a second and a half.
+    let times: Vec<_> = tags.iter().filter(|tag| tag.kind == 9 && tag.is_frame()).map(|tag| tag.timestamp).collect();
+    let gap = times.windows(2).map(|pair| pair[1] - pair[0]).max();
+    assert!(gap < Some(5_000), "pictures stood still for {gap:?} ms");
+}
+
+#[test]
+fn av1_reaches_a_target_that_takes_it_as_it_is() {
+    let (sink, server, browser) = (Sink::start(Manner::Keep), Server::start(Setup::default()), Browser::start());
+    server.relay("cam", &sink.url("cam"));
+    let page = browser.open(&server.page("publish", "cam"), "");
+    page.eval(&own_session("AV1", "[{}]"));
+    eventually("pictures", secs(30), || (sink.pictures("cam") > 60).then_some(()));
+    assert_eq!(server.ok("DescribeStreams", &[("StreamId", "cam")])["Streams"][0]["VideoCodec"], "AV1");
+    av1_decodes(&sink.session("cam").expect("a session").kept);
+}
+
+fn av1_decodes(kept: &[flv::Tag]) {
+    let (header, pictures) = enhanced(kept, b"av01");
+    // Low-overhead OBUs (AV1 §5) want a temporal delimiter each, which RTMP leaves out; the record holds the sequence header.
+    let stream =
+        pictures.iter().fold(vec![0x12, 0], |stream, picture| [&stream, &header[4..], picture, &[0x12, 0]].concat());
+    decodes(&stream, "obu", pictures.len());
 }
 
 /// Plays the stream in a page until pictures and sound have come out.

@@ -6,6 +6,7 @@ mod browser;
 mod callback;
 mod command;
 mod crash;
+mod enhanced;
 mod growth;
 mod hostile;
 mod media;

@@ -135,6 +135,34 @@ fn opus_reaches_a_cdn_as_aac_without_a_hole_and_in_its_place_and_an_enhanced_tar
     }
 }
 
+/// `cargo test --no-default-features -p bywash --test server -- a_build_without`
+#[test]
+#[cfg(not(feature = "aac-fdk"))]
+fn a_build_without_an_aac_encoder_says_so_and_relays_what_needs_none() {
+    let (sink, server) = (Sink::start(Manner::Take), Server::start(Setup::default()));
+    let publishing = [Media::Plain.publish(&server.rtmp("plain")), Media::VideoOnly.publish(&server.rtmp("silent"))];
+    let (head, packets) = opus();
+    let mut publisher = Publisher::connect(&server.rtmp("show")).expect("it is taken");
+    publisher.raw(8, 0, head).expect("it is taken");
+    for (at, body) in &packets[..20] {
+        publisher.raw(8, *at, body.clone()).expect("it is taken");
+    }
+    eventually("Opus is known", secs(5), || {
+        (server.ok("DescribeStreams", &[("StreamId", "show")])["Streams"][0]["AudioCodec"] == "Opus").then_some(())
+    });
+    ["show", "plain", "silent"].iter().for_each(|name| server.relay(name, &sink.url(name)));
+    for name in ["plain", "silent"] {
+        sink.wait_for(name, secs(10));
+    }
+    let rule = eventually("the rule says why", secs(10), || {
+        server.rule("show", &sink.url("show")).filter(|rule| !rule["LastError"].as_str().unwrap_or_default().is_empty())
+    });
+    let why = rule["LastError"].as_str().unwrap_or_default();
+    assert!(why.contains("this build has no AAC encoder (it has: Opus)"), "{rule}");
+    assert!(rule["State"] == 1 && sink.session("show").is_none(), "{rule}");
+    drop(publishing);
+}
+
 #[test]
 fn a_target_that_wants_sound_gets_silence_where_there_is_none() {
     let (cdn, server) = (Nginx::start(), Server::start(Setup::app("cdn.silent_audio = [\"localhost\"]")));

@@ -6,10 +6,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bywash_media::Codec;
+use bywash_media::codec::nal;
 use bywash_testkit::server::{APP, PUBLISH_KEY, publish_query};
-use bywash_testkit::{Media, Nginx, Process, Receiver, Scratch, Server, Setup, eventually, media, secs};
+use bywash_testkit::{Manner, Media, Nginx, Process, Receiver, Scratch, Server, Setup, Sink, eventually, media, secs};
 
-/// The client that `whip.py` is.
+use crate::enhanced::{decodes, enhanced};
+
+/// The client that `whip.py` is, or `gst.py`.
 struct Client {
     process: Process,
     dir: Scratch,
@@ -17,12 +21,21 @@ struct Client {
 
 impl Client {
     fn start(url: &str, options: &[&str]) -> Client {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let (python, dir) = (root.join("../../target/venv/bin/python"), Scratch::new());
+        let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/venv/bin/python");
         assert!(python.is_file(), "aiortc is not installed; run `make setup`");
+        Client::run(&python, "whip.py", url, options)
+    }
+
+    /// One of GStreamer, which only the system's Python knows.
+    fn start_gst(url: &str, codec: &str) -> Client {
+        Client::run(Path::new("/usr/bin/python3"), "gst.py", url, &[codec])
+    }
+
+    fn run(python: &Path, script: &str, url: &str, options: &[&str]) -> Client {
+        let (root, dir) = (Path::new(env!("CARGO_MANIFEST_DIR")), Scratch::new());
         let output = || std::fs::OpenOptions::new().create(true).append(true).open(dir.join("said")).expect("a file");
         let mut command = Command::new(python);
-        command.arg(root.join("tests/server/whip.py")).arg(url).args(options);
+        command.arg(root.join("tests/server").join(script)).arg(url).args(options);
         let process = Process::start(command.stdin(Stdio::piped()).stdout(output()).stderr(output()));
         Client { process, dir }
     }
@@ -67,9 +80,41 @@ fn whip_is_relayed_and_told_of() {
         (&described["Streams"][0]["Protocol"], &described["Streams"][0]["VideoCodec"]),
         (&"WHIP".into(), &"H.264".into())
     );
+    let told = |line: &str| server.get("/metrics").is_ok_and(|(_, page)| page.lines().any(|it| it == line));
+    assert!(told("bywash_webrtc_publishers 1") && told("bywash_webrtc_dropped_total 0"));
     client.end();
     assert_eq!(receiver.wait_any("stream_close", "show")["type"], "0");
+    assert!(told("bywash_webrtc_publishers 0") && told("bywash_webrtc_players 0"));
     media::assert_clean(&recorded);
+}
+
+#[test]
+fn gstreamer_is_relayed_in_h264() {
+    let (cdn, server) = (Nginx::start(), Server::start(Setup::default()));
+    server.relay("show", &cdn.url("show"));
+    let client = Client::start_gst(&server.whip("show"), "H264");
+    client.wait("connected");
+    let recorded = cdn.wait_for("show", 200);
+    client.end();
+    let (pictures, sounds) = media::count(&media::assert_clean(&recorded));
+    assert!(pictures > 50 && sounds > 80, "{pictures} pictures, {sounds} packets of sound");
+}
+
+#[test]
+fn gstreamer_is_relayed_in_h265_to_a_target_that_takes_it() {
+    let (sink, server) = (Sink::start(Manner::Keep), Server::start(Setup::default()));
+    server.relay("show", &sink.url("show"));
+    let client = Client::start_gst(&server.whip("show"), "H265");
+    client.wait("connected");
+    eventually("pictures", secs(20), || (sink.pictures("show") > 60).then_some(()));
+    assert_eq!(server.ok("DescribeStreams", &[("StreamId", "show")])["Streams"][0]["VideoCodec"], "H.265");
+    client.end();
+    let (record, pictures) = enhanced(&sink.session("show").expect("a session").kept, b"hvc1");
+    let sets = nal::Sets::parse(Codec::H265, &record).expect("a record");
+    let annex_b = |unit: &[u8]| [&[0, 0, 0, 1], unit].concat();
+    let mut stream: Vec<u8> = sets.iter().flat_map(|unit| annex_b(unit)).collect();
+    stream.extend(pictures.iter().flat_map(|picture| nal::nals(picture, 4)).flat_map(annex_b));
+    decodes(&stream, "hevc", pictures.len());
 }
 
 #[test]

@@ -1,0 +1,218 @@
+//! Many WebRTC publishers at once, light enough to count what a server does with them: str0m with made-up pictures.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use str0m::change::SdpAnswer;
+use str0m::media::{Direction, Frequency, MediaKind, MediaTime, Mid};
+use str0m::net::{Protocol, Receive};
+use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
+
+use crate::publisher::{self, Pace};
+use crate::{eventually, secs};
+
+/// The parameter sets of [`publisher::sequence_header`], as Annex B.
+const SETS: &[u8] = b"\0\0\0\x01\x67\x42\xc0\x1f\xda\x01\x40\x16\xec\x04\x40\0\0\x03\0\x40\0\0\x0f\x03\xc6\x0c\xa8\0\0\0\x01\x68\xce\x0f\xc8";
+
+/// What each session sends: pictures as [`Pace`] says, whose stamps a [`crate::Sink`] reads, and these packets of Opus, 20 ms each, over
+/// and over.
+#[derive(Clone)]
+pub struct Media {
+    /// The pictures; its sound does not count.
+    pub pace: Pace,
+    /// The sound.
+    pub opus: Arc<[Vec<u8>]>,
+}
+
+/// Publishers in one thread, until dropped.
+pub struct Flock {
+    shared: Arc<Shared>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    connected: AtomicUsize,
+    ended: AtomicUsize,
+    stop: AtomicBool,
+}
+
+impl Flock {
+    /// Publishes to each WHIP address; without media the sessions are connected and silent. Waits until all are connected.
+    #[track_caller]
+    pub fn start(addresses: &[String], media: Option<Media>) -> Flock {
+        let shared = Arc::<Shared>::default();
+        let sessions: Vec<_> = addresses.iter().map(|address| Session::open(address).expect("it is taken")).collect();
+        let (count, its) = (sessions.len(), shared.clone());
+        let thread = Some(thread::spawn(move || run(sessions, media.as_ref(), &its)));
+        let flock = Flock { shared, thread };
+        eventually("all are connected", secs(30), || (flock.shared.connected.load(Relaxed) == count).then_some(()));
+        flock
+    }
+
+    /// How many sessions the server has ended.
+    pub fn ended(&self) -> usize {
+        self.shared.ended.load(Relaxed)
+    }
+}
+
+impl Drop for Flock {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(mut sessions: Vec<Session>, media: Option<&Media>, shared: &Shared) {
+    let (count, mut begin) = (sessions.len() as u32, None);
+    while !shared.stop.load(Relaxed) {
+        let mut rest = Duration::from_millis(5);
+        for (n, session) in sessions.iter_mut().enumerate() {
+            let was = (session.connected, session.rtc.is_alive());
+            session.drive();
+            if !was.0 && session.connected {
+                shared.connected.fetch_add(1, Relaxed);
+            }
+            if was.1 && !session.rtc.is_alive() {
+                shared.ended.fetch_add(1, Relaxed);
+            }
+            if let (Some(media), Some(begin)) = (media, begin) {
+                // Spread over a picture's time.
+                let shift = secs(1) / media.pace.frame_rate * n as u32 / count;
+                rest = rest.min(session.send(media, begin + shift));
+            }
+        }
+        if begin.is_none() && sessions.iter().all(|it| it.connected) {
+            begin = Some(Instant::now());
+        }
+        thread::sleep(rest.min(Duration::from_millis(1)));
+    }
+    for session in &mut sessions {
+        let _ = session.rtc.close();
+        session.drive();
+    }
+}
+
+struct Session {
+    rtc: Rtc,
+    socket: UdpSocket,
+    local: SocketAddr,
+    video: Mid,
+    audio: Mid,
+    connected: bool,
+    key_wanted: bool,
+    /// Pictures and packets of sound that were sent.
+    sent: [u32; 2],
+}
+
+impl Session {
+    fn open(address: &str) -> io::Result<Session> {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        socket.set_nonblocking(true)?;
+        let local = socket.local_addr()?;
+        let config = RtcConfig::new().clear_codecs().enable_h264(true).enable_opus(true, false);
+        let mut rtc = config.build(Instant::now());
+        rtc.add_local_candidate(Candidate::host(local, "udp").map_err(io::Error::other)?);
+        let mut api = rtc.sdp_api();
+        let audio = api.add_media(MediaKind::Audio, Direction::SendOnly, None, None, None);
+        let video = api.add_media(MediaKind::Video, Direction::SendOnly, None, None, None);
+        let (offer, pending) = api.apply().expect("there are changes");
+        let answer = SdpAnswer::from_sdp_string(&post(address, &offer.to_sdp_string())?).map_err(io::Error::other)?;
+        rtc.sdp_api().accept_answer(pending, answer).map_err(io::Error::other)?;
+        Ok(Session { rtc, socket, local, video, audio, connected: false, key_wanted: false, sent: [0; 2] })
+    }
+
+    /// Takes in what has come and sends what is to go.
+    fn drive(&mut self) {
+        let mut datagram = [0; 2000];
+        while let Ok((length, source)) = self.socket.recv_from(&mut datagram) {
+            if let Ok(receive) = Receive::new(Protocol::Udp, source, self.local, &datagram[..length]) {
+                let _ = self.rtc.handle_input(Input::Receive(Instant::now(), receive));
+                self.drain();
+            }
+        }
+        let _ = self.rtc.handle_input(Input::Timeout(Instant::now()));
+        self.drain();
+    }
+
+    fn drain(&mut self) {
+        while let Ok(output) = self.rtc.poll_output() {
+            match output {
+                Output::Transmit(it) => drop(self.socket.send_to(&it.contents, it.destination)),
+                Output::Event(Event::Connected) => self.connected = true,
+                Output::Event(Event::KeyframeRequest(_)) => self.key_wanted = true,
+                Output::Event(_) => {}
+                Output::Timeout(_) => return,
+            }
+        }
+    }
+
+    /// Sends what is due; says how long until the next.
+    fn send(&mut self, media: &Media, begin: Instant) -> Duration {
+        let rates = [media.pace.frame_rate, 50];
+        let now = Instant::now();
+        let mut rest = secs(1);
+        for (kind, rate) in rates.into_iter().enumerate() {
+            let due = begin + Duration::from_secs(1) * self.sent[kind] / rate;
+            if due > now {
+                rest = rest.min(due - now);
+                continue;
+            }
+            let n = self.sent[kind];
+            self.sent[kind] += 1;
+            rest = Duration::ZERO;
+            if kind == 0 {
+                let key = std::mem::take(&mut self.key_wanted) || n.is_multiple_of(media.pace.group);
+                let ticks = n * (90_000 / rate);
+                self.write(self.video, ticks, Frequency::NINETY_KHZ, picture(n, key, media.pace.picture));
+            } else {
+                let packet = media.opus[n as usize % media.opus.len()].clone();
+                self.write(self.audio, n * 960, Frequency::FORTY_EIGHT_KHZ, packet);
+            }
+        }
+        rest
+    }
+
+    fn write(&mut self, mid: Mid, ticks: u32, clock: Frequency, data: Vec<u8>) {
+        if let Some(writer) = self.rtc.writer(mid) {
+            let pt = writer.payload_params().next().expect("a codec was agreed on").pt();
+            let _ = writer.write(pt, Instant::now(), MediaTime::new(ticks.into(), clock), data);
+        }
+        self.drain();
+    }
+}
+
+/// A picture of one slice, which begins with a stamp.
+fn picture(n: u32, key: bool, size: usize) -> Vec<u8> {
+    let mut picture = if key { SETS.to_vec() } else { Vec::new() };
+    picture.extend([0, 0, 0, 1, if key { 0x65 } else { 0x41 }]);
+    let stamp = picture.len();
+    picture.resize(stamp + (size * if key { 6 } else { 1 }).max(40), 0x55);
+    publisher::stamp(&mut picture[stamp..], n);
+    picture
+}
+
+/// POSTs an offer; gives the answer.
+fn post(address: &str, offer: &str) -> io::Result<String> {
+    let (host, path) = address.trim_start_matches("http://").split_once('/').expect("an address with a path");
+    let mut socket = TcpStream::connect(host)?;
+    socket.set_read_timeout(Some(secs(15)))?;
+    let head = format!(
+        "POST /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/sdp\r\nContent-Length: {}\r\n\r\n",
+        offer.len()
+    );
+    socket.write_all(head.as_bytes())?;
+    socket.write_all(offer.as_bytes())?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer)?;
+    match answer.split_once("\r\n\r\n") {
+        Some((head, body)) if head.contains(" 201 ") => Ok(body.to_owned()),
+        _ => Err(io::Error::other(answer)),
+    }
+}
