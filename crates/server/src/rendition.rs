@@ -339,7 +339,7 @@ mod tests {
     fn packet(codec: Codec) -> Bytes {
         let Ok(encoder) = transcode::encoder(codec, 64_000) else { return Bytes::from_static(b"x") };
         let (mut feed, mut out) = (Feed::new(encoder), Vec::new());
-        feed.push(&[0.0; 8192], &mut out);
+        feed.push(&[0.0; 32_768], &mut out);
         out.pop().unwrap()
     }
 
@@ -360,7 +360,14 @@ mod tests {
             let video = tracks.video.is_some();
             twin.take(Event::Tracks(Arc::new(tracks)), Instant::now());
             let begin = n as i64 * 1000;
-            let step = |n: i64| if codecs.contains(&Codec::Aac) { n * 1024 / 48 } else { n * 20 };
+            let samples = if codecs.contains(&Codec::Aac) {
+                1024
+            } else if codecs.contains(&Codec::Mp3) {
+                1152
+            } else {
+                960
+            };
+            let step = |n: i64| n * samples / 48;
             let pictures = (0..25).map(|n| frame(Kind::Video, begin + n * 40, Bytes::from_static(b"p")));
             let sound = heard.map(|heard| {
                 (0..).map(step).take_while(|at| *at < 1000).map(move |at| frame(Kind::Audio, begin + at, heard.clone()))
@@ -408,7 +415,7 @@ mod tests {
         let as_it_is = Sound::Aac { bit_rate: 128_000, takes_opus: true, silence: true };
         check(AAC, &[&[H264, Opus]], "H.264/AAC 25+47").await;
         check(AAC, &[&[H264, Aac]], "H.264/AAC 25+47").await;
-        check(AAC, &[&[H264, Mp3]], "H.264/MP3 25+50").await;
+        check(AAC, &[&[H264, Mp3]], "H.264/MP3 25+42").await;
         check(AAC, &[&[H264]], "H.264/- 25+0").await;
         check(OPUS, &[&[H264, Aac]], "H.264/Opus 25+50").await;
         check(OPUS, &[&[Opus]], "-/Opus 0+50").await;
