@@ -20,6 +20,8 @@ need libnginx-mod-rtmp test -f /usr/lib/nginx/modules/ngx_rtmp_module.so
 need rtmpdump rtmpdump --help                                      # a player
 need chromium chromium --version                                    # a WebRTC publisher and player
 need python3-venv python3 -c "import venv, ensurepip"            # for a WebRTC publisher, below
+need nodejs node --version                                         # runs the S3 server, below
+need npm npm --version
 need librtmp-dev test -f /usr/include/librtmp/rtmp.h               # a publisher
 
 if [ -n "$missing" ]; then
@@ -38,6 +40,15 @@ venv=$(dirname "$0")/../target/venv
 if ! "$venv/bin/python" -c "import aiortc" 2>/dev/null; then        # a WebRTC publisher
     python3 -m venv "$venv"
     "$venv/bin/pip" install --quiet --disable-pip-version-check "aiortc>=1.9,<2"
+fi
+
+s3=$(dirname "$0")/../target/s3
+here=$(dirname "$0")/../crates/testkit/s3
+if ! cmp -s "$here/package-lock.json" "$s3/node_modules/installed"; then        # an S3 server
+    mkdir -p "$s3"
+    cp "$here/package.json" "$here/package-lock.json" "$s3/"
+    npm ci --prefix "$s3" --silent --no-audit --no-fund
+    cp "$here/package-lock.json" "$s3/node_modules/installed"
 fi
 
 if ! command -v cargo >/dev/null && [ ! -x "$HOME/.cargo/bin/cargo" ]; then

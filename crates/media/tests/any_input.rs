@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use bywash_media::codec::{self, aac, av1, h264, h265, mp3, nal, opus};
+use bywash_media::mux::merge::{Index, Piece};
 use bywash_media::mux::{self, Write, adts, flv, fmp4, mp4, ts};
 use bywash_media::{Codec, Frame, Kind, Time, Timeline, Tracks, timeline};
 use proptest::collection::vec;
@@ -103,7 +104,28 @@ proptest! {
                 }
             }
         }
-        record(&tracks, &frames);
+        record(&tracks, &frames, None);
+    }
+
+    #[test]
+    fn damaged_recordings(damage in vec((any::<u16>(), any::<u8>()), 1..6), steps in vec(1i64..90, 2..40)) {
+        let mut reader = flv::Reader::new();
+        let (mut items, mut tracks, mut frames, mut now) = (Vec::new(), Tracks::default(), Vec::new(), 0);
+        let bodies = [SEEDS[0], SEEDS[8]].into_iter().chain([SEEDS[1], b"\xaf\x01\x21\x10".as_slice()].into_iter().cycle());
+        for (nth, body) in bodies.take(steps.len() + 2).enumerate() {
+            let _ = if nth % 2 == 0 { reader.video(&body.into(), &mut items) } else { reader.audio(&body.into(), &mut items) };
+            now += if nth > 1 { steps[nth - 2] } else { 0 };
+            for item in items.drain(..) {
+                match item {
+                    flv::Item::Track(track) => drop(tracks.set(track)),
+                    flv::Item::Frame(flv::Raw { track, cts, key, payload }) => {
+                        frames.push(Frame { track, dts: Time::from_millis(now), cts, key, payload });
+                    }
+                    flv::Item::Ended(_) => {}
+                }
+            }
+        }
+        record(&tracks, &frames, Some(&damage));
     }
 
     #[test]
@@ -111,6 +133,10 @@ proptest! {
         let _ = (mp4::finish(&file[..]).unwrap(), ts::finish(&file[..]).unwrap(), flv::file::finish(&file[..]).unwrap());
         let _ = (adts::finish(&file[..]).unwrap(), mux::mp3::finish(&file[..]).unwrap());
         let _ = fmp4::finish(&file, &file[..]);
+        for read in [Index::mp4, Index::fragments, Index::flv, Index::mp3, Index::adts] {
+            merge(read(&file[..]));
+        }
+        merge(Index::ts(&file[..], &mut Vec::new()));
     }
 
     #[test]
@@ -150,8 +176,26 @@ proptest! {
     }
 }
 
-/// Writes the frames in every format; what has a frame in it must be finished.
-fn record(tracks: &Tracks, frames: &[Frame]) {
+/// Merges what a file that may be damaged says is in it.
+fn merge(index: Result<Index, mux::merge::Error>) {
+    let Ok(index) = index else { return };
+    let piece =
+        |begin, end| Piece { index: &index, begin: Time::from_millis(begin), end: Some(Time::from_millis(end)) };
+    for pieces in [&[piece(0, i64::MAX / 2_000_000)][..], &[piece(30, 700), piece(0, 100)]] {
+        let _ = mux::merge::mp4(pieces);
+        let _ = mux::merge::frames(&pieces[0]);
+    }
+}
+
+/// Writes the frames in every format; what has a frame in it must be finished. Damaged in these places they are read again.
+fn record(tracks: &Tracks, frames: &[Frame], damage: Option<&[(u16, u8)]>) {
+    let damaged = |mut file: Vec<u8>| {
+        for &(at, with) in damage.unwrap_or_default() {
+            let at = usize::from(at) % file.len();
+            file[at] ^= with;
+        }
+        file
+    };
     let mut writes = Vec::new();
     let mut writer = mp4::Writer::new(tracks, &mut writes);
     frames.iter().for_each(|frame| writer.push(frame, &mut writes));
@@ -163,7 +207,15 @@ fn record(tracks: &Tracks, frames: &[Frame]) {
         file.resize(file.len().max(at + bytes.len()), 0);
         file[at..at + bytes.len()].copy_from_slice(&bytes);
     }
-    assert_eq!(mp4::finish(&file[..]).unwrap().is_some(), !frames.is_empty());
+    let finish = mp4::finish(&file[..]).unwrap();
+    assert_eq!(finish.is_some(), !frames.is_empty());
+    for write in finish.iter().flat_map(|it| &it.writes) {
+        let Write::At(at, parts) = write else { continue };
+        let (at, bytes) = (*at as usize, parts.concat());
+        file.resize(file.len().max(at + bytes.len()), 0);
+        file[at..at + bytes.len()].copy_from_slice(&bytes);
+    }
+    merge(Index::mp4(&damaged(file)[..]));
 
     let mut writer = fmp4::Writer::new(tracks);
     let (init, mut segment) = (writer.init(), Vec::new());
@@ -173,12 +225,14 @@ fn record(tracks: &Tracks, frames: &[Frame]) {
         let segment = segment.concat();
         let whole = fmp4::finish(&init, &segment[..]).unwrap().unwrap();
         assert_eq!((whole.writes.len(), whole.len), (0, segment.len() as u64));
+        merge(Index::fragments(&damaged([&init[..], &segment].concat())[..]));
     }
 
     let mut file = Vec::new();
     let mut writer = flv::file::Writer::new(tracks, &mut file);
     frames.iter().for_each(|frame| writer.push(frame, &mut file));
     assert_eq!(flv::file::finish(&file[..]).unwrap().is_some(), !frames.is_empty());
+    merge(Index::flv(&damaged(file)[..]));
 
     if let Some(mut writer) = ts::Writer::new(tracks) {
         let mut file = Vec::new();
@@ -187,6 +241,7 @@ fn record(tracks: &Tracks, frames: &[Frame]) {
         writer.end(&mut file);
         assert!(file.len().is_multiple_of(188) && file.chunks(188).all(|packet| packet[0] == 0x47));
         ts::finish(&file[..]).unwrap();
+        merge(Index::ts(&damaged(file)[..], &mut Vec::new()));
     }
 }
 

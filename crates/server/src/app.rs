@@ -90,7 +90,7 @@ pub struct Server {
     stop: CancellationToken,
     keeper: JoinHandle<()>,
     listeners: [JoinHandle<()>; 3],
-    jobs: [JoinHandle<()>; 2],
+    jobs: [JoinHandle<()>; 3],
     callbacks: (CancellationToken, JoinHandle<()>),
 }
 
@@ -119,6 +119,7 @@ impl Server {
         let lanes = Arc::new(Lanes::start(std::thread::available_parallelism().map_or(1, usize::from))?);
         let grace = Arc::new(ArcSwap::from_pointee(config.publish.grace));
         let urls = urls(&config);
+        let folder = Folder::new(objects.folder().into(), Some(config.record.sync).filter(|it| !it.is_zero()));
 
         let renditions = Arc::<Renditions>::default();
 
@@ -134,7 +135,7 @@ impl Server {
             public_url: config.http.public_url.clone(),
             rtmp_base: config.rtmp_base(rtmp),
             record: plan::RecordSettings {
-                folder: Folder::new(objects.folder().into(), Some(config.record.sync).filter(|it| !it.is_zero())),
+                folder: folder.clone(),
                 full: space::watch(objects.folder().into(), config.record.low_water as u64),
                 urls: urls.clone(),
                 bucket: objects.bucket().is_some(),
@@ -160,7 +161,16 @@ impl Server {
             apps: apps.clone(),
             urls: urls.clone(),
         };
+        let merges = job::merge::Merges {
+            store: store.clone(),
+            objects: objects.clone(),
+            apps: apps.clone(),
+            urls: urls.clone(),
+            folder: folder.clone(),
+            max: config.jobs.max,
+        };
         let jobs = [
+            tokio::spawn(job::merge::run(merges, stop.clone())),
             tokio::spawn(job::upload::run(uploads, stop.clone())),
             tokio::spawn(job::retention::run(store.clone(), objects.clone(), stop.clone())),
         ];

@@ -951,6 +951,7 @@ mod tests {
         assert!(first.relay.allow_private_targets && first.apps[0].server_secret.expose().len() == 32);
         let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&made.file).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(first.apps[0].record["Tencent"], Record::default(), "its first StartCDNRecord works");
         assert!(second.clone().dev_app().unwrap().is_none());
         std::fs::remove_dir_all(folder).unwrap();
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use bywash_media::StreamKey;
 use hmac::{Hmac, KeyInit, Mac};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::{ClientOptions, RetryConfig};
@@ -18,7 +19,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-use crate::config::{self, App, MediaUrl};
+use crate::config::{self, App, Format, MediaUrl};
 
 /// The playlist of an HLS recording, and so the end of its key.
 pub const PLAYLIST: &str = "index.m3u8";
@@ -126,6 +127,11 @@ impl Objects {
         &self.0.uploads
     }
 
+    /// A folder for what merges fetch from the bucket.
+    pub fn scratch(&self) -> PathBuf {
+        self.0.uploads.with_file_name("merge")
+    }
+
     /// The bucket that finished files go to, if there is one.
     pub fn bucket(&self) -> Option<&Bucket> {
         self.0.bucket.as_ref()
@@ -176,6 +182,21 @@ impl Bucket {
         let parts = self.prefix.split('/').chain(key.split('/')).filter(|it| !it.is_empty());
         object_store::path::Path::from_iter(parts)
     }
+}
+
+/// The key of a file of `stream` that begins at `begin_ms` (Unix milliseconds), the `number`th of `task`:
+/// `<appid>/<StreamId>/<yyyy-mm-dd>/<hhmmss>-<task>-<number>.<ext>`, in UTC; of HLS the playlist in a folder of that name.
+pub fn key(stream: &StreamKey, begin_ms: i64, task: &str, number: i64, format: Format) -> String {
+    let utc = bywash_media::playlist::utc(begin_ms);
+    let (date, time) = (&utc[..10], utc[11..19].replace(':', ""));
+    let end = match format {
+        Format::M3u8 => "/index.m3u8",
+        Format::Flv => ".flv",
+        Format::Mp4 => ".mp4",
+        Format::Aac => ".aac",
+        Format::Mp3 => ".mp3",
+    };
+    format!("{stream}/{date}/{time}-{task}-{number}{end}")
 }
 
 /// The content type of a media file, by the end of its key.

@@ -122,7 +122,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("http", "config"),
     ("hub", "live"),
     ("ingest", "config hub lane metrics output plan sys token webrtc wire"),
-    ("job", "callback config object store"),
+    ("job", "callback config object segment store"),
     ("lane", "sys"),
     ("live", ""),
     ("log", ""),

@@ -7,6 +7,7 @@
 //! ends that one process by its id.
 
 pub mod browser;
+pub mod bucket;
 pub mod flash;
 pub mod flv;
 pub mod media;
@@ -28,6 +29,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use browser::Browser;
+pub use bucket::Bucket;
 pub use media::Media;
 pub use nginx::Nginx;
 pub use publisher::Publisher;

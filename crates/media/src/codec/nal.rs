@@ -128,6 +128,11 @@ impl Sets {
         self.length_size
     }
 
+    /// Whether `nal` is a parameter set.
+    pub fn has_kind_of(&self, nal: &[u8]) -> bool {
+        self.id(nal).is_some()
+    }
+
     /// Takes `nal` in if it is a parameter set; says whether that changed the sets.
     pub fn absorb(&mut self, nal: &[u8]) -> bool {
         let Some(id) = self.id(nal) else { return false };

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use bytes::Bytes;
+
 use super::{Finish, Packet, Source, last_whole};
 use crate::codec::aac;
 
@@ -42,6 +44,14 @@ pub fn finish<S: Source + ?Sized>(file: &S) -> io::Result<Option<Finish>> {
     last_whole(file, HEAD, packet)
 }
 
+/// The length of a frame, its header included, and the AudioSpecificConfig that its header stands for.
+pub(super) fn parse(head: &[u8]) -> Option<(usize, Bytes)> {
+    let found = packet(head)?;
+    let (profile, rate, layout) = (head[2] >> 6, head[2] >> 2 & 15, (head[2] & 1) << 2 | head[3] >> 6);
+    let config = [(profile + 1) << 3 | rate >> 1, rate << 7 | layout << 3];
+    Some((found.len, Bytes::copy_from_slice(&config)))
+}
+
 fn packet(head: &[u8]) -> Option<Packet> {
     let &[0xff, kind, rate, high, middle, low, blocks, ..] = head else { return None };
     let len = usize::from(high & 3) << 11 | usize::from(middle) << 3 | usize::from(low >> 5);
@@ -57,7 +67,10 @@ mod tests {
     #[test]
     fn a_header_tells_what_the_configuration_does() {
         let check = |config: &[u8], len, want: Option<[u8; HEAD]>| {
-            assert_eq!(Header::new(config).and_then(|it| it.frame(len)), want, "{config:x?} {len}");
+            let got = Header::new(config).and_then(|it| it.frame(len));
+            assert_eq!(got, want, "{config:x?} {len}");
+            let back = got.and_then(|head| Header::new(&parse(&head)?.1));
+            assert_eq!(back, got.and(Header::new(config)), "{config:x?}");
         };
         check(&[0x11, 0x90], 364, Some([0xff, 0xf1, 0x4c, 0x80, 0x2e, 0x7f, 0xfc]));
         check(&[0x12, 0x08], 0x1ff8, Some([0xff, 0xf1, 0x50, 0x43, 0xff, 0xff, 0xfc]));

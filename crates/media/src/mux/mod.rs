@@ -14,6 +14,7 @@ use crate::Time;
 pub mod adts;
 pub mod flv;
 pub mod fmp4;
+pub mod merge;
 pub mod mp3;
 pub mod mp4;
 pub mod ts;

@@ -8,9 +8,12 @@
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::adts;
+use super::mp4::packet_ticks;
 use super::{Finish, Source};
-use crate::codec::nal;
+use crate::codec::{self, mp3, nal};
 use crate::{Codec, Format, Frame, Kind, Time, Track, Tracks};
 
 const PACKET: usize = 188;
@@ -345,9 +348,166 @@ pub fn finish<S: Source + ?Sized>(file: &S) -> io::Result<Option<Finish>> {
     Ok(clock.duration().and_then(|duration| Finish::cut(file.size(), end, duration)))
 }
 
+/// Reads segments, one behind the other, back to what [`Writer`] got: gives `take` each frame with its track. A track's record is
+/// made of the parameter sets, the same for the same encoder.
+pub(super) fn read<S: Source + ?Sized, E: From<io::Error>>(
+    file: &S,
+    mut take: impl FnMut(&Track, Frame) -> Result<(), E>,
+) -> Result<(), E> {
+    const WINDOW: u64 = 348 * PACKET as u64;
+    let whole = file.size() / PACKET as u64 * PACKET as u64;
+    let mut streams = [Stream::default(), Stream::default()];
+    let (mut window, mut at) = (Vec::new(), 0);
+    while at < whole {
+        window.resize(WINDOW.min(whole - at) as usize, 0);
+        file.read_at(at, &mut window)?;
+        at += window.len() as u64;
+        for packet in window.chunks_exact(PACKET) {
+            let (start, pid) = (packet[1] & 0x40 != 0, u16::from_be_bytes([packet[1] & 0x1f, packet[2]]));
+            let field = if packet[3] & 0x20 != 0 { 1 + usize::from(packet[4]) } else { 0 };
+            let payload = packet.get(4 + field..).unwrap_or_default();
+            match pid {
+                PMT if start => codecs(payload, &mut streams),
+                VIDEO | AUDIO => {
+                    let stream = &mut streams[usize::from(pid == AUDIO)];
+                    if start {
+                        stream.end(&mut take)?;
+                    }
+                    if stream.pes.len() < PES_MAX {
+                        stream.pes.extend(payload);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    streams.iter_mut().try_for_each(|stream| stream.end(&mut take))
+}
+
+/// More than any picture.
+const PES_MAX: usize = 64 << 20;
+
+/// A stream that is being read.
+#[derive(Default)]
+struct Stream {
+    codec: Option<Codec>,
+    /// Of pictures only.
+    sets: Option<nal::Sets>,
+    track: Option<Track>,
+    pes: Vec<u8>,
+    /// The last decoding time, as told and with what has wrapped.
+    clock: Option<(i64, i64)>,
+}
+
+impl Stream {
+    /// Takes the PES packet at hand for whole.
+    fn end<E>(&mut self, take: &mut impl FnMut(&Track, Frame) -> Result<(), E>) -> Result<(), E> {
+        let pes = std::mem::take(&mut self.pes);
+        let parts = |pes: &[u8]| {
+            let data = pes.len().min(9 + usize::from(*pes.get(8)?));
+            Some((stamp(pes)?, stamp_at(pes, 9)?, data))
+        };
+        let (Some(codec), Some((told, pts, data))) = (self.codec, parts(&pes)) else { return Ok(()) };
+        // Sound before the first time is told as a time that has wrapped.
+        let dts = self.clock.map_or(told - DELAY, |(before, dts)| {
+            let step = (told - before) & WRAP;
+            dts + if step > WRAP / 2 { step - WRAP - 1 } else { step }
+        });
+        self.clock = Some((told, dts));
+        let (dts, cts) = (Time::from_ticks(dts, RATE), Time::from_ticks((pts - told) & WRAP, RATE));
+        match codec.kind() {
+            Kind::Video => self.picture(codec, dts, cts, &pes[data..], take),
+            Kind::Audio => self.sound(codec, dts, &pes[data..], take),
+        }
+    }
+
+    fn picture<E>(
+        &mut self,
+        codec: Codec,
+        dts: Time,
+        cts: Time,
+        data: &[u8],
+        take: &mut impl FnMut(&Track, Frame) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let sets = self.sets.get_or_insert_with(|| nal::Sets::new(codec));
+        let mut payload = Vec::with_capacity(data.len());
+        for unit in nal::nals(&nal::from_annex_b(data), 4) {
+            let Some(first) = unit.first() else { continue };
+            let delimiter = match codec {
+                Codec::H264 => first & 31 == 9,
+                _ => first >> 1 & 63 == 35,
+            };
+            if sets.absorb(unit) {
+                self.track = None;
+            } else if !delimiter && !sets.has_kind_of(unit) {
+                payload.extend((unit.len() as u32).to_be_bytes());
+                payload.extend(unit);
+            }
+        }
+        if self.track.is_none() {
+            self.track = sets.record().and_then(|record| codec::track(codec, record).ok());
+        }
+        let key = codec::is_key(codec, &payload);
+        match &self.track {
+            Some(track) => take(track, Frame { track: Kind::Video, dts, cts, key, payload: payload.into() }),
+            None => Ok(()),
+        }
+    }
+
+    fn sound<E>(
+        &mut self,
+        codec: Codec,
+        dts: Time,
+        mut data: &[u8],
+        take: &mut impl FnMut(&Track, Frame) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (mut samples, mut rate) = (0, RATE);
+        loop {
+            let found = match codec {
+                Codec::Aac => adts::parse(data).map(|(len, config)| (len, adts::HEAD, config)),
+                _ => mp3::Header::parse(data).map(|it| (it.len.into(), 0, Bytes::copy_from_slice(data))),
+            };
+            let Some((len, head, config)) = found.filter(|it| it.1 < it.0 && it.0 <= data.len()) else { return Ok(()) };
+            let Ok(track) = codec::track(codec, config) else { return Ok(()) };
+            if let Format::Audio { sample_rate, .. } = track.format {
+                rate = sample_rate;
+            }
+            let payload = Bytes::copy_from_slice(&data[head..len]);
+            let at = dts + Time::from_ticks(samples, rate);
+            samples += i64::from(packet_ticks(&track, &payload));
+            take(&track, Frame { track: Kind::Audio, dts: at, cts: Time::ZERO, key: true, payload })?;
+            data = &data[len..];
+        }
+    }
+}
+
+/// Notes what the PMT says is in each stream, behind its pointer.
+fn codecs(pmt: &[u8], streams: &mut [Stream; 2]) {
+    let mut rest = pmt.get(1 + 12..).unwrap_or_default();
+    while let &[kind, p0, p1, l0, l1, ..] = rest {
+        let codec = match kind {
+            0x1b => Codec::H264,
+            0x24 => Codec::H265,
+            0x0f => Codec::Aac,
+            0x03 | 0x04 => Codec::Mp3,
+            // What follows is the CRC, or nothing of ours.
+            _ => return,
+        };
+        match u16::from_be_bytes([p0 & 0x1f, p1]) {
+            VIDEO => streams[0].codec = Some(codec),
+            AUDIO => streams[1].codec = Some(codec),
+            _ => return,
+        }
+        rest = rest.get(5 + usize::from(u16::from_be_bytes([l0 & 15, l1]))..).unwrap_or_default();
+    }
+}
+
 /// The decoding time in a PES header.
 fn stamp(pes: &[u8]) -> Option<i64> {
-    let at = if pes.get(7)? & 0x40 != 0 { 14 } else { 9 };
+    stamp_at(pes, if pes.get(7)? & 0x40 != 0 { 14 } else { 9 })
+}
+
+fn stamp_at(pes: &[u8], at: usize) -> Option<i64> {
     let byte = |n: usize| pes.get(at + n).map(|&byte| i64::from(byte));
     Some((byte(0)? >> 1 & 7) << 30 | byte(1)? << 22 | (byte(2)? >> 1) << 15 | byte(3)? << 7 | byte(4)? >> 1)
 }

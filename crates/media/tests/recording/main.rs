@@ -2,6 +2,7 @@
 
 mod files;
 mod hls;
+mod merge;
 mod mp4;
 mod source;
 

@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 pub mod callback;
+pub mod merge;
 pub mod retention;
 pub mod upload;
 

@@ -96,3 +96,78 @@ async fn delete(objects: &Objects, file: &File) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Vendor};
+    use crate::store::tests::{Dir, key};
+    use crate::store::{About, FileState};
+
+    /// Keeps files with an id, a format and when they expire; what is left of them at `now_ms` on the disk and as rows, after
+    /// those of `deleted` were deleted by a call.
+    async fn check(files: &[(&str, Format, i64)], deleted: &[&str], now_ms: i64, want: &[&str]) {
+        let (rows, data) = (Dir::new(), Dir::new());
+        let store = rows.open().await;
+        let objects = Objects::new(&config::Media::default(), data.path()).unwrap();
+        for &(id, format, expire_ms) in files {
+            let path = crate::object::key(&key("show"), 0, id, 1, format);
+            let at = objects.local(&path);
+            std::fs::create_dir_all(at.parent().unwrap()).unwrap();
+            std::fs::write(&at, "media").unwrap();
+            if format == Format::M3u8 {
+                std::fs::write(at.with_file_name("0.ts"), "media").unwrap();
+            }
+            let file = File {
+                id: id.into(),
+                key: key("show"),
+                vendor: Vendor::Tencent,
+                record: String::new(),
+                format,
+                path,
+                state: FileState::Ready,
+                interrupted: false,
+                begin_ms: 0,
+                end_ms: 0,
+                duration_ms: 0,
+                size: 5,
+                etag: String::new(),
+                about: About::default(),
+                name: "show".into(),
+                created_ms: 0,
+                updated_ms: 0,
+                expire_ms,
+            };
+            let mut tx = store.begin().await.unwrap();
+            tx.file_open(&file).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+        let environment = bywash_media::Environment::Production;
+        let mut tx = store.begin().await.unwrap();
+        for id in deleted {
+            assert!(tx.file_delete(7, environment, Vendor::Tencent, id, 0).await.unwrap());
+        }
+        tx.commit().await.unwrap();
+        assert!(!turn(&store, &objects, now_ms).await.unwrap());
+
+        let mut left = Vec::new();
+        for &(id, format, _) in files {
+            let row = store.read().await.unwrap().file(7, environment, id).await.unwrap();
+            let there = objects.local(&crate::object::key(&key("show"), 0, id, 1, format)).exists();
+            assert_eq!(row.is_some(), there, "{id}");
+            left.extend(there.then_some(id));
+        }
+        assert_eq!(left, want);
+        assert_eq!(objects.folder().join("7").exists(), !want.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_expired_or_deleted_goes_with_its_bytes_and_nothing_else_does() {
+        use Format::{Flv, M3u8, Mp4};
+        let files = [("a", Mp4, 0), ("b", M3u8, 1000), ("c", Flv, 2000)];
+        check(&files, &[], 999, &["a", "b", "c"]).await;
+        check(&files, &[], 1000, &["a", "c"]).await;
+        check(&files, &["a"], 0, &["b", "c"]).await;
+        check(&files, &["a"], 5000, &[]).await;
+    }
+}

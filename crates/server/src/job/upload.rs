@@ -58,9 +58,13 @@ pub struct Uploads {
     pub urls: Urls,
 }
 
-/// Uploads until `stop`; at once over where there is no bucket. What is not uploaded by then goes on at the next start.
+/// Uploads until `stop`. What is not uploaded by then goes on at the next start. Where there is no bucket, what waited for one is
+/// announced as it is.
 pub async fn run(uploads: Uploads, stop: CancellationToken) {
     if uploads.objects.bucket().is_none() {
+        if let Err(error) = uploads.announce_all().await {
+            warn!("files that waited for a bucket: {error:#}");
+        }
         return;
     }
     let mut work = uploads.store.work();
@@ -157,6 +161,18 @@ impl Uploads {
         note.remove().await
     }
 
+    async fn announce_all(&self) -> anyhow::Result<()> {
+        loop {
+            let stored = self.stored().await?;
+            for file in &stored {
+                self.announce(file).await?;
+            }
+            if stored.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
     async fn announce(&self, file: &File) -> anyhow::Result<()> {
         let now_ms = now_ms();
         let mut tx = self.store.begin().await?;
@@ -200,7 +216,10 @@ async fn single(bucket: &Bucket, local: &Path, mut note: Note) -> anyhow::Result
 async fn parts(bucket: &Bucket, local: &Path, size: u64, note: &mut Note) -> anyhow::Result<()> {
     let path = bucket.path(&note.key);
     let id = match &note.id {
-        Some(id) => id.clone(),
+        Some(id) => {
+            info!(file = note.key, parts = note.parts.len(), "the upload goes on");
+            id.clone()
+        }
         None => {
             let options = PutMultipartOptions { attributes: attributes(&note.key), ..PutMultipartOptions::default() };
             let id = bucket.store.create_multipart_opts(&path, options).await?;

@@ -18,7 +18,7 @@ use crate::callback;
 use crate::config::{self, App, Vendor};
 use crate::hub;
 use crate::live;
-use crate::object::Urls;
+use crate::object::{self, Urls};
 use crate::output::record::{self, Note, Opening, Recorder, State};
 use crate::segment::Folder;
 use crate::store::{self, File, FileState, Origin, Record, RecordState, RecordStatus, Tx};
@@ -333,7 +333,10 @@ async fn open(tx: &mut Tx, recording: &Recording, openings: &[Opening]) -> Resul
             vendor: recording.vendor,
             record: recording.id.clone(),
             format: opening.format,
-            path: media_key(&recording.key, &recording.id, number, opening),
+            path: {
+                let task = recording.id.get(..12).unwrap_or(&recording.id);
+                object::key(&recording.key, opening.begin_ms, task, number, opening.format)
+            },
             state: FileState::Open,
             interrupted: false,
             begin_ms: opening.begin_ms,
@@ -351,21 +354,6 @@ async fn open(tx: &mut Tx, recording: &Recording, openings: &[Opening]) -> Resul
         files.push(file);
     }
     Ok(files)
-}
-
-/// `<appid>/<StreamId>/<yyyy-mm-dd>/<hhmmss>-<task>-<n>.<ext>`, in UTC; of HLS the playlist in a folder of that name.
-fn media_key(key: &StreamKey, task: &str, number: i64, opening: &Opening) -> String {
-    let utc = bywash_media::playlist::utc(opening.begin_ms);
-    let (date, time) = (&utc[..10], utc[11..19].replace(':', ""));
-    let task = task.get(..12).unwrap_or(task);
-    let end = match opening.format {
-        config::Format::M3u8 => "/index.m3u8",
-        config::Format::Flv => ".flv",
-        config::Format::Mp4 => ".mp4",
-        config::Format::Aac => ".aac",
-        config::Format::Mp3 => ".mp3",
-    };
-    format!("{key}/{date}/{time}-{task}-{number}{end}")
 }
 
 /// Notes a recording's state, and owes the callback where that is another one.

@@ -5,7 +5,8 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use bywash_media::{Environment, StreamKey};
+use bywash_media::transcode::{CHANNELS, RATE};
+use bywash_media::{Codec, Environment, Format as Content, StreamKey, Tracks};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use sqlx::any::AnyRow;
@@ -99,6 +100,43 @@ pub struct About {
     pub bit_rate: u64,
 }
 
+impl About {
+    /// What a file of this format has of these tracks.
+    pub fn of(format: Format, tracks: &Tracks) -> About {
+        let mut about = About::default();
+        let video = tracks.video.as_ref().filter(|_| !matches!(format, Format::Aac | Format::Mp3));
+        for track in video.into_iter().chain(&tracks.audio) {
+            match track.format {
+                Content::Video { width, height } => {
+                    (about.width, about.height, about.video_codec) = (width, height, track.codec.name().into());
+                }
+                Content::Audio { .. } if format == Format::Mp3 && track.codec != Codec::Mp3 => {
+                    (about.sample_rate, about.channels, about.audio_codec) =
+                        (RATE, CHANNELS as u32, Codec::Mp3.name().into());
+                }
+                Content::Audio { sample_rate, channels } => {
+                    (about.sample_rate, about.channels) = (sample_rate, channels.into());
+                    about.audio_codec = track.codec.name().into();
+                }
+            }
+        }
+        about
+    }
+}
+
+/// What lists of keys tell of a file. They are long, and most of a row's cost is its columns.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listed {
+    /// As of [`File`].
+    pub path: String,
+    /// Likewise.
+    pub etag: String,
+    /// Likewise.
+    pub size: i64,
+    /// Likewise.
+    pub created_ms: i64,
+}
+
 /// What [`Tx::files_search`] looks for: files that have all of it.
 #[derive(Clone, Debug)]
 pub struct Search {
@@ -125,6 +163,7 @@ impl Tx {
                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)";
         let sql = bind_key(sqlx::query(sql), &file.key).bind(file.id.clone()).bind(file.vendor.name());
         let sql = sql.bind(file.record.clone()).bind(file.format.name()).bind(file.path.clone());
+        self.works |= file.state != FileState::Open;
         let sql = bind_known(sql, file).bind(file.name.clone()).bind(file.created_ms).bind(file.updated_ms);
         self.run(sql.bind(file.expire_ms)).await.map(drop)
     }
@@ -162,6 +201,7 @@ impl Tx {
     /// A stored file is where it stays; says whether it was Stored until now, for then a callback is owed.
     pub async fn file_ready(&mut self, id: &str, now_ms: i64) -> Result<bool, Error> {
         let sql = "UPDATE file SET state = 2, created_ms = $2, updated_ms = $2 WHERE id = $1 AND state = 1";
+        self.works = true;
         Ok(self.run(sqlx::query(sql).bind(id.to_owned()).bind(now_ms)).await? > 0)
     }
 
@@ -229,34 +269,29 @@ impl Tx {
         page: Page,
     ) -> Result<(u64, Vec<File>), Error> {
         let place = Place { app, environment, vendor };
-        let (mut total, mut found) = (0, Vec::new());
-        let mut skip = page.offset();
         if !search.ids.is_empty() {
+            let mut files = Vec::new();
             for id in search.ids.iter().collect::<BTreeSet<_>>() {
-                found.extend(self.file_named(app, environment, vendor, id).await?.filter(|file| search.takes(file)));
+                files.extend(self.file_named(app, environment, vendor, id).await?.filter(|file| search.takes(file)));
             }
-            total = found.len() as i64;
-        } else {
-            let walks = self.walks(place, search).await?;
-            let one = walks.len() == 1;
-            for walk in &walks {
-                total += self.count(place, search, walk, TOTAL_MAX).await?;
-                // The page of one walk is the page; of several, each may have all of it.
-                let (limit, offset) = if one { (page.limit(), skip) } else { (skip.saturating_add(page.limit()), 0) };
-                let sql = AssertSqlSafe(format!(
-                    "SELECT file.* FROM file JOIN (SELECT id FROM file WHERE {} ORDER BY {} DESC, id DESC \
-                     LIMIT $8 OFFSET $9) AS hit ON hit.id = file.id ORDER BY file.created_ms DESC, file.id DESC",
-                    walk.condition(),
-                    walk.time(),
-                ));
-                let rows = self.all(walk.bind(sqlx::query(sql), place, search).bind(limit).bind(offset)).await?;
-                found.extend(rows.iter().map(file_of).collect::<Result<Vec<_>, _>>()?);
-            }
-            skip = if one { 0 } else { skip };
+            files.sort_by(|a, b| (b.created_ms, &b.id).cmp(&(a.created_ms, &a.id)));
+            let total = files.len() as u64;
+            let files = files.into_iter().skip(page.offset() as usize).take(page.limit() as usize);
+            return Ok((total, files.collect()));
         }
-        found.sort_by(|a, b| (b.created_ms, &b.id).cmp(&(a.created_ms, &a.id)));
-        let page = found.into_iter().skip(skip as usize).take(page.limit() as usize).collect();
-        Ok((total.min(TOTAL_MAX).unsigned_abs(), page))
+        let walk = match search.streams.is_empty() {
+            false => Walk::streams(&search.streams),
+            true if search.prefix.is_empty() => Walk::created(),
+            true => {
+                let (any_time, named) = (Search { created: i64::MIN..i64::MAX, ..search.clone() }, Walk::named(search));
+                let few = self.count(place, &any_time, &named, NARROW).await? < NARROW;
+                if few { named } else { Walk::created() }
+            }
+        };
+        let total = self.count(place, search, &walk, TOTAL_MAX).await?;
+        let sql = walk.bind(sqlx::query(AssertSqlSafe(walk.page())), place, search);
+        let rows = self.all(sql.bind(page.limit()).bind(page.offset())).await?;
+        Ok((total.unsigned_abs(), rows.iter().map(file_of).collect::<Result<_, _>>()?))
     }
 
     /// At most `limit` ready files of an app whose keys begin with `prefix` and follow `marker`, in the order of keys.
@@ -268,13 +303,15 @@ impl Tx {
         prefix: &str,
         marker: &str,
         limit: i64,
-    ) -> Result<Vec<File>, Error> {
-        let sql = "SELECT * FROM file WHERE state = 2 AND app = $1 AND environment = $2 AND vendor = $3 \
-                   AND path >= $4 AND path < $5 ORDER BY path LIMIT $6";
+    ) -> Result<Vec<Listed>, Error> {
         // No key has a control character, so nothing lies between the marker and the first after it.
         let first = if marker < prefix { prefix.to_owned() } else { format!("{marker}\u{1}") };
-        let sql = Place { app, environment, vendor }.bind(sqlx::query(sql)).bind(first).bind(end_of(prefix));
-        self.all(sql.bind(limit)).await?.iter().map(file_of).collect()
+        let sql = Place { app, environment, vendor }.bind(sqlx::query(AFTER)).bind(first).bind(end_of(prefix));
+        let listed = |row: &AnyRow| {
+            let (path, etag) = (row.try_get("path")?, row.try_get("etag")?);
+            Ok(Listed { path, etag, size: row.try_get("size")?, created_ms: row.try_get("created_ms")? })
+        };
+        self.all(sql.bind(limit)).await?.iter().map(listed).collect()
     }
 
     async fn files_in(&mut self, state: FileState, limit: i64) -> Result<Vec<File>, Error> {
@@ -282,21 +319,9 @@ impl Tx {
         self.all(sqlx::query(sql).bind(state as i64).bind(limit)).await?.iter().map(file_of).collect()
     }
 
-    /// The quickest ways to all that `search` finds.
-    async fn walks<'a>(&mut self, place: Place, search: &'a Search) -> Result<Vec<Walk<'a>>, Error> {
-        if !search.streams.is_empty() {
-            return Ok(search.streams.iter().collect::<BTreeSet<_>>().into_iter().map(|it| Walk::Stream(it)).collect());
-        }
-        let any_time = Search { created: i64::MIN..i64::MAX, ..search.clone() };
-        let narrow = !search.prefix.is_empty() && self.count(place, &any_time, &Walk::Name, NARROW).await? < NARROW;
-        Ok(vec![if narrow { Walk::Name } else { Walk::Created }])
-    }
-
     /// How many files a walk finds, at most `most`.
-    async fn count(&mut self, place: Place, search: &Search, walk: &Walk<'_>, most: i64) -> Result<i64, Error> {
-        let condition = walk.condition();
-        let sql = format!("SELECT COUNT(*) AS total FROM (SELECT id FROM file WHERE {condition} LIMIT $8) AS hit");
-        let sql = walk.bind(sqlx::query(AssertSqlSafe(sql)), place, search).bind(most);
+    async fn count(&mut self, place: Place, search: &Search, walk: &Walk, most: i64) -> Result<i64, Error> {
+        let sql = walk.bind(sqlx::query(AssertSqlSafe(walk.count())), place, search).bind(most);
         Ok(self.one(sql).await?.try_get("total")?)
     }
 }
@@ -323,45 +348,72 @@ impl Place {
     }
 }
 
-/// Which index a search walks. What it does not lead by is written so that no other index suits the planner better.
-enum Walk<'a> {
-    Created,
-    Name,
-    Stream(&'a str),
+/// A list of keys, from `$4` on and before `$5`.
+const AFTER: &str = "SELECT path, etag, size, created_ms FROM file WHERE state = 2 AND app = $1 AND environment = $2 AND vendor = $3 \
+                     AND path >= $4 AND path < $5 ORDER BY path LIMIT $6";
+
+/// How a search goes through an index: from its newest file on, or from that of several streams at once.
+struct Walk {
+    /// What leads, once for each stream. What else the search asks for is read from the index too.
+    leads: Vec<String>,
+    /// The values of `$7` and on.
+    values: Vec<String>,
+    /// How the time is written.
+    time: &'static str,
 }
 
-impl Walk<'_> {
-    /// Of `$1` app, `$2` environment, `$3` vendor, `$4` and `$5` times, `$6` prefix, `$7` its end or the stream.
-    fn condition(&self) -> String {
-        let prefix = "substr(name, 1, length($6)) = $6";
-        let rest = match self {
-            Walk::Created => format!("{prefix} AND $7 = ''"),
-            Walk::Name => "name >= $6 AND name < $7".into(),
-            Walk::Stream(_) => format!("{prefix} AND stream = $7"),
-        };
-        let time = self.time();
+impl Walk {
+    fn created() -> Walk {
+        Walk { leads: vec![NAMED.into()], values: Vec::new(), time: "created_ms" }
+    }
+
+    /// The time is written so that its own index does not suit the planner better.
+    fn named(search: &Search) -> Walk {
+        let leads = vec!["name >= $6 AND name < $7".into()];
+        Walk { leads, values: vec![end_of(&search.prefix)], time: "created_ms + 0" }
+    }
+
+    fn streams(ids: &[String]) -> Walk {
+        let values: Vec<String> = ids.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect();
+        let leads = (7..).zip(&values).map(|(n, _)| format!("{NAMED} AND stream = ${n}")).collect();
+        Walk { leads, values, time: "created_ms" }
+    }
+
+    /// Counts up to the value that follows.
+    fn count(&self) -> String {
+        format!("SELECT COUNT(*) AS total FROM ({} LIMIT ${}) AS hit", self.hits(), self.values.len() + 7)
+    }
+
+    /// So many of the newest, from the so-manieth on, as the two values that follow. Only these are read from more
+    /// than the index.
+    fn page(&self) -> String {
+        let (hits, n) = (self.hits(), self.values.len() + 7);
         format!(
-            "state = 2 AND app = $1 AND environment = $2 AND vendor = $3 AND {time} >= $4 AND {time} < $5 AND {rest}"
+            "SELECT file.* FROM file JOIN ({hits} ORDER BY time DESC, id DESC LIMIT ${n} OFFSET ${}) AS hit \
+             ON hit.id = file.id ORDER BY file.created_ms DESC, file.id DESC",
+            n + 1
         )
     }
 
-    fn time(&self) -> &'static str {
-        match self {
-            Walk::Created | Walk::Stream(_) => "created_ms",
-            Walk::Name => "created_ms + 0",
-        }
+    fn hits(&self) -> String {
+        let time = self.time;
+        let hits = self.leads.iter().map(|lead| {
+            format!(
+                "SELECT id, {time} AS time FROM file WHERE state = 2 AND app = $1 AND environment = $2 AND vendor = $3 \
+                 AND {time} >= $4 AND {time} < $5 AND {lead}"
+            )
+        });
+        hits.collect::<Vec<_>>().join(" UNION ALL ")
     }
 
     fn bind<'q>(&self, sql: Sql<'q>, place: Place, search: &Search) -> Sql<'q> {
-        let seventh = match self {
-            Walk::Created => String::new(),
-            Walk::Name => end_of(&search.prefix),
-            Walk::Stream(stream) => (*stream).to_owned(),
-        };
-        let sql = place.bind(sql).bind(search.created.start).bind(search.created.end);
-        sql.bind(search.prefix.clone()).bind(seventh)
+        let sql = place.bind(sql).bind(search.created.start).bind(search.created.end).bind(search.prefix.clone());
+        self.values.iter().fold(sql, |sql, value| sql.bind(value.clone()))
     }
 }
+
+/// The name begins with the prefix, said so that no index by name is thought of.
+const NAMED: &str = "substr(name, 1, length($6)) = $6";
 
 /// What is greater than all that begins with `prefix`.
 fn end_of(prefix: &str) -> String {
@@ -403,4 +455,246 @@ pub(super) fn file_of(row: &AnyRow) -> Result<File, Error> {
         updated_ms: row.try_get("updated_ms")?,
         expire_ms: row.try_get("expire_ms")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::store::Store;
+    use crate::store::tests::{Dir, key};
+
+    fn open(id: &str, n: i64) -> File {
+        File {
+            id: format!("{n}"),
+            key: key(id),
+            vendor: Vendor::Tencent,
+            record: "task".into(),
+            format: Format::Mp4,
+            path: format!("7/{id}/{n}.mp4"),
+            state: FileState::Open,
+            interrupted: false,
+            begin_ms: 0,
+            end_ms: 0,
+            duration_ms: 0,
+            size: 0,
+            etag: String::new(),
+            about: About::default(),
+            name: id.into(),
+            created_ms: n,
+            updated_ms: n,
+            expire_ms: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_is_announced_once_and_seen_only_while_it_is_ready() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let production = Environment::Production;
+        let mut tx = store.begin().await.unwrap();
+        for n in 1..=4 {
+            tx.file_open(&open("s", n)).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+
+        // After a kill all of it is known.
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        assert_eq!(tx.files_open().await.unwrap(), [1, 2, 3, 4].map(|n| open("s", n)));
+        let about = About { width: 640, video_codec: "H.264".into(), ..About::default() };
+        let ready = File { state: FileState::Ready, size: 5, etag: "e".into(), about, created_ms: 50, ..open("s", 1) };
+        let stored = File { state: FileState::Stored, interrupted: true, ..open("s", 2) };
+        for (file, was_open) in [(&ready, true), (&ready, false), (&stored, true), (&stored, false)] {
+            assert_eq!(tx.file_close(file).await.unwrap(), was_open);
+        }
+        tx.file_drop("3").await.unwrap();
+        assert_eq!(tx.file(7, production, "1").await.unwrap(), Some(ready.clone()));
+        assert_eq!(tx.file(7, Environment::Test, "1").await.unwrap(), None);
+        assert_eq!(tx.file(8, production, "1").await.unwrap(), None);
+        assert_eq!(tx.file_by_path("7/s/3.mp4").await.unwrap(), None);
+        assert_eq!(tx.files_stored(10).await.unwrap(), [stored]);
+        assert_eq!(tx.files_open().await.unwrap().len(), 1);
+        assert!(!tx.file_ready("4", 60).await.unwrap(), "not before it is complete");
+        assert!(tx.file_ready("2", 60).await.unwrap() && !tx.file_ready("2", 70).await.unwrap());
+        let seen = tx.file(7, production, "2").await.unwrap().unwrap();
+        assert_eq!((seen.state, seen.created_ms, seen.interrupted), (FileState::Ready, 60, true));
+
+        for (vendor, name, there) in [
+            (Vendor::Ws, "1", false),
+            (Vendor::Tencent, "4", false),
+            (Vendor::Tencent, "7/s/4.mp4", false),
+            (Vendor::Tencent, "7/s/1.mp4", true),
+            (Vendor::Tencent, "7/s/1.mp4", false),
+            (Vendor::Tencent, "2", true),
+        ] {
+            assert_eq!(tx.file_delete(7, production, vendor, name, 80).await.unwrap(), there, "{name}");
+        }
+        assert_eq!(tx.file_named(7, production, Vendor::Tencent, "1").await.unwrap(), None);
+        let gone: Vec<_> = tx.files_deleting(10).await.unwrap().into_iter().map(|file| file.id).collect();
+        assert_eq!(gone, ["1", "2"]);
+    }
+
+    #[tokio::test]
+    async fn only_ready_files_whose_time_is_over_expire() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        for (n, state, expire_ms) in [
+            (1, FileState::Ready, 100),
+            (2, FileState::Ready, 101),
+            (3, FileState::Ready, 0),
+            (4, FileState::Stored, 100),
+            (5, FileState::Open, 100),
+        ] {
+            tx.file_open(&File { state, expire_ms, ..open("s", n) }).await.unwrap();
+        }
+        assert_eq!(tx.files_expire(99).await.unwrap(), 0);
+        assert_eq!(tx.files_expire(100).await.unwrap(), 1);
+        assert_eq!(tx.files_deleting(10).await.unwrap()[0].id, "1");
+    }
+
+    /// Puts `count` files of many streams and one large one in the order of a shuffled deck.
+    async fn fill(store: &Store, count: i64) {
+        let sql = "WITH RECURSIVE deck (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM deck WHERE n < $1), \
+                   card AS (SELECT n, n * 2654435761 % 1000000007 AS shuffled, \
+                   CASE WHEN n % 10 = 3 THEN 'large' ELSE 'cam' || (n % 2003) END AS stream FROM deck) \
+                   INSERT INTO file SELECT CAST(1000000000000000000 + shuffled AS TEXT), 7, 0, stream, \
+                   CASE WHEN n % 5 = 0 THEN 'Huawei' ELSE 'Tencent' END, 'task' || (n % 5000), 'mp4', \
+                   '7/' || stream || '/2026-01-02/030405-0123456789ab-' || n || '.mp4', 2, 0, \
+                   n * 1000, n * 1000 + 5, 5, 6, 'e', $2, \
+                   CASE WHEN n % 100 = 7 THEN 'merged ' || n ELSE stream END, n * 1000, n * 1000, 0 FROM card";
+        let about = serde_json::to_string(&About::default()).unwrap();
+        let mut tx = store.begin().await.unwrap();
+        assert_eq!(tx.run(sqlx::query(sql).bind(count).bind(about)).await.unwrap(), count as u64);
+        tx.commit().await.unwrap();
+    }
+
+    /// With `BYWASH_SOAK` a million files, and the time counts.
+    #[tokio::test]
+    async fn a_search_in_a_million_files_is_quick() {
+        let soak = std::env::var_os("BYWASH_SOAK").is_some();
+        let count: i64 = if soak { 1_000_000 } else { 20_000 };
+        let dir = Dir::new();
+        let store = dir.open().await;
+        fill(&store, count).await;
+        let place = Place { app: 7, environment: Environment::Production, vendor: Vendor::Tencent };
+        let all = Search { prefix: String::new(), created: i64::MIN..i64::MAX, ids: Vec::new(), streams: Vec::new() };
+
+        // No statement looks at rows that its index does not lead to.
+        let mut tx = store.read().await.unwrap();
+        let prefixed = Search { prefix: "cam1".into(), ..all.clone() };
+        for (walk, index) in [
+            (Walk::created(), "file_created (app=? AND environment=? AND vendor=? AND created_ms>? AND created_ms<?)"),
+            (Walk::named(&prefixed), "file_name (app=? AND environment=? AND vendor=? AND name>? AND name<?)"),
+            (
+                Walk::streams(&["cam1".into(), "cam2".into()]),
+                "file_stream (app=? AND environment=? AND vendor=? AND stream=? AND created_ms>? AND created_ms<?)",
+            ),
+        ] {
+            for sql in [walk.count(), walk.page()] {
+                let explain = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}")));
+                let mut explain = walk.bind(explain, place, &prefixed).bind(10i64);
+                if sql.contains("OFFSET") {
+                    explain = explain.bind(0i64);
+                }
+                let plan = tx.all(explain).await.unwrap();
+                let plan: Vec<String> = plan.iter().map(|row| row.get("detail")).collect();
+                let covered = format!("SEARCH file USING COVERING INDEX {index}");
+                assert!(plan.contains(&covered) && !plan.iter().any(|it| it.contains("SCAN file")), "{sql}: {plan:?}");
+            }
+        }
+        let explain = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {AFTER}")));
+        let plan = tx.all(place.bind(explain).bind("7/").bind("8").bind(10i64)).await.unwrap();
+        let plan: Vec<String> = plan.iter().map(|row| row.get("detail")).collect();
+        assert_eq!(
+            plan,
+            ["SEARCH file USING INDEX file_key (app=? AND environment=? AND vendor=? AND path>? AND path<?)"]
+        );
+
+        let mut dice = 1u64;
+        let mut roll = |sides: i64| {
+            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (dice >> 33) as i64 % sides
+        };
+        let id = |n: i64| (1_000_000_000_000_000_000 + n * 2_654_435_761 % 1_000_000_007).to_string();
+        let mut took: Vec<(Duration, String)> = Vec::new();
+        for round in 0..if soak { 100 } else { 3 } {
+            let (from, last) = (roll(count) * 1000, Page { number: 499, size: 10 });
+            let (ten, deep) = (Page { number: 0, size: 10 }, Page { number: roll(500) as u64, size: 10 });
+            let created = from..from + 3_600_000;
+            let (streams, ids): (Vec<_>, Vec<_>) =
+                (0..10).map(|_| (format!("cam{}", roll(2003)), id(1 + roll(count)))).unzip();
+            let named = |prefix: String| Search { prefix, ..all.clone() };
+            let of = |streams| Search { streams, ..all.clone() };
+            let searches = [
+                (all.clone(), ten),
+                (all.clone(), Page { number: 0, size: 100 }),
+                (all.clone(), deep),
+                (all.clone(), last),
+                (Search { created: created.clone(), ..all.clone() }, ten),
+                (Search { created: from..i64::MAX, ..all.clone() }, last),
+                (named("cam".into()), deep),
+                (named("cam1".into()), last),
+                (named(format!("cam{}", roll(2003))), ten),
+                (named("merged".into()), last),
+                (named("none".into()), ten),
+                (Search { created: created.clone(), ..named("cam".into()) }, ten),
+                (Search { created: 0..from, ..named("merged".into()) }, deep),
+                (Search { created: created.clone(), ..named("merged 1".into()) }, ten),
+                (of(streams.clone()), ten),
+                (of(streams.clone()), Page { number: 4, size: 10 }),
+                (of(vec!["large".into()]), last),
+                (of([streams[..9].to_vec(), vec!["large".into()]].concat()), deep),
+                (Search { created, ..of(vec!["large".into()]) }, ten),
+                (Search { ids, ..all.clone() }, ten),
+            ];
+            for (search, page) in searches {
+                let begin = Instant::now();
+                let (total, files) =
+                    tx.files_search(7, Environment::Production, Vendor::Tencent, &search, page).await.unwrap();
+                took.push((begin.elapsed(), format!("{search:?} {page:?}")));
+                assert!(files.len() as u64 <= page.size && files.len() as u64 <= total && total <= TOTAL_MAX as u64);
+                assert!(files.is_sorted_by_key(|file| std::cmp::Reverse((file.created_ms, file.id.clone()))));
+                assert!(files.iter().all(|file| search.takes(file)), "{search:?}");
+                if search.ids.is_empty() && search.streams.is_empty() && round == 0 {
+                    assert_eq!((total, newest(&files)), slowly(&mut tx, &search, page).await, "{search:?} {page:?}");
+                }
+            }
+            for (prefix, limit) in [("7/", 1001), ("7/cam1", 1001), ("7/large", 101)] {
+                let marker = format!("7/cam{}", roll(2003));
+                let begin = Instant::now();
+                let files =
+                    tx.files_after(7, Environment::Production, Vendor::Huawei, prefix, &marker, limit).await.unwrap();
+                took.push((begin.elapsed(), format!("{prefix} {marker}")));
+                assert!(files.is_sorted_by_key(|file| file.path.clone()));
+                assert!(files.iter().all(|file| file.path.starts_with(prefix) && file.path > marker));
+            }
+        }
+        took.sort();
+        let at = |percent: usize| &took[(took.len() * percent).div_ceil(100) - 1];
+        println!(
+            "{count} files, {} searches: median {:?}, p99 {:?}, worst {:?}",
+            took.len(),
+            at(50).0,
+            at(99),
+            at(100)
+        );
+        assert!(!soak || at(99).0 < Duration::from_millis(50));
+    }
+
+    fn newest(files: &[File]) -> Vec<String> {
+        files.iter().map(|file| file.id.clone()).collect()
+    }
+
+    /// What a search by all rows finds.
+    async fn slowly(tx: &mut Tx, search: &Search, page: Page) -> (u64, Vec<String>) {
+        let sql = "SELECT id FROM file NOT INDEXED WHERE vendor = 'Tencent' AND created_ms >= $1 AND created_ms < $2 \
+                   AND substr(name, 1, length($3)) = $3 ORDER BY created_ms DESC, id DESC";
+        let sql = sqlx::query(sql).bind(search.created.start).bind(search.created.end).bind(search.prefix.clone());
+        let ids: Vec<String> = tx.all(sql).await.unwrap().iter().map(|row| row.get("id")).collect();
+        let total = (ids.len() as u64).min(TOTAL_MAX as u64);
+        (total, ids.into_iter().skip(page.offset() as usize).take(page.size as usize).collect())
+    }
 }

@@ -145,3 +145,58 @@ fn job_of(row: &AnyRow) -> Result<Job, Error> {
         ended_ms: row.try_get("ended_ms")?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::Dir;
+
+    #[tokio::test]
+    async fn a_job_is_due_until_it_is_over_and_then_known_for_a_while() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let parts = vec![Part { file: "5".into(), begin_ms: 7, end_ms: Some(9) }];
+        let job = |id: &str, created_ms| Job {
+            id: id.into(),
+            app: 7,
+            environment: Environment::Production,
+            vendor: Vendor::Tencent,
+            request: Merge { format: Format::M3u8, parts: parts.clone(), name: "a \"b\"".into(), expire_ms: 3 },
+            state: JobState::Waiting,
+            progress: 0,
+            file: String::new(),
+            code: String::new(),
+            message: String::new(),
+            created_ms,
+            ended_ms: 0,
+        };
+        let mut tx = store.begin().await.unwrap();
+        for (id, created_ms) in [("a", 3), ("b", 1), ("c", 2)] {
+            tx.job_put(&job(id, created_ms)).await.unwrap();
+        }
+        let over = Job {
+            state: JobState::Finished,
+            progress: 100,
+            file: "6".into(),
+            code: "0".into(),
+            message: "m".into(),
+            ended_ms: 50,
+            ..job("b", 1)
+        };
+        assert!(tx.job_note(&over).await.unwrap() && !tx.job_note(&job("d", 1)).await.unwrap());
+        assert!(tx.job_note(&Job { state: JobState::Processing, ..job("c", 2) }).await.unwrap());
+        tx.commit().await.unwrap();
+
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        let due: Vec<_> = tx.jobs_due(10).await.unwrap().into_iter().map(|it| it.id).collect();
+        assert_eq!((due.concat().as_str(), tx.jobs_due(1).await.unwrap().len()), ("ca", 1));
+        assert_eq!((tx.jobs_count(7).await.unwrap(), tx.jobs_count(8).await.unwrap()), (2, 0));
+        assert_eq!(tx.job(7, Environment::Test, "b").await.unwrap(), None);
+        for (before_ms, there) in [(50, Some(over)), (51, None)] {
+            tx.jobs_forget(before_ms).await.unwrap();
+            assert_eq!(tx.job(7, Environment::Production, "b").await.unwrap(), there);
+        }
+        assert_eq!(tx.jobs_count(7).await.unwrap(), 2);
+    }
+}

@@ -30,7 +30,7 @@ pub mod rule;
 pub mod sequence;
 pub mod stream;
 
-pub use file::{About, File, FileState, Search};
+pub use file::{About, File, FileState, Listed, Search};
 pub use job::{Job, JobState, Merge, Part};
 pub use outbox::{Callback, Delivery, Rearm};
 pub use record::{Record, RecordState, RecordStatus};
@@ -350,6 +350,10 @@ pub(crate) mod tests {
             static NEXT: AtomicU64 = AtomicU64::new(0);
             let name = format!("bywash-store %?#-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
             Dir(std::env::temp_dir().join(name))
+        }
+
+        pub(crate) fn path(&self) -> &Path {
+            &self.0
         }
 
         pub(crate) async fn open(&self) -> Store {

@@ -265,3 +265,147 @@ fn record_of(row: &AnyRow) -> Result<Record, Error> {
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Format;
+    use crate::store::tests::{Dir, key};
+    use crate::store::{About, FileState};
+
+    fn record(id: &str, stream: &str, vendor: Vendor, origin: Origin, end_ms: i64) -> Record {
+        let status = RecordStatus { state_ms: 1, ..RecordStatus::default() };
+        Record { id: id.into(), key: key(stream), vendor, origin, created_ms: end_ms, end_ms, closed_ms: 0, status }
+    }
+
+    #[tokio::test]
+    async fn a_stream_has_one_wished_recording_for_a_vendor() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        let first = record("1", "s", Vendor::Ws, Origin::Api, 0);
+        let other = record("2", "s", Vendor::Huawei, Origin::Default, 0);
+        tx.record_put(&first).await.unwrap();
+        tx.record_put(&other).await.unwrap();
+        assert_eq!(tx.record_wished(&key("s"), Vendor::Ws).await.unwrap(), Some(first.clone()));
+        assert_eq!(tx.record_wished(&key("zegotest-7-s"), Vendor::Ws).await.unwrap(), None);
+        assert_eq!(tx.records_wished_of(&key("s")).await.unwrap(), [other, first]);
+        assert!(tx.record_close("1", 5).await.unwrap() && !tx.record_close("1", 6).await.unwrap());
+        assert_eq!(tx.record("1").await.unwrap().unwrap().closed_ms, 5);
+        tx.record_put(&record("3", "s", Vendor::Ws, Origin::Api, 0)).await.unwrap();
+        tx.commit().await.unwrap();
+        let mut tx = store.begin().await.unwrap();
+        tx.record_put(&record("4", "s", Vendor::Ws, Origin::Api, 0)).await.unwrap_err();
+        drop(tx);
+        let store = dir.open().await;
+        let wished = store.read().await.unwrap().records_wished_of(&key("s")).await.unwrap();
+        assert_eq!(wished.iter().map(|it| it.id.as_str()).collect::<String>(), "23");
+    }
+
+    #[tokio::test]
+    async fn what_a_call_asks_for_is_not_ended_with_the_default() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        tx.record_put(&record("1", "s", Vendor::Ws, Origin::Default, 0)).await.unwrap();
+        tx.record_put(&record("2", "s", Vendor::Tencent, Origin::Default, 0)).await.unwrap();
+        tx.record_set_end("1", 99).await.unwrap();
+        tx.records_close_default(&key("s"), 50).await.unwrap();
+        let wished = tx.records_wished_of(&key("s")).await.unwrap();
+        assert_eq!(wished.iter().map(|it| (it.id.as_str(), it.end_ms)).collect::<Vec<_>>(), [("1", 99)]);
+        tx.record_set_end("2", 99).await.unwrap();
+        assert_eq!(tx.record("2").await.unwrap().unwrap().end_ms, 0, "what is ended stays so");
+    }
+
+    #[tokio::test]
+    async fn ends_come_due_in_order() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        assert_eq!(tx.record_next_due().await.unwrap(), None);
+        for (id, end_ms) in [("1", 30), ("2", 10), ("3", 0), ("4", 20)] {
+            tx.record_put(&record(id, id, Vendor::Ws, Origin::Api, end_ms)).await.unwrap();
+        }
+        assert_eq!(tx.record_next_due().await.unwrap(), Some(10));
+        let due = tx.records_due(20).await.unwrap();
+        assert_eq!(due.iter().map(|it| it.id.as_str()).collect::<String>(), "24");
+        tx.record_close("2", 20).await.unwrap();
+        assert_eq!(tx.record_next_due().await.unwrap(), Some(20));
+    }
+
+    #[tokio::test]
+    async fn a_status_is_noted_and_what_ran_is_known_after_a_kill() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        for (id, state) in ["0", "1", "2", "3", "4"].into_iter().zip([
+            RecordState::Waiting,
+            RecordState::Recording,
+            RecordState::Paused,
+            RecordState::Ended,
+            RecordState::Failed,
+        ]) {
+            tx.record_put(&record(id, id, Vendor::Ws, Origin::Api, 0)).await.unwrap();
+            let status = RecordStatus { state, reason: id.into(), state_ms: 7, begun_ms: 8, last_error: "e".into() };
+            assert!(tx.record_note(id, &status).await.unwrap());
+            assert_eq!(tx.record(id).await.unwrap().unwrap().status, status);
+        }
+        assert!(!tx.record_note("5", &RecordStatus::default()).await.unwrap());
+        assert_eq!([1, 2], [tx.record_next_number("1").await.unwrap(), tx.record_next_number("1").await.unwrap()]);
+        tx.commit().await.unwrap();
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        let ran = tx.records_running().await.unwrap();
+        assert_eq!(ran.iter().map(|it| it.id.as_str()).collect::<String>(), "12");
+        assert_eq!(tx.record_next_number("1").await.unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_recording_is_forgotten_after_its_files() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let file = |n: i64, state| File {
+            id: n.to_string(),
+            key: key("1"),
+            vendor: Vendor::Ws,
+            record: "1".into(),
+            format: Format::Mp4,
+            path: format!("7/1/{n}.mp4"),
+            state,
+            interrupted: false,
+            begin_ms: n,
+            end_ms: 0,
+            duration_ms: 0,
+            size: 0,
+            etag: String::new(),
+            about: About::default(),
+            name: "1".into(),
+            created_ms: 0,
+            updated_ms: 0,
+            expire_ms: 0,
+        };
+        let mut tx = store.begin().await.unwrap();
+        for id in ["1", "2", "3"] {
+            tx.record_put(&record(id, id, Vendor::Ws, Origin::Api, id.parse().unwrap())).await.unwrap();
+        }
+        for (n, state) in [(3, FileState::Ready), (1, FileState::Ready), (2, FileState::Ready), (4, FileState::Open)] {
+            tx.file_open(&file(n, state)).await.unwrap();
+        }
+        assert_eq!(tx.record_keys("1", 2).await.unwrap(), ["7/1/2.mp4", "7/1/3.mp4"], "the newest that are ready");
+        assert_eq!(tx.files_of_record("1").await.unwrap().len(), 4);
+        tx.record_close("1", 10).await.unwrap();
+        tx.record_close("2", 10).await.unwrap();
+        let page = Page { number: 0, size: 2 };
+        for (before_ms, left) in [(10, "321"), (11, "31")] {
+            tx.records_forget(before_ms).await.unwrap();
+            let (total, page) = tx.records_page(7, Environment::Production, None, None, page).await.unwrap();
+            assert_eq!(total, left.len() as u64);
+            assert_eq!(page.iter().map(|it| it.id.as_str()).collect::<String>(), left[..2]);
+        }
+        for n in 1..=4 {
+            tx.file_drop(&n.to_string()).await.unwrap();
+        }
+        tx.records_forget(11).await.unwrap();
+        assert_eq!(tx.record("1").await.unwrap(), None);
+    }
+}

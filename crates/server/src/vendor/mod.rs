@@ -1,6 +1,7 @@
 //! What differs from one CDN vendor to the next: here, how the address of a push is signed.
 //!
-//! Invariant: a vendor's name and the names of its parameters appear in this folder and in the configuration only.
+//! Invariant: a vendor's name and the names of its parameters appear in this folder, in the configuration and in the actions of
+//! ZEGO's cdn group, whose answers have each vendor's shape.
 
 mod aliyun;
 mod huawei;

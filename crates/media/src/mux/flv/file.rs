@@ -7,6 +7,8 @@
 
 use std::io;
 
+use bytes::Bytes;
+
 use super::{TAG_HEAD, TagKind, file_head, frame_head, tag_head, tag_tail, track_body};
 use crate::mux::{Finish, Source, Write};
 use crate::{Codec, Format, Frame, Kind, Time, Tracks};
@@ -112,6 +114,36 @@ pub fn finish<S: Source + ?Sized>(file: &S) -> io::Result<Option<Finish>> {
         writes.extend([Write::At(FILE_HEAD as u64, vec![metadata.into()]), Write::Sync]);
     }
     Ok(Some(Finish { writes, len: at, duration }))
+}
+
+/// Gives `take` the bodies of the file's picture and sound tags: kind, timestamp in milliseconds, where the body is, the body.
+pub(in crate::mux) fn bodies<S: Source + ?Sized, E: From<io::Error>>(
+    file: &S,
+    mut take: impl FnMut(Kind, u32, u64, Bytes) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut at = FILE_HEAD as u64;
+    let mut head = [0; TAG_HEAD];
+    while at + (TAG_HEAD as u64) + 4 <= file.size() {
+        file.read_at(at, &mut head)?;
+        let [kind, l0, l1, l2, t0, t1, t2, t3, ..] = head;
+        let len = u32::from_be_bytes([0, l0, l1, l2]);
+        let (begin, end) = (at + TAG_HEAD as u64, at + TAG_HEAD as u64 + u64::from(len));
+        if end + 4 > file.size() {
+            break;
+        }
+        let kind = match kind {
+            8 => Some(Kind::Audio),
+            9 => Some(Kind::Video),
+            _ => None,
+        };
+        if let Some(kind) = kind {
+            let mut body = vec![0; len as usize];
+            file.read_at(begin, &mut body)?;
+            take(kind, u32::from_be_bytes([t3, t0, t1, t2]), begin, body.into())?;
+        }
+        at = end + 4;
+    }
+    Ok(())
 }
 
 /// Where the key frames are, and how long it all is. Times in milliseconds.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::table::{Edit, Table};
-use crate::codec::{aac, mp3, opus};
+use crate::codec::{self, aac, mp3, opus};
 use crate::{Codec, Format, Kind, Track};
 
 /// Ticks a second of the movie as a whole.
@@ -39,7 +39,7 @@ pub(super) fn children(mut bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8]
 }
 
 /// The body of the first box of a kind.
-fn child<'a>(bytes: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
+pub(super) fn child<'a>(bytes: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
     children(bytes).find(|(it, ..)| it == kind).map(|(_, body, _)| body)
 }
 
@@ -70,7 +70,7 @@ pub(crate) fn fragmented_moov(heads: &[Head]) -> Vec<u8> {
 }
 
 /// The `moov` of a finished file, and how long it plays in ticks of the movie.
-pub(super) fn moov(heads: &[Head], tables: &[(Table, Edit)]) -> (Vec<u8>, u64) {
+pub(crate) fn moov(heads: &[Head], tables: &[(Table, Edit)]) -> (Vec<u8>, u64) {
     let mut out = Vec::new();
     let duration = tables.iter().map(|(_, edit)| edit.total()).max().unwrap_or_default();
     boxed(&mut out, b"moov", |out| {
@@ -105,6 +105,14 @@ fn put(out: &mut Vec<u8>, numbers: &[u32]) {
     out.extend(numbers.iter().flat_map(|number| number.to_be_bytes()));
 }
 
+/// Ticks a second of a track's times.
+pub(crate) fn rate(track: &Track) -> u32 {
+    match track.format {
+        Format::Video { .. } => 90_000,
+        Format::Audio { sample_rate, .. } => sample_rate,
+    }
+}
+
 /// What a `moov` says of a track, its samples apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
@@ -125,11 +133,18 @@ impl Head {
             put(out, &[1]);
             sample_entry(out, track);
         });
-        let (timescale, width, height) = match track.format {
-            Format::Video { width, height } => (90_000, width as u16, height as u16),
-            Format::Audio { sample_rate, .. } => (sample_rate, 0, 0),
+        let (width, height) = match track.format {
+            Format::Video { width, height } => (width as u16, height as u16),
+            Format::Audio { .. } => (0, 0),
         };
-        Head { id, timescale, kind: track.codec.kind(), width, height, stsd: stsd.into() }
+        Head { id, timescale: rate(track), kind: track.codec.kind(), width, height, stsd: stsd.into() }
+    }
+
+    /// A `trak` of a finished file with its samples and its edit list, from its body.
+    pub(super) fn parse_whole(trak: &[u8]) -> Option<(Head, Table, Edit)> {
+        let stbl = child(child(child(trak, b"mdia")?, b"minf")?, b"stbl")?;
+        let edit = child(trak, b"edts").and_then(|edts| child(edts, b"elst"));
+        Some((Head::parse(trak)?, Table::parse(stbl)?, edit.map_or(Some(Edit::default()), Edit::parse)?))
     }
 
     /// Those of a `moov`, from its body; `None` if one of them is not as [`Head`] writes it.
@@ -164,6 +179,30 @@ impl Head {
         match (self.stsd.get(20..24), self.stsd.get(62..64)) {
             (Some(b"Opus"), Some(&[high, low])) => u64::from(u16::from_be_bytes([high, low])),
             _ => 0,
+        }
+    }
+
+    /// The track that it describes; `None` if its sample entry is not as [`Head`] writes it.
+    pub(super) fn track(&self) -> Option<Track> {
+        // Behind version and count.
+        let (kind, entry, _) = children(self.stsd.get(16..)?).next()?;
+        let fields = if self.kind == Kind::Video { 78 } else { 28 };
+        let (record, body, _) = children(entry.get(fields..)?).next()?;
+        let of = |codec, config: Vec<u8>| codec::track(codec, config.into()).ok();
+        match (&kind, &record) {
+            (b"avc1", b"avcC") => of(Codec::H264, body.into()),
+            (b"hvc1", b"hvcC") => of(Codec::H265, body.into()),
+            (b"av01", b"av1C") => of(Codec::Av1, body.into()),
+            (b"Opus", b"dOps") => of(Codec::Opus, opus_head(body)?),
+            (b"mp4a", b"esds") => match elementary_config(body.get(4..)?)? {
+                (0x40, config) => of(Codec::Aac, config.into()),
+                _ => {
+                    let (channels, sample_rate) = (*entry.get(17)?, self.timescale);
+                    let format = Format::Audio { sample_rate, channels };
+                    Some(Track { codec: Codec::Mp3, config: Bytes::new(), format })
+                }
+            },
+            _ => None,
         }
     }
 
@@ -298,8 +337,25 @@ fn opus_specific(out: &mut Vec<u8>, config: &[u8]) {
     out.extend(&config[18..]);
 }
 
+/// What [`opus_specific`] was written from.
+fn opus_head(body: &[u8]) -> Option<Vec<u8>> {
+    let &[_, channels, s0, s1, r0, r1, r2, r3, g0, g1, ref rest @ ..] = body else { return None };
+    let head = [b"OpusHead\x01".as_slice(), &[channels, s1, s0, r3, r2, r1, r0, g1, g0], rest];
+    Some(head.concat())
+}
+
+/// The object type and the configuration in an `ES_Descriptor` as [`elementary_stream`] writes it.
+fn elementary_config(body: &[u8]) -> Option<(u8, &[u8])> {
+    // A tag and four bytes of length each: the stream, the decoder, its configuration.
+    const HEAD: usize = 5;
+    let decoder = body.get(HEAD + 3..).filter(|it| it.first() == Some(&4))?.get(HEAD..)?;
+    let config = decoder.get(13..).filter(|it| it.first() == Some(&5));
+    let config = config.and_then(|it| it.get(HEAD..HEAD + usize::from(*it.get(4)?)));
+    Some((*decoder.first()?, config.unwrap_or_default()))
+}
+
 /// How many ticks of a track's clock a packet of sound lasts; 0 for pictures and for what tells no length.
-pub(super) fn packet_ticks(track: &Track, payload: &[u8]) -> u32 {
+pub(crate) fn packet_ticks(track: &Track, payload: &[u8]) -> u32 {
     match track.codec {
         Codec::Aac => aac::Config::parse(&track.config)
             .map_or(0, |asc| u32::from(asc.frame_length) * (asc.sample_rate / asc.core_rate).max(1)),

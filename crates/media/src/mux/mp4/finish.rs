@@ -6,11 +6,11 @@ use std::io;
 use std::ops::Range;
 use std::slice::Chunks;
 
-use super::boxes::{self, Head, children, u32_at, u64_at};
+use super::boxes::{self, Head, children, rate, u32_at, u64_at};
 use super::table::{Edit, Table};
 use super::{PLACEHOLDER, withhold};
-use crate::Time;
 use crate::mux::{Finish, Source, Write};
+use crate::{Time, Track};
 
 /// The largest `moov` or `moof` of a file in the making that is believed. A fragment's is a few hundred bytes.
 const HEAD_MAX: u64 = 4 << 20;
@@ -68,6 +68,28 @@ fn place<S: Source + ?Sized>(file: &S, at: u64) -> io::Result<Option<Place>> {
     Ok((body <= size && size <= room).then(|| Place { kind, at, body: at + body, end: at + size }))
 }
 
+/// The tracks of a finished file: each with its description, its samples and its edit list; `None` if it is not finished,
+/// or not by us.
+pub(crate) fn read<S: Source + ?Sized>(file: &S) -> io::Result<Option<Vec<(Track, Table, Edit)>>> {
+    const MOOV_MAX: u64 = 256 << 20;
+    let mut at = 0;
+    while let Some(it) = place(file, at)? {
+        at = it.end;
+        if &it.kind != b"moov" || it.end - it.at > MOOV_MAX {
+            continue;
+        }
+        let mut moov = vec![0; (it.end - it.body) as usize];
+        file.read_at(it.body, &mut moov)?;
+        let traks = children(&moov).filter(|(kind, ..)| kind == b"trak");
+        let whole = |trak| {
+            let (head, table, edit) = Head::parse_whole(trak)?;
+            Some((head.track().filter(|track| rate(track) == head.timescale)?, table, edit))
+        };
+        return Ok(traks.map(|(_, trak, _)| whole(trak)).collect());
+    }
+    Ok(None)
+}
+
 /// The box behind `ftyp`, of which only the place counts.
 fn placeholder<S: Source + ?Sized>(file: &S) -> io::Result<Option<Place>> {
     let Some(ftyp) = place(file, 0)?.filter(|it| &it.kind == b"ftyp") else { return Ok(None) };
@@ -111,6 +133,11 @@ impl Scan {
     pub(crate) fn duration(&self) -> Time {
         let of = |(head, table): (&Head, &Table)| Time::from_ticks(table.duration() as i64, head.timescale);
         self.heads.iter().zip(&self.tables).map(of).max().unwrap_or_default()
+    }
+
+    /// The tracks with their samples; `None` if one is not as we write it.
+    pub(crate) fn tracks(self) -> Option<Vec<(Track, Table)>> {
+        self.heads.iter().map(Head::track).zip(self.tables).map(|(track, table)| Some((track?, table))).collect()
     }
 
     fn moov(self) -> (Vec<u8>, u64) {

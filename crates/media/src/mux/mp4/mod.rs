@@ -25,9 +25,10 @@ use bytes::Bytes;
 pub use self::finish::finish;
 use self::fragment::Parts;
 pub(super) use self::{
-    boxes::{Head, fragmented_moov},
-    finish::scan,
+    boxes::{Head, MOVIE_TIMESCALE, fragmented_moov, moov, packet_ticks, rate},
+    finish::{read, scan},
     fragment::Fragments,
+    table::{Edit, Part, Table},
 };
 use super::Write;
 use crate::{Frame, Tracks};

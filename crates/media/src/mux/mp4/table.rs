@@ -1,12 +1,12 @@
 //! The sample tables of a finished file, grown sample by sample in about the size they will have on disk.
 
-use super::boxes::{MOVIE_TIMESCALE, full};
+use super::boxes::{MOVIE_TIMESCALE, child, full, u32_at, u64_at};
 
 /// The samples of one track. Times are in its own ticks.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Table {
     first: u64,
-    last: Option<Sample>,
+    last: Option<Last>,
     steps: Runs,
     offsets: Runs,
     sizes: Vec<u32>,
@@ -22,10 +22,21 @@ pub(crate) struct Table {
 
 /// A sample whose duration the next one may still stretch.
 #[derive(Clone, Copy, Debug)]
-struct Sample {
+struct Last {
     dts: u64,
     offset: u32,
     duration: u32,
+}
+
+/// A sample and where it is. Times are in ticks of the track.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sample {
+    pub(crate) at: u64,
+    pub(crate) size: u32,
+    pub(crate) dts: u64,
+    pub(crate) offset: u32,
+    pub(crate) duration: u32,
+    pub(crate) key: bool,
 }
 
 impl Table {
@@ -43,7 +54,7 @@ impl Table {
             Some(last) => self.settle(last, (dts - last.dts).min(u32::MAX.into()) as u32),
             None => self.first = dts,
         }
-        self.last = Some(Sample { dts, offset, duration });
+        self.last = Some(Last { dts, offset, duration });
         self.sizes.push(size);
         self.offsets.push(offset);
         if key {
@@ -58,7 +69,7 @@ impl Table {
         }
     }
 
-    fn settle(&mut self, sample: Sample, duration: u32) {
+    fn settle(&mut self, sample: Last, duration: u32) {
         self.steps.push(duration);
         let shown = sample.dts - self.first + u64::from(sample.offset);
         self.first_shown = Some(self.first_shown.map_or(shown, |first| first.min(shown)));
@@ -80,6 +91,57 @@ impl Table {
     fn span(&self, priming: u64) -> (u64, u64) {
         let from = self.first_shown.unwrap_or_default().max(priming);
         (self.first + from, self.first + self.last_shown.1.max(from))
+    }
+
+    /// Reads back what [`write`](Self::write) has written, from the body of `stbl`.
+    pub(crate) fn parse(stbl: &[u8]) -> Option<Table> {
+        // Behind version, flags and count.
+        let numbers = |kind: &[u8; 4], skip: usize| {
+            let body = child(stbl, kind)?.get(skip..)?;
+            Some(body.chunks_exact(4).map(|it| u32::from_be_bytes([it[0], it[1], it[2], it[3]])).collect::<Vec<_>>())
+        };
+        let runs = |numbers: Vec<u32>| Runs(numbers.chunks_exact(2).map(|it| (it[0], it[1])).collect());
+        // Sizes that are all one have no list; a recording has none such.
+        let sizes = numbers(b"stsz", 12)?;
+        if u32_at(child(stbl, b"stsz")?, 4) != Some(0) {
+            return None;
+        }
+        let count = sizes.len() as u32;
+        let chunks: Vec<u64> = match numbers(b"stco", 8) {
+            Some(near) => near.into_iter().map(u64::from).collect(),
+            None => child(stbl, b"co64")?.get(8..)?.chunks_exact(8).filter_map(|it| u64_at(it, 0)).collect(),
+        };
+        let begins = numbers(b"stsc", 8)?;
+        let ends = begins.chunks_exact(3).skip(1).map(|it| it[0]).chain([chunks.len() as u32 + 1]);
+        let per_chunk = begins.chunks_exact(3).zip(ends).map(|(it, end)| (end.saturating_sub(it[0]), it[1])).collect();
+        Some(Table {
+            steps: runs(numbers(b"stts", 8)?),
+            offsets: numbers(b"ctts", 8).map_or(Runs(vec![(count, 0)]), runs),
+            keys: numbers(b"stss", 8).unwrap_or_else(|| (1..=count).collect()),
+            per_chunk: Runs(per_chunk),
+            sizes,
+            chunks,
+            ..Table::default()
+        })
+    }
+
+    /// Every sample, in the order of decoding.
+    pub(crate) fn samples(&self) -> impl Iterator<Item = Sample> {
+        let chunks = self.chunks.iter().zip(self.per_chunk.iter());
+        let (mut left, mut at) = (0, 0);
+        let mut chunks = chunks.filter(|(_, samples)| *samples > 0);
+        let mut dts = self.first;
+        let (mut keys, mut steps, mut offsets) = (self.keys.iter().peekable(), self.steps.iter(), self.offsets.iter());
+        (1..).zip(&self.sizes).map_while(move |(number, &size)| {
+            if left == 0 {
+                (at, left) = chunks.next().map(|(&at, samples)| (at, samples))?;
+            }
+            let (duration, offset) = (steps.next()?, offsets.next()?);
+            let key = keys.next_if(|&&key| key == number).is_some();
+            let sample = Sample { at, size, dts, offset, duration, key };
+            (at, left, dts) = (at.saturating_add(size.into()), left - 1, dts.saturating_add(duration.into()));
+            Some(sample)
+        })
     }
 
     /// What `stbl` holds behind `stsd`.
@@ -132,20 +194,29 @@ impl Runs {
         }
     }
 
+    fn iter(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().flat_map(|&(count, value)| std::iter::repeat_n(value, count as usize))
+    }
+
     fn write(&self, out: &mut Vec<u8>) {
         out.extend((self.0.len() as u32).to_be_bytes());
         out.extend(self.0.iter().flat_map(|&(count, value)| [count, value]).flat_map(u32::to_be_bytes));
     }
 }
 
-/// The edit list of a track: what of it is presented, and how long after the first track it begins.
+/// The edit list of a track: what of it is presented, and when.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Edit(pub(crate) Vec<Part>);
+
+/// A stretch of a track that is presented at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Edit {
-    /// Ticks of the movie.
-    delay: u64,
-    length: u64,
+pub(crate) struct Part {
+    /// How long nothing is presented before it, in ticks of the movie.
+    pub(crate) delay: u64,
+    /// Likewise.
+    pub(crate) length: u64,
     /// Ticks of the track, from its first sample's decoding time.
-    from: u64,
+    pub(crate) from: u64,
 }
 
 impl Edit {
@@ -161,27 +232,45 @@ impl Edit {
         });
         let present = spans.clone().zip(tables).filter(|(_, (table, ..))| !table.is_empty());
         let start = present.map(|((from, ..), _)| from).min().unwrap_or_default();
-        spans.map(|(at, end, from)| Edit { delay: at.saturating_sub(start), length: end - at, from }).collect()
+        let part = |(at, end, from): (u64, u64, u64)| Part { delay: at.saturating_sub(start), length: end - at, from };
+        spans.map(|span| Edit(vec![part(span)])).collect()
     }
 
-    /// Ticks of the movie that the track takes, its delay included.
+    /// Reads back what [`write`](Self::write) has written, from the body of `elst`.
+    pub(crate) fn parse(elst: &[u8]) -> Option<Edit> {
+        let entries = elst.get(8..).filter(|_| elst[0] == 1)?.chunks_exact(20);
+        let (mut edit, mut delay) = (Edit::default(), 0);
+        for entry in entries {
+            match (u64_at(entry, 0)?, u64_at(entry, 8)? as i64) {
+                (length, -1) => delay += length,
+                (length, from) => {
+                    edit.0.push(Part { delay: std::mem::take(&mut delay), length, from: from.try_into().ok()? });
+                }
+            }
+        }
+        Some(edit)
+    }
+
+    /// Ticks of the movie that the track takes, its delays included.
     pub(crate) fn total(&self) -> u64 {
-        self.delay + self.length
+        self.0.iter().map(|part| part.delay + part.length).sum()
     }
 
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         const RATE_1: [u8; 4] = [0, 1, 0, 0];
         full(out, b"elst", 1, 0, |out| {
-            let delayed = self.delay > 0;
-            out.extend((1 + u32::from(delayed)).to_be_bytes());
-            if delayed {
-                out.extend(self.delay.to_be_bytes());
-                out.extend((-1i64).to_be_bytes());
+            let count = self.0.iter().map(|part| 1 + u32::from(part.delay > 0)).sum::<u32>();
+            out.extend(count.to_be_bytes());
+            for part in &self.0 {
+                if part.delay > 0 {
+                    out.extend(part.delay.to_be_bytes());
+                    out.extend((-1i64).to_be_bytes());
+                    out.extend(RATE_1);
+                }
+                out.extend(part.length.to_be_bytes());
+                out.extend(part.from.to_be_bytes());
                 out.extend(RATE_1);
             }
-            out.extend(self.length.to_be_bytes());
-            out.extend(self.from.to_be_bytes());
-            out.extend(RATE_1);
         });
     }
 }
@@ -201,7 +290,8 @@ mod tests {
         };
         let tables: Vec<_> = tracks.iter().map(|&(samples, priming)| (table(samples), priming)).collect();
         let list: Vec<_> = tables.iter().map(|(table, priming)| (table, 1000, *priming)).collect();
-        let got: Vec<_> = Edit::list(&list).into_iter().map(|it| (it.delay, it.length, it.from)).collect();
+        let got: Vec<_> =
+            Edit::list(&list).into_iter().map(|it| (it.0[0].delay, it.0[0].length, it.0[0].from)).collect();
         assert_eq!(got, want, "{tracks:?}");
     }
 
@@ -244,6 +334,7 @@ mod tests {
         assert_eq!((table.duration(), &table.steps.0[..]), (120, &[(3, 40)][..]));
         let mut out = Vec::new();
         table.write(&mut out);
+        assert_eq!(Table::parse(&out).unwrap().samples().collect::<Vec<_>>(), table.samples().collect::<Vec<_>>());
         let has = |kind: &[u8]| out.windows(4).any(|it| it == kind);
         assert!(has(b"stts") && has(b"co64") && !has(b"stco") && !has(b"ctts") && !has(b"stss"));
     }

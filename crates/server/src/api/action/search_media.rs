@@ -47,7 +47,7 @@ use crate::api::params::Params;
 use crate::api::{Action, Context, Reply};
 use crate::config::Vendor;
 use crate::store::file::TOTAL_MAX;
-use crate::store::{About, File, Page, Search, Tx};
+use crate::store::{About, File, Listed, Page, Search, Tx};
 
 /// The longest NamePrefix, in bytes.
 const PREFIX_MAX: usize = 20;
@@ -208,7 +208,7 @@ fn media_info(file: &File, context: &Context) -> Value {
 }
 
 /// An element of Keys.
-fn object(vendor: Vendor, file: &File, context: &Context) -> Value {
+fn object(vendor: Vendor, file: &Listed, context: &Context) -> Value {
     let time = Clock(file.created_ms);
     let (tag, modified) = match vendor {
         Vendor::Huawei => (format!("\"{}\"", file.etag), time.iso_ms()),

@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use bywash_media::mux::{adts, flv, fmp4, mp4, ts};
 use bywash_media::playlist::Segment;
-use bywash_media::transcode::{CHANNELS, RATE};
-use bywash_media::{Codec, Format as Content, Frame, Kind, Time, Tracks};
+use bywash_media::{Codec, Frame, Kind, Time, Tracks};
 
 use crate::config::Format;
 use crate::segment::Change;
@@ -235,7 +234,7 @@ impl Take {
         let mut openings = Vec::new();
         let mut open = |format| {
             self.next += 1;
-            let about = about(format, &self.tracks);
+            let about = About::of(format, &self.tracks);
             openings.push(Opening { file: self.next, format, begin_ms: at.as_millis() + self.wall_ms, about });
             (self.next, format)
         };
@@ -316,28 +315,6 @@ fn has(format: Format, tracks: &Tracks) -> bool {
         Format::Mp3 => sound.is_some(),
         Format::Mp4 | Format::Flv | Format::M3u8 => sound.is_some() || tracks.video.is_some(),
     }
-}
-
-/// What a file of this format has of these tracks.
-fn about(format: Format, tracks: &Tracks) -> About {
-    let mut about = About::default();
-    let video = tracks.video.as_ref().filter(|_| !matches!(format, Format::Aac | Format::Mp3));
-    for track in video.into_iter().chain(&tracks.audio) {
-        match track.format {
-            Content::Video { width, height } => {
-                (about.width, about.height, about.video_codec) = (width, height, track.codec.name().into());
-            }
-            Content::Audio { .. } if format == Format::Mp3 && track.codec != Codec::Mp3 => {
-                (about.sample_rate, about.channels, about.audio_codec) =
-                    (RATE, CHANNELS as u32, Codec::Mp3.name().into());
-            }
-            Content::Audio { sample_rate, channels } => {
-                (about.sample_rate, about.channels) = (sample_rate, channels.into());
-                about.audio_codec = track.codec.name().into();
-            }
-        }
-    }
-    about
 }
 
 /// Files that began together.

@@ -1,0 +1,450 @@
+//! One merge, on a thread of its own: reads pieces, writes the result, and waits for the disk as it must.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+
+use bytes::Bytes;
+use bywash_media::mux::merge::{self, Index, Piece, Unread};
+use bywash_media::mux::{fmp4, ts};
+use bywash_media::playlist::{Playlist, Segment};
+use bywash_media::{Codec, Frame, Kind, Time, Tracks, Transcoder, transcode};
+
+use super::Failure;
+use crate::config::Format;
+use crate::segment::{Change, Folder, Whole, Writer};
+use crate::store::{Merge, Part};
+
+/// Bytes that are copied at a time.
+const CHUNK: u64 = 1 << 20;
+
+/// How long a segment becomes before the next begins with a key frame.
+const SEGMENT: Time = Time::from_millis(6000);
+
+/// Bits a second of sound that becomes MP3.
+const BIT_RATE: u32 = 128_000;
+
+/// A merge.
+pub struct Merging {
+    pub request: Merge,
+    /// By FileId.
+    pub sources: BTreeMap<String, Source>,
+    pub folder: Folder,
+    /// A folder of its own for what is needed on the way.
+    pub scratch: PathBuf,
+    /// The key of the result.
+    pub key: String,
+    /// How much is done.
+    pub percent: Arc<AtomicI64>,
+    /// Whether to give up.
+    pub cancelled: Arc<AtomicBool>,
+}
+
+/// A file that is here.
+pub struct Source {
+    /// Of HLS the playlist.
+    pub path: PathBuf,
+    pub format: Format,
+    /// When it was recorded, Unix milliseconds.
+    pub begin_ms: i64,
+}
+
+/// A source as it is read.
+struct Input {
+    source: Chain,
+    index: Index,
+}
+
+impl Merging {
+    /// Writes the result; says how large and how long it is, and what is in it.
+    pub fn run(self) -> Result<(Whole, Tracks), Failure> {
+        let mut writer = self.folder.create(&self.key, self.request.format)?;
+        let tracks = match self.request.format {
+            Format::Mp4 => self.mp4(&mut writer)?,
+            Format::M3u8 => self.m3u8(&mut writer)?,
+            Format::Mp3 => self.mp3(&mut writer)?,
+            Format::Flv | Format::Aac => return unfit("a merge makes MP4, M3U8 or MP3"),
+        };
+        drop(writer);
+        let whole = self.folder.finish(&self.key, self.request.format)?;
+        Ok((whole.ok_or_else(|| Failure::Unfit("there is nothing in the pieces".into()))?, tracks))
+    }
+
+    fn mp4(&self, writer: &mut Writer) -> Result<Tracks, Failure> {
+        let inputs = self.inputs()?;
+        let pieces: Vec<_> = self.request.parts.iter().map(|part| piece(part, &inputs[&part.file].index)).collect();
+        let plan = merge::mp4(&pieces)?;
+        let total: u64 = plan.copies.iter().map(|it| it.bytes.end - it.bytes.start).sum();
+        let mut done = 0;
+        writer.apply(Change::Append(vec![plan.head.into()]))?;
+        for copy in &plan.copies {
+            let source = &inputs[&self.request.parts[copy.piece].file].source;
+            let mut at = copy.bytes.start;
+            while at < copy.bytes.end {
+                let bytes = source.read(at, CHUNK.min(copy.bytes.end - at))?;
+                (at, done) = (at + bytes.len() as u64, done + bytes.len() as u64);
+                writer.apply(Change::Append(vec![bytes]))?;
+                self.tell(done, total)?;
+            }
+        }
+        writer.apply(Change::Append(vec![plan.tail.into()]))?;
+        Ok(pieces[0].index.tracks())
+    }
+
+    fn mp3(&self, writer: &mut Writer) -> Result<Tracks, Failure> {
+        let inputs = self.inputs()?;
+        let mut coder: Option<Transcoder> = None;
+        let mut told: Option<Tracks> = None;
+        let (mut line, mut coded) = (Time::ZERO, Vec::new());
+        for (n, part) in self.request.parts.iter().enumerate() {
+            let input = &inputs[&part.file];
+            let Some(index) = input.index.sound() else { return unfit(format!("input {} has no sound", n + 1)) };
+            let tracks = index.tracks();
+            let track = tracks.audio.clone().expect("this index has nothing but sound");
+            let plain = track.codec == Codec::Mp3;
+            let same =
+                told.as_ref().is_none_or(|it| it.audio.as_ref().is_some_and(|it| (it.codec == Codec::Mp3) == plain));
+            if !same || plain && told.as_ref().is_some_and(|it| *it != tracks) {
+                return unfit(format!("input {} has other sound than input 1: MP3 is joined as it is", n + 1));
+            }
+            told.get_or_insert_with(|| tracks.clone());
+            if !plain {
+                let encoder = || transcode::encoder(Codec::Mp3, BIT_RATE);
+                let made = match coder.take() {
+                    Some(coder) => Ok(coder),
+                    None => encoder().map(Transcoder::new),
+                };
+                let mut made = made.map_err(|error| Failure::Unfit(error.to_string()))?;
+                made.set_source(Some(&track)).map_err(|error| Failure::Unfit(format!("input {}: {error}", n + 1)))?;
+                coder = Some(made);
+            }
+            let (frames, duration) = merge::frames(&piece(part, &index))?;
+            let count = frames.len();
+            for (nth, unread) in frames.into_iter().enumerate() {
+                let frame = input.source.frame(unread, line)?;
+                match &mut coder {
+                    Some(coder) => coder.push(&frame, &mut coded),
+                    None => coded.push(frame),
+                }
+                if coded.len() >= 100 {
+                    flush(writer, &mut coded)?;
+                }
+                self.tell((n * count + nth) as u64, (self.request.parts.len() * count) as u64)?;
+            }
+            line = line + duration;
+        }
+        if let Some(coder) = &mut coder {
+            coder.finish(&mut coded);
+        }
+        flush(writer, &mut coded)?;
+        Ok(told.unwrap_or_default())
+    }
+
+    fn m3u8(&self, writer: &mut Writer) -> Result<Tracks, Failure> {
+        let mut tracks = Tracks::default();
+        let (mut fragments, mut line) = (None, Time::ZERO);
+        let parts = self.request.parts.len();
+        for (n, part) in self.request.parts.iter().enumerate() {
+            let source = &self.sources[&part.file];
+            let hls = source.format == Format::M3u8;
+            let kind = match hls {
+                true => self.copy_segments(writer, n, part, source)?,
+                false => {
+                    let input = Input::open(source, &self.scratch)?;
+                    tracks = input.index.tracks();
+                    self.cut_segments(writer, n, part, &mut line, source, &input)?
+                }
+            };
+            if fragments.is_some_and(|before| before != kind) {
+                return unfit("pieces in MPEG-TS and pieces in fMP4 do not go into one playlist");
+            }
+            fragments = Some(kind);
+            self.tell(n as u64 + 1, parts as u64)?;
+        }
+        Ok(tracks)
+    }
+
+    /// Takes over the segments of an HLS recording that a piece touches; says whether they are fMP4.
+    fn copy_segments(&self, writer: &mut Writer, n: usize, part: &Part, source: &Source) -> Result<bool, Failure> {
+        let list = Playlist::parse(&fs::read_to_string(&source.path)?);
+        let folder = source.path.parent().unwrap_or(Path::new(""));
+        let (begin, end) = (Time::from_millis(part.begin_ms), part.end_ms.map(Time::from_millis));
+        let (mut at, mut taken, mut maps) = (Time::ZERO, 0, Vec::new());
+        for segment in list.segments {
+            let (from, until) = (at, at + segment.duration);
+            at = until;
+            if until <= begin || end.is_some_and(|end| from >= end) {
+                continue;
+            }
+            let map = match &segment.map {
+                Some(map) => {
+                    let nth = maps.iter().position(|it| it == map).unwrap_or(maps.len());
+                    let name = format!("{n}-{nth}.mp4");
+                    if nth == maps.len() {
+                        writer.apply(Change::Beside(name.clone(), fs::read(folder.join(map))?.into()))?;
+                        maps.push(map.clone());
+                    }
+                    Some(name)
+                }
+                None => None,
+            };
+            let uri = format!("{n}-{taken}.{}", if map.is_some() { "m4s" } else { "ts" });
+            let discontinuity = segment.discontinuity || taken == 0;
+            let bytes = fs::read(folder.join(&segment.uri))?;
+            writer.apply(Change::Begin(Segment { uri, map, discontinuity, ..segment }))?;
+            writer.apply(Change::Append(vec![bytes.into()]))?;
+            writer.apply(Change::End(segment.duration))?;
+            taken += 1;
+            self.tell(0, 1)?;
+        }
+        if taken == 0 {
+            return unfit(format!("input {} has nothing there", n + 1));
+        }
+        Ok(!maps.is_empty())
+    }
+
+    /// Makes segments of a piece of a file, whose times go on at `line`; says whether they are fMP4.
+    fn cut_segments(
+        &self,
+        writer: &mut Writer,
+        n: usize,
+        part: &Part,
+        line: &mut Time,
+        source: &Source,
+        input: &Input,
+    ) -> Result<bool, Failure> {
+        let tracks = input.index.tracks();
+        let (frames, duration) = merge::frames(&piece(part, &input.index))?;
+        let mut mux = match ts::Writer::new(&tracks) {
+            Some(mux) => Mux::Ts(mux),
+            None => Mux::Fragments(fmp4::Writer::new(&tracks)),
+        };
+        let map = match &mux {
+            Mux::Ts(_) => None,
+            Mux::Fragments(mux) => {
+                let name = format!("{n}-0.mp4");
+                writer.apply(Change::Beside(name.clone(), mux.init()))?;
+                Some(name)
+            }
+        };
+        let from = *line;
+        let end = if map.is_some() { "m4s" } else { "ts" };
+        let segment = |number: usize, at: Time| Segment {
+            uri: format!("{n}-{number}.{end}"),
+            duration: Time::ZERO,
+            wall_ms: source.begin_ms + part.begin_ms + (at - from).as_millis(),
+            discontinuity: number == 0,
+            map: map.clone(),
+        };
+        let main = if tracks.video.is_some() { Kind::Video } else { Kind::Audio };
+        let (mut begun, mut number) = (from, 0);
+        writer.apply(Change::Begin(segment(0, begun)))?;
+        writer.apply(Change::Append(mux.start()))?;
+        let total = frames.len() as u64;
+        for (nth, unread) in frames.into_iter().enumerate() {
+            let frame = input.source.frame(unread, from)?;
+            let shown = frame.dts + frame.cts;
+            if frame.track == main && frame.key && shown - begun >= SEGMENT {
+                writer.apply(Change::Append(mux.cut(&frame)))?;
+                writer.apply(Change::End(shown - begun))?;
+                (begun, number) = (shown, number + 1);
+                writer.apply(Change::Begin(segment(number, begun)))?;
+                writer.apply(Change::Append(mux.start()))?;
+                mux.after_cut(&frame, writer)?;
+            } else {
+                writer.apply(Change::Append(mux.push(&frame)))?;
+            }
+            let parts = self.request.parts.len() as u64;
+            self.tell(n as u64 * total + nth as u64, parts * total)?;
+        }
+        let fragments = map.is_some();
+        writer.apply(Change::Append(mux.finish()))?;
+        *line = from + duration;
+        writer.apply(Change::End(*line - begun))?;
+        Ok(fragments)
+    }
+
+    fn inputs(&self) -> Result<BTreeMap<&String, Input>, Failure> {
+        self.sources.iter().map(|(id, source)| Ok((id, Input::open(source, &self.scratch)?))).collect()
+    }
+
+    /// Notes how far it is; an error if nobody waits for it any more.
+    fn tell(&self, done: u64, total: u64) -> Result<(), Failure> {
+        // The last percent is that of the row.
+        self.percent.fetch_max((done * 99 / total.max(1)) as i64, Relaxed);
+        match self.cancelled.load(Relaxed) {
+            true => Err(io::Error::from(io::ErrorKind::Interrupted).into()),
+            false => Ok(()),
+        }
+    }
+}
+
+fn unfit<T>(why: impl Into<String>) -> Result<T, Failure> {
+    Err(Failure::Unfit(why.into()))
+}
+
+fn piece<'a>(part: &Part, index: &'a Index) -> Piece<'a> {
+    Piece { index, begin: Time::from_millis(part.begin_ms), end: part.end_ms.map(Time::from_millis) }
+}
+
+fn flush(writer: &mut Writer, frames: &mut Vec<Frame>) -> io::Result<()> {
+    writer.apply(Change::Append(frames.drain(..).map(|frame| frame.payload).collect()))
+}
+
+/// The kinds of segments.
+enum Mux {
+    Ts(ts::Writer),
+    Fragments(fmp4::Writer),
+}
+
+impl Mux {
+    /// The first bytes of a segment.
+    fn start(&mut self) -> Vec<Bytes> {
+        let mut out = Vec::new();
+        if let Mux::Ts(mux) = self {
+            mux.start(&mut out);
+        }
+        vec![out.into()]
+    }
+
+    fn push(&mut self, frame: &Frame) -> Vec<Bytes> {
+        let (mut bytes, mut parts) = (Vec::new(), Vec::new());
+        match self {
+            Mux::Ts(mux) => mux.push(frame, &mut bytes),
+            Mux::Fragments(mux) => mux.push(frame, &mut parts),
+        }
+        if !bytes.is_empty() {
+            parts.push(bytes.into());
+        }
+        parts
+    }
+
+    /// The last bytes of a segment before `frame`.
+    fn cut(&mut self, frame: &Frame) -> Vec<Bytes> {
+        let (mut bytes, mut parts) = (Vec::new(), Vec::new());
+        match self {
+            Mux::Ts(mux) => mux.end(&mut bytes),
+            // It holds the frame back for the next one.
+            Mux::Fragments(mux) => {
+                mux.push(frame, &mut parts);
+                mux.cut(&mut parts);
+            }
+        }
+        if !bytes.is_empty() {
+            parts.push(bytes.into());
+        }
+        parts
+    }
+
+    /// Writes the frame that a segment begins with, unless it was given to [`cut`](Self::cut).
+    fn after_cut(&mut self, frame: &Frame, writer: &mut Writer) -> io::Result<()> {
+        match self {
+            Mux::Ts(_) => writer.apply(Change::Append(self.push(frame))),
+            Mux::Fragments(_) => Ok(()),
+        }
+    }
+
+    fn finish(self) -> Vec<Bytes> {
+        let (mut bytes, mut parts) = (Vec::new(), Vec::new());
+        match self {
+            Mux::Ts(mut mux) => {
+                mux.end(&mut bytes);
+                parts.push(bytes.into());
+            }
+            Mux::Fragments(mux) => mux.flush(&mut parts),
+        }
+        parts
+    }
+}
+
+impl Input {
+    fn open(source: &Source, scratch: &Path) -> Result<Input, Failure> {
+        if source.format == Format::M3u8 {
+            return Input::open_hls(&source.path, scratch);
+        }
+        let file = Chain::open([&source.path])?;
+        let index = match source.format {
+            Format::Mp4 => Index::mp4(&file),
+            Format::Flv => Index::flv(&file),
+            Format::Aac => Index::adts(&file),
+            Format::Mp3 | Format::M3u8 => Index::mp3(&file),
+        };
+        Ok(Input { index: index?, source: file })
+    }
+
+    fn open_hls(path: &Path, scratch: &Path) -> Result<Input, Failure> {
+        let list = Playlist::parse(&fs::read_to_string(path)?);
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let map = list.segments.first().and_then(|it| it.map.clone());
+        if list.segments.iter().any(|it| it.map != map) {
+            return unfit("an HLS recording that changes its tracks on the way can only become M3U8");
+        }
+        let names = map.iter().chain(list.segments.iter().map(|it| &it.uri));
+        let source = Chain::open(names.map(|name| folder.join(name)))?;
+        if map.is_some() {
+            return Ok(Input { index: Index::fragments(&source)?, source });
+        }
+        fs::create_dir_all(scratch)?;
+        let frames = scratch.join("frames");
+        let mut out = io::BufWriter::new(fs::File::create(&frames)?);
+        let index = Index::ts(&source, &mut out)?;
+        out.flush()?;
+        let source = Chain::open([&frames])?;
+        // Open, it stays as long as it is needed.
+        fs::remove_file(frames)?;
+        Ok(Input { index, source })
+    }
+}
+
+/// Files one behind the other, as one.
+struct Chain {
+    /// Each with where it ends.
+    files: Vec<(fs::File, u64)>,
+}
+
+impl Chain {
+    fn open(paths: impl IntoIterator<Item = impl AsRef<Path>>) -> io::Result<Chain> {
+        let mut end = 0;
+        let open = |path| {
+            let file = fs::File::open(path)?;
+            end += file.metadata()?.len();
+            Ok((file, end))
+        };
+        Ok(Chain { files: paths.into_iter().map(open).collect::<io::Result<_>>()? })
+    }
+
+    fn read(&self, at: u64, len: u64) -> io::Result<Bytes> {
+        let mut bytes = vec![0; len as usize];
+        bywash_media::mux::Source::read_at(self, at, &mut bytes)?;
+        Ok(bytes.into())
+    }
+
+    /// Reads a frame, so much later.
+    fn frame(&self, unread: Unread, later: Time) -> io::Result<Frame> {
+        let payload = self.read(unread.bytes.start, unread.bytes.end - unread.bytes.start)?;
+        Ok(Frame { payload, dts: unread.frame.dts + later, ..unread.frame })
+    }
+}
+
+impl bywash_media::mux::Source for Chain {
+    fn size(&self) -> u64 {
+        self.files.last().map_or(0, |(_, end)| *end)
+    }
+
+    fn read_at(&self, mut at: u64, mut buf: &mut [u8]) -> io::Result<()> {
+        let mut nth = self.files.partition_point(|(_, end)| *end <= at);
+        while !buf.is_empty() {
+            let (file, end) = self.files.get(nth).ok_or(io::ErrorKind::UnexpectedEof)?;
+            let start = if nth > 0 { self.files[nth - 1].1 } else { 0 };
+            let (now, later) = buf.split_at_mut((buf.len() as u64).min(end - at) as usize);
+            file.read_exact_at(now, at - start)?;
+            at += now.len() as u64;
+            (buf, nth) = (later, nth + 1);
+        }
+        Ok(())
+    }
+}
