@@ -176,7 +176,11 @@ impl Folder {
     }
 
     fn finish_hls(&self, part: &Path) -> io::Result<Option<Whole>> {
-        let text = fs::read_to_string(part.join(LIST))?;
+        let text = match fs::read_to_string(part.join(LIST)) {
+            // Killed before there was a list.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            read => read?,
+        };
         // A line that was being written is none.
         let mut list = Playlist::parse(&text[..text.rfind('\n').map_or(0, |end| end + 1)]);
         for name in names(part)? {
@@ -386,5 +390,82 @@ impl Writer {
             self.file.sync_data()?;
         }
         fs::rename(part, path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEGMENT: &[u8] = &[0x47; 188];
+
+    fn folder(name: &str) -> Folder {
+        let root = std::env::temp_dir().join(format!("bywash-segment-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&root);
+        Folder::new(root, None)
+    }
+
+    fn segment(uri: &str) -> Segment {
+        let (duration, wall_ms) = (Time::ZERO, 0);
+        Segment { uri: uri.into(), duration, wall_ms, discontinuity: false, map: None }
+    }
+
+    /// Writes an AAC file of so many frames and some bytes of another; finishes it, and then again.
+    fn check(frames: usize, more: usize, want: Option<Whole>) {
+        let folder = folder(&format!("aac-{frames}-{more}"));
+        let header = adts::Header::new(&[0x11, 0x90]).unwrap();
+        let frame = [&header.frame(300).unwrap()[..], &[7; 300]].concat();
+        let mut writer = folder.create("7/s/2024-02-29/1.aac", Format::Aac).unwrap();
+        let bytes = [frame.repeat(frames), frame[..more].to_vec()].concat();
+        writer.apply(Change::Append(vec![bytes.into()])).unwrap();
+        drop(writer);
+        for _ in 0..2 {
+            assert_eq!(folder.finish("7/s/2024-02-29/1.aac", Format::Aac).unwrap(), want);
+        }
+        let there = folder.root().join("7/s/2024-02-29/1.aac").exists();
+        // Of what had no media nothing is left, not even its folders.
+        assert_eq!((there, folder.root().join("7").exists()), (want.is_some(), want.is_some()));
+        let _ = fs::remove_dir_all(folder.root());
+    }
+
+    #[test]
+    fn a_file_is_whole_or_nothing() {
+        let whole =
+            |frames: i64| Whole { size: 307 * frames as u64, duration: Time::from_ticks(1024 * frames, 48_000) };
+        check(3, 0, Some(whole(3)));
+        check(3, 200, Some(whole(3)));
+        check(0, 200, None);
+        check(0, 0, None);
+    }
+
+    #[test]
+    fn a_list_names_what_is_whole_wherever_its_writer_stopped() {
+        const KEY: &str = "7/s/2024-02-29/1/index.m3u8";
+        let folder = folder("hls");
+        let mut writer = folder.create(KEY, Format::M3u8).unwrap();
+        for uri in ["0-0.ts", "0-1.ts"] {
+            writer.apply(Change::Begin(segment(uri))).unwrap();
+            writer.apply(Change::Append(vec![SEGMENT.into()])).unwrap();
+            writer.apply(Change::End(Time::from_millis(2_000))).unwrap();
+        }
+        writer.apply(Change::Begin(segment("0-2.ts"))).unwrap();
+        drop(writer);
+        let part = folder.root().join("7/s/2024-02-29/1.part");
+        // Killed between the list and the name; and while the list was being written.
+        fs::rename(part.join("0-1.ts"), part.join("0-1.ts.part")).unwrap();
+        let mut list = OpenOptions::new().append(true).open(part.join(LIST)).unwrap();
+        list.write_all(b"#EXTINF:2.000,\n0-").unwrap();
+        let whole = folder.finish(KEY, Format::M3u8).unwrap().unwrap();
+        assert_eq!(whole.duration, Time::from_millis(4_000));
+        let path = folder.root().join("7/s/2024-02-29/1");
+        assert_eq!(names(&path).unwrap(), ["0-0.ts", "0-1.ts", "index.m3u8"]);
+        let text = fs::read_to_string(path.join(LIST)).unwrap();
+        assert!(text.ends_with("0-1.ts\n#EXT-X-ENDLIST\n"), "{text}");
+        assert_eq!(folder.finish(KEY, Format::M3u8).unwrap(), Some(whole));
+        // Before there was a list, or a segment.
+        fs::create_dir_all(&part).unwrap();
+        fs::remove_dir_all(&path).unwrap();
+        assert_eq!(folder.finish(KEY, Format::M3u8).unwrap(), None);
+        let _ = fs::remove_dir_all(folder.root());
     }
 }

@@ -78,7 +78,8 @@ fn every_link_leads_to_a_file() {
 
 #[test]
 fn every_configuration_key_that_is_named_exists() {
-    const SECTIONS: [&str; 9] = ["http", "rtmp", "webrtc", "store", "media", "relay", "publish", "callback", "cdn"];
+    const SECTIONS: [&str; 10] =
+        ["http", "rtmp", "webrtc", "store", "media", "record", "relay", "publish", "callback", "cdn"];
     let keys = page();
     for (path, text) in pages() {
         for span in spans(&text) {
@@ -127,12 +128,14 @@ const ARROWS: &[(&str, &str)] = &[
     ("log", ""),
     ("metrics", "job live webrtc"),
     ("object", "config"),
-    ("output", "address config hub lane live rendition secret store sys vendor webrtc wire"),
-    ("plan", "callback config hub lane live output rendition secret store vendor"),
+    ("output", "address config hub lane live rendition secret segment store sys vendor webrtc wire"),
+    ("plan", "callback config hub lane live object output rendition secret segment store vendor"),
     ("playback", "config object store"),
     ("rendition", "hub lane live"),
     ("secret", ""),
+    ("segment", "config"),
     ("signalling", "config hub ingest lane output plan rendition token webrtc"),
+    ("space", "sys"),
     ("store", "callback config secret"),
     ("sys", ""),
     ("token", "config secret"),

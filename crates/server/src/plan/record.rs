@@ -181,8 +181,12 @@ impl Keeper {
         let counters = Arc::<live::Recording>::default();
         self.parts.live.recording_started(number, record.key.clone(), counters.clone());
         let inbox = self.plan.inbox.clone();
-        let mut formats = wanted.formats.clone();
-        formats.dedup();
+        let mut formats = Vec::new();
+        for format in &wanted.formats {
+            if !formats.contains(format) {
+                formats.push(*format);
+            }
+        }
         let settings = &self.parts.record;
         let recorder = Recorder {
             stream: live.stream.clone(),

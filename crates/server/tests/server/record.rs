@@ -40,8 +40,10 @@ fn clip(media: Media, end: i64) -> Clip {
     tags.map(|tag: Tag| (tag.kind, tag.timestamp, tag.body)).collect()
 }
 
-fn is_frame((kind, at, body): &(u8, i64, Vec<u8>)) -> bool {
-    Tag { kind: *kind, timestamp: *at, body: body.clone() }.is_frame()
+/// Whether a message is media, in the legacy form or the enhanced one.
+fn is_frame((kind, _, body): &(u8, i64, Vec<u8>)) -> bool {
+    let enhanced = if *kind == 9 { body[0] & 0x80 != 0 } else { body[0] >> 4 == 9 };
+    if enhanced { body[0] & 15 != 0 } else { body[1] != 0 }
 }
 
 /// H.264 as it is, and Opus.

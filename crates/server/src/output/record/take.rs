@@ -631,3 +631,119 @@ impl Rate {
         ((self.pictures - 1) * 1_000_000_000_000 / i128::from((last - first).as_nanos())) as u32
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use bywash_media::codec;
+
+    const LARGE: &str = "0142c01fffe100176742c01fda014016ec0440000003004000000f03c60ca801000468ce0fc8";
+    const SMALL: &str = "0142c01effe100196742c01eda0280bfe5c044000003000400000300f03c58ba8001000468ce0fc8";
+
+    /// `L` large pictures, `S` small ones, `a` sound.
+    fn tracks(of: &str) -> Arc<Tracks> {
+        let mut tracks = Tracks::default();
+        for letter in of.chars() {
+            let (codec, config) = match letter {
+                'L' => (Codec::H264, LARGE),
+                'S' => (Codec::H264, SMALL),
+                _ => (Codec::Aac, "1190"),
+            };
+            tracks.set(codec::track(codec, hex::decode(config).unwrap().into()).unwrap());
+        }
+        Arc::new(tracks)
+    }
+
+    /// Publishes what `script` says, with 25 pictures and 50 packets a second and a keyframe each second, sound being `behind` the pictures by
+    /// so many milliseconds: `L`, `S`, `a` and their like set tracks, a number is so many milliseconds of their frames, `!` frames that are missing. Tells
+    /// the files that are opened (`+`) and closed (`-`, with the packets of an AAC file), and HLS's segments with their milliseconds.
+    fn check(formats: &[Format], behind: i64, script: &str, want: &str) {
+        let (interval, segment) = (Time::from_millis(2_000), Time::from_millis(1_000));
+        let mut take = Take::new(Settings { formats: formats.to_vec(), interval, segment });
+        let (begin, mut at, mut has) = (Instant::now(), 0, tracks(""));
+        let mut ops = Vec::new();
+        for word in script.split(' ') {
+            let now = begin + Duration::from_millis(at as u64);
+            match word.parse::<i64>() {
+                Ok(span) => {
+                    for ms in (at..at + span).step_by(20) {
+                        let now = begin + Duration::from_millis(ms as u64);
+                        let frame = |track, ms, key, len: usize| Frame {
+                            track,
+                            dts: Time::from_millis(ms),
+                            cts: Time::ZERO,
+                            key,
+                            payload: vec![if key { 0x65 } else { 0x41 }; len].into(),
+                        };
+                        if has.video.is_some() && ms % 40 == 0 {
+                            take.push(Input::Main, frame(Kind::Video, ms, ms % 1_000 == 0, 50), now);
+                        }
+                        if has.audio.is_some() && ms >= behind {
+                            take.push(Input::Main, frame(Kind::Audio, ms - behind, true, 93), now);
+                        }
+                        take.look(now);
+                        ops.extend(take.flush());
+                    }
+                    at += span;
+                }
+                Err(_) if word == "!" => take.skip(),
+                Err(_) => {
+                    has = tracks(word);
+                    take.set_tracks(has.clone(), now);
+                }
+            }
+        }
+        take.close();
+        ops.extend(take.flush());
+        let (mut got, mut bytes) = (Vec::new(), std::collections::HashMap::<u32, usize>::new());
+        let mut aac = Vec::new();
+        for op in ops {
+            match op {
+                Op::Open(openings) => {
+                    for Opening { file, format, .. } in openings {
+                        got.push(format!("+{file}"));
+                        aac.extend((format == Format::Aac).then_some(file));
+                    }
+                }
+                Op::Change(_, Change::Begin(segment)) => {
+                    got.push(format!("{}{}", if segment.discontinuity { "!" } else { "" }, segment.uri));
+                }
+                Op::Change(_, Change::End(duration)) => got.push(format!("{}ms", duration.as_millis())),
+                Op::Change(file, change) => *bytes.entry(file).or_default() += change.len(),
+                Op::Close(file, _) if aac.contains(&file) => got.push(format!("-{file}:{}", bytes[&file] / 100)),
+                Op::Close(file, _) => got.push(format!("-{file}")),
+            }
+        }
+        assert_eq!(got.join(" "), want, "{script}");
+    }
+
+    #[test]
+    fn files_are_cut_at_keyframes_and_sound_goes_where_it_belongs() {
+        check(&[Format::Mp4], 0, "La 5000", "+1 +2 -1 +3 -2 -3");
+        // 2 s are 100 packets, though the last ones come when the next file has begun.
+        check(&[Format::Aac], 100, "La 5000", "+1 +2 -1:100 +3 -2:100 -3:45");
+        // Without sound there is no file of sound.
+        check(&[Format::Aac, Format::Mp4], 0, "L 3000", "+1 +2 -1 -2");
+    }
+
+    #[test]
+    fn hls_goes_on_over_cuts_and_gaps() {
+        let plain = "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts 1000ms -1";
+        check(&[Format::M3u8], 0, "La 3000", plain);
+        check(&[Format::M3u8], 0, "La 1000 ! 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1");
+        // The publisher is another one, with the same tracks.
+        check(&[Format::M3u8], 0, "La 1000 La 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1");
+        check(&[Format::M3u8], 0, "La 1000 Sa 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1");
+    }
+
+    #[test]
+    fn tracks_have_their_time_to_come_and_to_settle() {
+        check(&[Format::Flv], 0, "L 200 La 800", "+1 -1");
+        check(&[Format::Flv], 0, "L 2000 La 2000", "+1 +2 -1 -2");
+        check(&[Format::Flv], 0, "La 1000 Sa 100 La 100 Sa 1800", "+1 +2 -1 -2");
+        // Nothing but sound, and what is too short for anything.
+        check(&[Format::Aac], 0, "a 1000", "+1 -1:50");
+        check(&[Format::Mp4], 0, "La 0", "");
+    }
+}
