@@ -339,7 +339,7 @@ mod tests {
     fn packet(codec: Codec) -> Bytes {
         let Ok(encoder) = transcode::encoder(codec, 64_000) else { return Bytes::from_static(b"x") };
         let (mut feed, mut out) = (Feed::new(encoder), Vec::new());
-        feed.push(&[0.0; 8192], &mut out);
+        feed.push(&[0.0; 32_768], &mut out);
         out.pop().unwrap()
     }
 
