@@ -26,7 +26,7 @@ test: setup ## everything that proves it, in minutes
 	cargo test --workspace --no-fail-fast
 
 soak: setup ## the tests of crashes, many times over, and a search in a million files
-	BYWASH_SOAK=1 cargo test --package bywash --test server -- crash
+	BYWASH_SOAK=1 cargo test --package bywash --test server -- crash a_kill_leaves
 	BYWASH_SOAK=1 cargo test --package bywash --lib -- a_search_in_a_million_files --nocapture
 
 bench: setup ## what a stream costs here and in nginx-rtmp; BENCH="--seconds 30 --write-docs"
