@@ -142,7 +142,8 @@ impl Server {
                 segment: config.record.segment,
                 bit_rate: config.record.audio_bitrate,
             },
-        });
+        })
+        .await;
         let keeper = tokio::spawn(keeper);
 
         let callbacks_stop = CancellationToken::new();

@@ -205,11 +205,11 @@ impl Inbox {
 }
 
 impl Plan {
-    /// Starts plan. The future is its work; it ends once drained.
-    pub fn start(parts: Parts) -> (Plan, impl Future<Output = ()>) {
+    /// Puts the rows right after what ended the last run, then starts plan. The future is its work; it ends once drained.
+    pub async fn start(parts: Parts) -> (Plan, impl Future<Output = ()>) {
         let (requests, asked) = mpsc::channel(256);
         let plan = Plan { inbox: Arc::default(), requests, marker: rand::random() };
-        let keeper = Keeper {
+        let mut keeper = Keeper {
             parts,
             plan: plan.clone(),
             places: HashMap::new(),
@@ -225,6 +225,7 @@ impl Plan {
             write_at: None,
             drained: None,
         };
+        keeper.recover().await;
         (plan, keeper.run(asked))
     }
 
@@ -335,7 +336,6 @@ struct Keeper {
 impl Keeper {
     async fn run(mut self, mut asked: mpsc::Receiver<Request>) {
         let mut tidied = Instant::now();
-        self.recover().await;
         loop {
             let quiet = self.relays.is_empty() && self.pending.is_empty();
             if self.drained.is_some() && quiet && self.recordings.is_empty() && self.words.is_empty() {

@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
-use self::source::Clip;
+use self::source::{Clip, Sent};
 use self::target::Report;
 use crate::app::Server;
 use crate::client;
@@ -132,10 +132,19 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
         Ok(()) => println!("whole    every frame arrived once, in order and unchanged"),
         Err(faults) => bail!("what arrived at the target is not whole: {faults}"),
     }
+    // A browser changes the size of its pictures as it likes, and with it begins a new file.
     let files = recording::files(&media);
-    let [file] = &files[..] else { bail!("{} files were recorded in {}, not one", files.len(), media.display()) };
-    let found = recording::check(file, kept.as_deref().zip(sent)).context("the recorded file is not whole")?;
-    println!("recorded {} pictures and {} packets of sound in {}", found.video, found.audio, file.display());
+    let mut found = Sent::default();
+    for file in &files {
+        let of = recording::check(file, kept.as_deref().zip(sent));
+        let of = of.with_context(|| format!("the recorded file {} is not whole", file.display()))?;
+        found = Sent { video: found.video + of.video, audio: found.audio + of.audio };
+        println!("file     {}", file.display());
+    }
+    if found.video == 0 || found.audio == 0 {
+        bail!("{} pictures and {} packets of sound are in {} files", found.video, found.audio, files.len());
+    }
+    println!("recorded {} pictures and {} packets of sound", found.video, found.audio);
     Ok(())
 }
 

@@ -315,7 +315,9 @@ fn a_recording_is_armed_until_it_is_stopped_or_its_time_is_over() {
     let files = server.recorded(&receiver, "show");
     assert_eq!(files.len(), 3);
     assert!((0.5..1.9).contains(&files[2].duration), "{files:?}");
-    files.iter().for_each(|file| drop(judge(&file.path)));
+    for file in &files {
+        judge(&file.path);
+    }
     let states = receiver.of("record_state", "show");
     let states: Vec<_> = states.iter().filter(|it| it["task_id"] == *task).map(|it| it["state"].clone()).collect();
     for (state, count) in [("recording", 3), ("waiting", 2), ("ended", 1)] {
