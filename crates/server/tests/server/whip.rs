@@ -112,7 +112,7 @@ fn gstreamer_is_relayed_in_h265_to_a_target_that_takes_it() {
     let (record, pictures) = enhanced(&sink.session("show").expect("a session").kept, b"hvc1");
     let sets = nal::Sets::parse(Codec::H265, &record).expect("a record");
     let annex_b = |unit: &[u8]| [&[0, 0, 0, 1], unit].concat();
-    let mut stream: Vec<u8> = sets.iter().flat_map(|unit| annex_b(unit)).collect();
+    let mut stream: Vec<u8> = sets.iter().flat_map(annex_b).collect();
     stream.extend(pictures.iter().flat_map(|picture| nal::nals(picture, 4)).flat_map(annex_b));
     decodes(&stream, "hevc", pictures.len());
 }
