@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bywash_media::StreamKey;
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, info_span, warn};
 
 use crate::callback::{self, Close};
+use crate::clock::{unix_ms, until};
 use crate::config::{self, Apps};
 use crate::hub::{self, Hub};
 use crate::lane::Lane;
@@ -873,17 +874,6 @@ impl Keeper {
     }
 }
 
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
 fn masked(url: &crate::secret::Secret) -> String {
     Target::parse(url.expose()).map_or_else(|_| "***".to_owned(), |target| target.masked())
-}
-
-fn unix_ms() -> i64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_millis() as i64)
 }

@@ -25,6 +25,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
 use tracing::warn;
 
+use crate::clock::unix_ms;
 use crate::config::Apps;
 use crate::object::{Objects, PLAYLIST, Urls, content_type};
 use crate::store::{File, FileState, Store};
@@ -98,8 +99,7 @@ impl Doors {
         };
         let (file, key) = self.find(key).await?.ok_or(ABSENT)?;
         let app = self.apps.get(file.key.app()).ok_or(ABSENT)?;
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
-        let left = match self.urls.check(&app, &file.path, pass, now_ms) {
+        let left = match self.urls.check(&app, &file.path, pass, unix_ms()) {
             Ok(left) => left,
             Err(why) => return Ok((StatusCode::FORBIDDEN, format!("{why}\n")).into_response()),
         };

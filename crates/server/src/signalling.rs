@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -23,6 +23,7 @@ use bywash_media::{Codec, StreamKey};
 use tokio::sync::oneshot;
 use tracing::{Instrument, info, info_span};
 
+use crate::clock::unix_s;
 use crate::config::{Apps, IceServer, Webrtc};
 use crate::hub::Hub;
 use crate::ingest::whip;
@@ -225,8 +226,7 @@ impl Doors {
             return Err(refused(StatusCode::FORBIDDEN, reason));
         }
         let bearer = head.headers.get(AUTHORIZATION).and_then(|it| it.to_str().ok());
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_secs() as i64);
-        let user = token::verify(&app, key.id(), &token::Params::parse(query).bearer(bearer), purpose, now)?;
+        let user = token::verify(&app, key.id(), &token::Params::parse(query).bearer(bearer), purpose, unix_s())?;
         of_type(&head.headers, SDP)?;
         let offer = Offer::parse(&read(body).await?, purpose)?;
 

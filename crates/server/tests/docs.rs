@@ -86,7 +86,7 @@ fn every_configuration_key_that_is_named_exists() {
             let name = span.split(' ').next().unwrap();
             let like_a_key = name.bytes().all(|c| c.is_ascii_lowercase() || c == b'_' || c == b'.');
             let in_a_section = name.split_once('.').is_some_and(|(section, _)| SECTIONS.contains(&section));
-            let file = [".", ".rs", ".md"].iter().any(|end| name.ends_with(end));
+            let file = [".", ".rs", ".md", ".key"].iter().any(|end| name.ends_with(end));
             let known = keys.contains(&format!("\n| `{name}` |"));
             assert!(!like_a_key || !in_a_section || file || known, "{}: `{name}`", path.display());
         }
@@ -116,25 +116,26 @@ fn the_example_configuration_is_good() {
 /// may use any of them; nobody but their like may use them.
 const ARROWS: &[(&str, &str)] = &[
     ("address", ""),
-    ("api", "address callback config live object secret store vendor"),
+    ("api", "address callback clock config live object secret store vendor"),
     ("callback", "config secret store"),
+    ("clock", ""),
     ("config", "secret vendor"),
     ("http", "config"),
     ("hub", "live"),
-    ("ingest", "config hub lane metrics output plan sys token webrtc wire"),
-    ("job", "callback config object segment store"),
+    ("ingest", "clock config hub lane metrics output plan sys token webrtc wire"),
+    ("job", "callback clock config object segment store"),
     ("lane", "sys"),
     ("live", ""),
     ("log", ""),
     ("metrics", "job live webrtc"),
     ("object", "config"),
-    ("output", "address config hub lane live rendition secret segment store sys vendor webrtc wire"),
-    ("plan", "callback config hub lane live object output rendition secret segment store vendor"),
-    ("playback", "config object store"),
+    ("output", "address clock config hub lane live rendition secret segment store sys vendor webrtc wire"),
+    ("plan", "callback clock config hub lane live object output rendition secret segment store vendor"),
+    ("playback", "clock config object store"),
     ("rendition", "hub lane live"),
     ("secret", ""),
     ("segment", "config"),
-    ("signalling", "config hub ingest lane output plan rendition token webrtc"),
+    ("signalling", "clock config hub ingest lane output plan rendition token webrtc"),
     ("space", "sys"),
     ("store", "callback config secret"),
     ("sys", ""),

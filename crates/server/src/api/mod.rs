@@ -8,7 +8,7 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -25,6 +25,7 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::clock::unix_ms;
 use crate::config::{App, Apps};
 use crate::live::Live;
 use crate::object::Urls;
@@ -205,8 +206,7 @@ struct Now {
 
 impl Now {
     fn read() -> Now {
-        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Now { wall_ms: wall.as_millis() as i64, instant: Instant::now() }
+        Now { wall_ms: unix_ms(), instant: Instant::now() }
     }
 }
 

@@ -23,6 +23,7 @@ use self::source::{Clip, Sent};
 use self::target::Report;
 use crate::app::Server;
 use crate::client;
+use crate::clock::{unix_s, until};
 use crate::config::{App, Config, Format};
 use crate::token::{self, Privilege};
 
@@ -94,7 +95,7 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
     let begin = Instant::now();
     tokio::select! {
         end = show(&call, &stream, &report, begin) => end?,
-        () = until(duration) => {}
+        () = until(duration.map(|it| begin + it)) => {}
         _ = tokio::signal::ctrl_c() => {}
     }
     println!();
@@ -152,8 +153,7 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
 fn page(base: &str, app: &App, stream: &str) -> String {
     let mut page = format!("{base}/console/publish?app={}&stream={stream}", app.id);
     if !app.publish_key.expose().is_empty() {
-        let tomorrow =
-            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64 + 86_400;
+        let tomorrow = unix_s() + 86_400;
         let nonce = hex::encode(rand::random::<[u8; 8]>());
         let token = token::make(app.id, stream, tomorrow, &nonce, Privilege::Publish, &app.publish_key);
         page += &format!("&userId=demo&zgVer=v1&zgExpired={tomorrow}&zgNonce={nonce}&token={token}");
@@ -216,12 +216,5 @@ impl Call {
 
     async fn ask(&self, action: &str, stream: &str) -> anyhow::Result<Value> {
         self.send(&self.address(action, &[("StreamId", stream)])).await
-    }
-}
-
-async fn until(duration: Option<Duration>) {
-    match duration {
-        Some(duration) => tokio::time::sleep(duration).await,
-        None => std::future::pending().await,
     }
 }

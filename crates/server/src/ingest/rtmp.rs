@@ -10,7 +10,7 @@ mod play;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bywash_media::mux::flv::{self, Item};
 use bywash_media::{Codec, Frame, Kind, StreamKey, Tracks};
@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug, info, info_span, warn};
 
+use crate::clock::{unix_s, until};
 use crate::config::{App, Apps};
 use crate::hub::Hub;
 use crate::lane::{Lane, Lanes};
@@ -280,8 +281,7 @@ impl Connection {
         if !app.environment.has(key.environment()) {
             return Err((denied, format!("the app has no {:?} environment", key.environment()).to_lowercase()));
         }
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_secs() as i64);
-        match token::verify(&app, key.id(), &token::Params::parse(&request.query), purpose, now) {
+        match token::verify(&app, key.id(), &token::Params::parse(&request.query), purpose, unix_s()) {
             Ok(user) => Ok((key, user.id)),
             Err(why) => Err((denied, why.to_string())),
         }
@@ -385,13 +385,6 @@ fn trace(agent: &str) -> Vec<String> {
 /// How a request is called in the log: what the peer wrote, bounded, without its query.
 fn label(request: &Request) -> String {
     format!("{}/{}", request.app, request.name).chars().filter(|c| !c.is_control()).take(80).collect()
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! never loses one.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::clock::unix_ms;
 use crate::config::{CallbackFormat, CallbackLimits};
 use crate::store::{Callback, Delivery, Error, Store};
 
@@ -52,8 +53,7 @@ const ANSWER_MAX: usize = 64 * 1024;
 
 /// Sends callbacks until `stop`, then ends within seconds; what is not delivered by then stays in the outbox.
 pub async fn run(store: Store, limits: CallbackLimits, counters: Counters, stop: CancellationToken) {
-    let now_ms = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
-    run_by(now_ms, store, limits, counters, stop).await;
+    run_by(unix_ms, store, limits, counters, stop).await;
 }
 
 /// [`run`] by another clock.

@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::make::Source;
-use super::now_ms;
 use crate::callback;
+use crate::clock::unix_ms;
 use crate::config::{Apps, Format};
 use crate::object::{self, Bucket, Objects, PLAYLIST, Urls};
 use crate::segment::{Folder, Whole};
@@ -197,7 +197,7 @@ impl Merges {
 
     /// Writes that the job is over, with this result, or without.
     async fn end_by(&self, mut tx: crate::store::Tx, job: &mut Job, file: Option<&File>) -> Result<(), Failure> {
-        job.ended_ms = now_ms();
+        job.ended_ms = unix_ms();
         let mut url = String::new();
         let app = self.apps.get(job.app);
         match file {
@@ -274,7 +274,7 @@ impl Merges {
             }
         };
         let (Whole { size, duration }, tracks) = made;
-        let now_ms = now_ms();
+        let now_ms = unix_ms();
         Ok(File {
             id: file::file_id(),
             key: one.key.clone(),

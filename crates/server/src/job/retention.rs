@@ -12,7 +12,7 @@ use object_store::ObjectStore;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::now_ms;
+use crate::clock::unix_ms;
 use crate::config::Format;
 use crate::object::{Objects, PLAYLIST};
 use crate::store::{File, Store};
@@ -31,7 +31,7 @@ const TOLD_MS: i64 = 30 * 86_400_000;
 pub async fn run(store: Store, objects: Objects, stop: CancellationToken) {
     let mut work = store.work();
     loop {
-        let again = match turn(&store, &objects, now_ms()).await {
+        let again = match turn(&store, &objects, unix_ms()).await {
             Ok(again) => again,
             Err(error) => {
                 warn!(%error, "deletions wait for the store");

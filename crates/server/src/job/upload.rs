@@ -23,8 +23,8 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::now_ms;
 use crate::callback;
+use crate::clock::unix_ms;
 use crate::config::{Apps, Format};
 use crate::object::{Bucket, Objects, PLAYLIST, Urls, content_type};
 use crate::store::{File, FileState, Store};
@@ -174,7 +174,7 @@ impl Uploads {
     }
 
     async fn announce(&self, file: &File) -> anyhow::Result<()> {
-        let now_ms = now_ms();
+        let now_ms = unix_ms();
         let mut tx = self.store.begin().await?;
         if tx.file_ready(&file.id, now_ms).await? {
             // A merged file has no recording: the end of its job has told of it.

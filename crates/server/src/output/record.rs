@@ -10,7 +10,7 @@ mod take;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bywash_media::Time;
 use tokio::runtime::Handle;
@@ -20,6 +20,7 @@ use tracing::{Span, info, warn};
 
 use self::disk::Disk;
 use self::take::{Input, Op, Take};
+use crate::clock::unix_ms;
 use crate::config::Format;
 use crate::hub::{self, Event};
 use crate::lane::Lane;
@@ -287,8 +288,4 @@ impl Recorder {
             }
         }
     }
-}
-
-fn unix_ms() -> i64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_millis() as i64)
 }

@@ -9,7 +9,7 @@ mod connect;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bywash_media::{Codec, Time, transcode};
@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tracing::{Span, info, warn};
 
 use self::connect::Socket;
+use crate::clock::unix_ms;
 use crate::config;
 use crate::hub;
 use crate::lane::Lane;
@@ -536,10 +537,6 @@ impl Attempts {
 /// Between four and six fifths, so that a thousand relays do not come back in one second.
 fn jitter(wait: Duration) -> Duration {
     wait.mul_f64(rand::rng().random_range(0.8..1.2))
-}
-
-fn unix_ms() -> i64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_millis() as i64)
 }
 
 #[cfg(test)]

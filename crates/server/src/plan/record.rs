@@ -13,8 +13,9 @@ use tokio::task::JoinError;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, info_span, warn};
 
-use super::{Keeper, STORE_RETRY, unix_ms};
+use super::{Keeper, STORE_RETRY};
 use crate::callback;
+use crate::clock::unix_ms;
 use crate::config::{self, App, Vendor};
 use crate::hub;
 use crate::live;
