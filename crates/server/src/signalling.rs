@@ -92,7 +92,13 @@ async fn endpoint(
     let answer = match *request.method() {
         Method::POST => {
             let span = info_span!("whip", stream = format!("{app:.20}/{stream:.80}"), %peer, ?purpose);
-            doors.open(purpose, (&app, &stream), &query.unwrap_or_default(), peer, request).instrument(span).await
+            let query = query.unwrap_or_default();
+            let opened = doors.open(purpose, (&app, &stream), &query, peer, request);
+            let opened = opened.instrument(span.clone()).await;
+            if let Err(Refused { status, reason, .. }) = &opened {
+                info!(parent: &span, status = status.as_u16(), reason, "refused");
+            }
+            opened
         }
         Method::OPTIONS => Ok(doors.options("POST, OPTIONS", &[("accept-post", SDP)])),
         _ => Err(not_allowed("POST, OPTIONS")),
@@ -192,21 +198,6 @@ fn for_pages(answer: Result<Response, Refused>) -> Response {
 impl Doors {
     /// POST: opens a session.
     async fn open(
-        self: &Arc<Doors>,
-        purpose: Purpose,
-        (app, stream): (&str, &str),
-        query: &str,
-        peer: SocketAddr,
-        request: Request<Body>,
-    ) -> Result<Response, Refused> {
-        let opened = self.try_open(purpose, (app, stream), query, peer, request).await;
-        if let Err(Refused { status, reason, .. }) = &opened {
-            info!(status = status.as_u16(), reason, "refused");
-        }
-        opened
-    }
-
-    async fn try_open(
         self: &Arc<Doors>,
         purpose: Purpose,
         (app, stream): (&str, &str),

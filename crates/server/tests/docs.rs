@@ -141,7 +141,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("sys", ""),
     ("token", "config secret"),
     ("vendor", "config secret"),
-    ("webrtc", "config lane sys token"),
+    ("webrtc", "config lane secret sys token"),
     ("wire", ""),
 ];
 

@@ -41,12 +41,7 @@ pub(super) fn record_sets(record: &[u8]) -> Option<Vec<&[u8]>> {
     let mut sets = Vec::new();
     for mask in [0x1f, 0xff] {
         let (&count, after) = rest.split_first()?;
-        rest = after;
-        for _ in 0..count & mask {
-            let (set, after) = nal::record_nal(rest)?;
-            sets.push(set);
-            rest = after;
-        }
+        rest = nal::record_nals(after, (count & mask).into(), &mut sets)?;
     }
     Some(sets)
 }

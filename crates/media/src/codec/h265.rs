@@ -41,12 +41,7 @@ pub(super) fn record_sets(record: &[u8]) -> Option<Vec<&[u8]>> {
     let mut sets = Vec::new();
     for _ in 0..arrays {
         let count = u16::from_be_bytes([*rest.get(1)?, *rest.get(2)?]);
-        rest = &rest[3..];
-        for _ in 0..count {
-            let (set, after) = nal::record_nal(rest)?;
-            sets.push(set);
-            rest = after;
-        }
+        rest = nal::record_nals(&rest[3..], count, &mut sets)?;
     }
     Some(sets)
 }

@@ -212,9 +212,14 @@ pub(super) fn unescape(nal: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The next unit of a record: a 16-bit length and a NAL unit.
-pub(super) fn record_nal(record: &[u8]) -> Option<(&[u8], &[u8])> {
-    split(record, 2)
+/// Reads `count` NAL units of a decoder configuration record, each behind its length in 16 bits; gives what follows them.
+pub(super) fn record_nals<'a>(mut record: &'a [u8], count: u16, nals: &mut Vec<&'a [u8]>) -> Option<&'a [u8]> {
+    for _ in 0..count {
+        let (nal, rest) = split(record, 2)?;
+        nals.push(nal);
+        record = rest;
+    }
+    Some(record)
 }
 
 #[cfg(test)]

@@ -1,8 +1,6 @@
 //! The app of a first start: made with fresh secrets where none is configured, and found again on later starts.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -10,6 +8,7 @@ use rand::Rng;
 
 use super::read::{self, Source};
 use super::{App, Config};
+use crate::secret;
 
 /// The app that a server without configured apps has.
 #[derive(Clone, Debug)]
@@ -61,21 +60,15 @@ const FILE: &str = "dev-app.toml";
 fn create(file: &Path) -> std::io::Result<()> {
     let mut random = rand::rng();
     let id: u32 = random.random_range(1_000_000_000..=u32::MAX);
-    let mut secret = || hex::encode(random.random::<[u8; 16]>());
+    let mut key = || hex::encode(random.random::<[u8; 16]>());
     let text = format!(
         "# The app of a server that has none configured. Delete this file for a new one; copy it into bywash.toml to keep it.\n\
          [[app]]\nid = {id}\nserver_secret = \"{}\"\ncallback_secret = \"{}\"\npublish_key = \"{}\"\nplay_key = \"{}\"\n\
          [app.record.Tencent]\nformats = [\"mp4\", \"m3u8\"]\n",
-        secret(),
-        secret(),
-        secret(),
-        secret()
+        key(),
+        key(),
+        key(),
+        key()
     );
-    // Written aside and renamed: a file under its final name is complete.
-    let part = file.with_extension("part");
-    let _ = fs::remove_file(&part);
-    let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
-    out.write_all(text.as_bytes())?;
-    out.sync_all()?;
-    fs::rename(&part, file)
+    secret::write(file, &text)
 }

@@ -1,12 +1,12 @@
 //! The DTLS certificate that all sessions share, kept over restarts.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::Context;
 use str0m::config::DtlsCert;
+
+use crate::secret;
 
 const FILE: &str = "webrtc.key";
 
@@ -41,13 +41,7 @@ fn parse(text: &str) -> Option<DtlsCert> {
 fn write(file: &Path, made: &DtlsCert) -> std::io::Result<()> {
     let text =
         format!("certificate {}\nprivate-key {}\n", hex::encode(&made.certificate), hex::encode(&made.private_key));
-    // Written aside and renamed: a file under its final name is complete.
-    let part = file.with_extension("part");
-    let _ = fs::remove_file(&part);
-    let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
-    out.write_all(text.as_bytes())?;
-    out.sync_all()?;
-    fs::rename(&part, file)
+    secret::write(file, &text)
 }
 
 #[cfg(test)]
