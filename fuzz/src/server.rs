@@ -1,7 +1,8 @@
 //! What must hold for what callers and players write into addresses, on any bytes at all.
 
+use std::cell::RefCell;
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use bywash::api::params::Query;
@@ -11,6 +12,13 @@ use bywash::token::{self, Params, Purpose};
 use bywash::vendor::Target;
 use bywash::webrtc::offer::{self, Fragment, Offer};
 use bywash::webrtc::{certificate, demux, framing};
+use bywash_media::Codec;
+use bywash_media::codec::{self, nal};
+use str0m::change::SdpAnswer;
+use str0m::media::{Direction, MediaKind, Mid, Pt};
+use str0m::net::{Protocol, Receive};
+use str0m::rtp::{RtpWrite, SeqNo};
+use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
 
 /// A token's parameters: nobody gets in without the key.
 pub fn token(data: &[u8]) {
@@ -64,5 +72,137 @@ pub fn datagram(data: &[u8]) {
     let mut input = BytesMut::from(data);
     while let Ok(Some(datagram)) = framing::take(&mut input) {
         assert!(datagram.len() <= framing::DATAGRAM_MAX);
+    }
+}
+
+/// What a publisher sends once it is connected: RTP of any payload type with any payload, in any order, and datagrams that are nothing.
+/// Access units that come out are read as ingest reads them.
+pub fn rtp(data: &[u8]) {
+    thread_local! {
+        static PAIR: RefCell<Option<Pair>> = const { RefCell::new(None) };
+    }
+    PAIR.with_borrow_mut(|pair| pair.get_or_insert_with(Pair::connect).take(data));
+}
+
+/// A publisher, and the engine as WHIP sets it up, connected without a network. The session goes on from one input to the next.
+struct Pair {
+    ours: Rtc,
+    theirs: Rtc,
+    now: Instant,
+    /// What the publisher may send: a section, its stream's next sequence number, and a payload type.
+    types: Vec<(Mid, Pt)>,
+    sequence: u64,
+}
+
+const OURS: &str = "127.0.0.1:2";
+const THEIRS: &str = "127.0.0.1:1";
+
+impl Pair {
+    fn connect() -> Pair {
+        let now = Instant::now();
+        let config = RtcConfig::new().set_rtp_mode(true).clear_codecs().enable_opus(true, true);
+        let mut theirs = config.enable_h264(true).enable_h265(true).enable_av1(true).build(now);
+        let host = |address: &str| Candidate::host(address.parse().expect("an address"), "udp").expect("a candidate");
+        theirs.add_local_candidate(host(THEIRS));
+        let mut api = theirs.sdp_api();
+        let mids =
+            [MediaKind::Audio, MediaKind::Video].map(|kind| api.add_media(kind, Direction::SendOnly, None, None, None));
+        let (text, pending) = api.apply().expect("there are changes");
+        let certificate = certificate::make().expect("the provider makes certificates");
+        let mut ours = offer::config(Purpose::Publish, certificate).build(now);
+        ours.add_local_candidate(host(OURS));
+        let offered = Offer::parse(text.to_sdp_string().as_bytes(), Purpose::Publish).expect("an offer like others");
+        let answer = offer::accept(&mut ours, &offered).expect("it is taken");
+        let answer = SdpAnswer::from_sdp_string(&answer).expect("an answer");
+        theirs.sdp_api().accept_answer(pending, answer).expect("it is taken");
+        let mut pair = Pair { ours, theirs, now, types: Vec::new(), sequence: 1 };
+        while !(pair.ours.is_connected() && pair.theirs.is_connected()) {
+            pair.exchange(Duration::from_millis(20));
+        }
+        for mid in mids {
+            let params = pair.theirs.media(mid).expect("a section").remote_pts().to_vec();
+            pair.types.extend(params.into_iter().map(|pt| (mid, pt)));
+        }
+        pair
+    }
+
+    fn take(&mut self, mut data: &[u8]) {
+        while let Some((&[control, length, ..], rest)) = data.first_chunk::<2>().map(|head| (head, &data[2..])) {
+            let (payload, rest) = rest.split_at(rest.len().min(usize::from(length) * 5));
+            data = rest;
+            if control & 0x80 != 0 {
+                receive(&mut self.ours, self.now, THEIRS, OURS, payload);
+                continue;
+            }
+            let (mid, pt) = self.types[usize::from(control & 0x0f) % self.types.len()];
+            let (marker, gap) = (control & 0x10 != 0, u64::from(control >> 5 & 3));
+            self.sequence += gap;
+            let time = (self.sequence / 4 * 3000) as u32;
+            let write = RtpWrite::new(pt, SeqNo::from(self.sequence), time, self.now, payload.to_vec()).marker(marker);
+            if let Some(stream) = self.theirs.direct_api().stream_tx_by_mid(mid, None) {
+                stream.write_rtp(write);
+            }
+            self.exchange(Duration::from_millis(5));
+        }
+        self.exchange(Duration::from_millis(200));
+    }
+
+    /// Carries what either has to say to the other, `later`.
+    fn exchange(&mut self, later: Duration) {
+        self.now += later;
+        let _ = self.theirs.handle_input(Input::Timeout(self.now));
+        let _ = self.ours.handle_input(Input::Timeout(self.now));
+        for _ in 0..100 {
+            let (sent, _) = outputs(&mut self.theirs);
+            let (answered, events) = outputs(&mut self.ours);
+            events.iter().for_each(access_unit);
+            if sent.is_empty() && answered.is_empty() {
+                break;
+            }
+            sent.iter().for_each(|it| receive(&mut self.ours, self.now, THEIRS, OURS, it));
+            answered.iter().for_each(|it| receive(&mut self.theirs, self.now, OURS, THEIRS, it));
+        }
+    }
+}
+
+fn outputs(rtc: &mut Rtc) -> (Vec<Vec<u8>>, Vec<Event>) {
+    let (mut sent, mut events) = (Vec::new(), Vec::new());
+    while let Ok(output) = rtc.poll_output() {
+        match output {
+            Output::Transmit(it) => sent.push(it.contents.to_vec()),
+            Output::Event(event) => events.push(event),
+            Output::Timeout(_) => break,
+        }
+    }
+    (sent, events)
+}
+
+fn receive(rtc: &mut Rtc, now: Instant, from: &str, to: &str, datagram: &[u8]) {
+    let address = |text: &str| text.parse().expect("an address");
+    if let Ok(receive) = Receive::new(Protocol::Udp, address(from), address(to), datagram) {
+        let _ = rtc.handle_input(Input::Receive(now, receive));
+    }
+}
+
+fn access_unit(event: &Event) {
+    let Event::MediaData(data) = event else { return };
+    let codec = match data.params.spec().codec {
+        str0m::format::Codec::H264 => Codec::H264,
+        str0m::format::Codec::H265 => Codec::H265,
+        str0m::format::Codec::Av1 => Codec::Av1,
+        _ => return,
+    };
+    let unit = if codec == Codec::Av1 { data.data.to_vec().into() } else { nal::from_annex_b(&data.data) };
+    if codec::is_key(codec, &unit) {
+        assert!(codec::is_picture(codec, &unit), "a key frame without a picture");
+    }
+    if codec == Codec::Av1 {
+        let _ = codec::av1::record(&unit).map(|record| codec::track(codec, record));
+    } else {
+        let mut sets = nal::Sets::new(codec);
+        nal::nals(&unit, 4).for_each(|unit| {
+            sets.absorb(unit);
+        });
+        let _ = sets.record().map(|record| codec::track(codec, record));
     }
 }

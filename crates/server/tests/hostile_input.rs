@@ -45,6 +45,7 @@ proptest! {
             target::query(&input);
             target::sdp(&input);
             target::datagram(&input);
+            target::rtp(&input);
         }
     }
 }
