@@ -48,9 +48,9 @@ const SOCKET_BUFFER: usize = 4 << 20;
 /// what a packet has.
 const SOCKET_BUFFER_LEAST: usize = 2 << 20;
 
-/// How long packets wait in the kernel at the most. A picture's come one by one over some milliseconds: read as they come, each
-/// costs a wake-up.
-const GATHER: Duration = Duration::from_millis(10);
+/// How long packets wait in the kernel at the most: a packet of Opus. A picture's come one by one over some milliseconds: read as
+/// they come, each costs a wake-up.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// So many reads in a row that find nothing end the gathering, until the next packet.
 const QUIET: u32 = 5;
@@ -134,7 +134,7 @@ impl Port {
         let _ = state.set_send_buffer_size(UdpSockRef::from(&udp), SOCKET_BUFFER);
         let gathers = state.recv_buffer_size(UdpSockRef::from(&udp))? >= SOCKET_BUFFER_LEAST;
         if !gathers {
-            info!("webrtc costs more than it needs to: net.core.rmem_max is less than {}", SOCKET_BUFFER_LEAST / 2);
+            info!("each webrtc packet wakes a thread: net.core.rmem_max is less than {}", SOCKET_BUFFER_LEAST / 2);
         }
 
         let mut own = Vec::new();
@@ -304,7 +304,7 @@ impl Port {
         loop {
             if let Err(error) = self.gather(&mut inbox).await {
                 // Out of file descriptors: publishers are served none the worse.
-                warn!(%error, "packets wake nobody");
+                warn!(%error, "webrtc packets are read late");
                 self.drain(&mut inbox).await;
                 tokio::time::sleep(GATHER).await;
             }
