@@ -186,16 +186,23 @@ impl Server {
         let rtmp_in = tokio::spawn(ingest::rtmp::serve(rtmp_listener, Arc::new(doors), stop.clone()));
 
         let webrtc = port.address();
+        // Where sessions live, as long as there is room: what is read there wakes no other thread.
+        let webrtc_in = lanes.pick().spawn({
+            let (port, stop, lanes) = (port.clone(), stop.clone(), lanes.clone());
+            async move {
+                port.serve(stop).await;
+                drop(lanes);
+            }
+        });
         let doors = Arc::new(signalling::Doors {
             apps: apps.clone(),
             hub,
             plan: plan.clone(),
             lanes,
             renditions,
-            port: port.clone(),
+            port,
             config: config.webrtc.clone(),
         });
-        let webrtc_in = tokio::spawn(port.serve(stop.clone()));
 
         let settings = Arc::new(ArcSwap::from_pointee(api_settings(&config, rtmp)));
         let wake = plan.clone();

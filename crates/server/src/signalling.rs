@@ -233,7 +233,7 @@ impl Doors {
                     lane: lane.clone(),
                 };
                 // The place comes last: a stream whose session cannot be would be told of as one that came and went.
-                let (mut session, answer) = Peer::open(&self.port, key.clone(), offer, purpose)?;
+                let (mut session, answer) = Peer::open(&self.port, key.clone(), offer, purpose, &lane)?;
                 let mut hold = self.plan.publish(arrival()).await;
                 // A page that was reloaded comes back before its old session is known to be dead.
                 if matches!(hold, Err(Refusal::Occupied)) && self.port.replace_silent(&key, SILENCE).await {
@@ -257,7 +257,7 @@ impl Doors {
                 if !sound.fits(&stream.tracks()) {
                     sound.check().map_err(|error| refused(StatusCode::NOT_ACCEPTABLE, error))?;
                 }
-                let (mut session, answer) = Peer::open(&self.port, key.clone(), offer, purpose)?;
+                let (mut session, answer) = Peer::open(&self.port, key.clone(), offer, purpose, &lane)?;
                 let (id, tag) = (session.id(), session.tag());
                 let run = whep::run(session, stream, sound, self.renditions.clone(), lane.clone());
                 self.port.spawn(&lane, run.in_current_span());

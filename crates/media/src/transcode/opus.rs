@@ -6,9 +6,6 @@ use super::{AudioDecoder, AudioEncoder, CHANNELS, Error, RATE, track};
 use crate::codec::opus::{self, Head};
 use crate::{Codec, Track};
 
-/// The longest packet, in samples: 120 ms.
-const LONGEST: usize = 5760;
-
 /// Ten would gain 0.02 ODG for half as much work again.
 const COMPLEXITY: i32 = 5;
 
@@ -40,16 +37,12 @@ impl AudioDecoder for Decoder {
 
     fn decode(&mut self, packet: &[u8], pcm: &mut Vec<f32>) -> Result<(), Error> {
         let from = pcm.len();
-        pcm.resize(from + LONGEST * CHANNELS, 0.0);
-        // To libopus an empty packet is a lost one.
-        let decoded = match packet {
-            [] => Err(Error::Malformed(Codec::Opus)),
-            packet => {
-                self.codec.decode_float(packet, &mut pcm[from..], false).map_err(|_| Error::Malformed(Codec::Opus))
-            }
-        };
+        // To libopus an empty packet is a lost one; here it is none.
+        let samples = self.samples(packet).ok_or(Error::Malformed(Codec::Opus))?;
+        pcm.resize(from + samples * CHANNELS, 0.0);
+        let decoded = self.codec.decode_float(packet, &mut pcm[from..], false);
         pcm.truncate(from + decoded.as_ref().map_or(0, |samples| samples * CHANNELS));
-        decoded.map(drop)
+        decoded.map(drop).map_err(|_| Error::Malformed(Codec::Opus))
     }
 
     fn conceal(&mut self, samples: usize, next: Option<&[u8]>, pcm: &mut Vec<f32>) {

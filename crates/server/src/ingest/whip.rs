@@ -126,7 +126,7 @@ impl Ingest {
             if !self.flowing && self.hold.publisher.holds() {
                 self.hold.publisher.flush();
             }
-            if self.ask_for_keyframe(peer) {
+            if self.ask_for_keyframe(peer) || peer.feed()? {
                 continue;
             }
             tokio::select! {

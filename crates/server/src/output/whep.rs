@@ -84,6 +84,9 @@ impl Output {
                 self.send(peer, &frame)?;
                 continue;
             }
+            if peer.feed()? {
+                continue;
+            }
             tokio::select! {
                 turn = peer.turn() => if let Turn::End(_) = turn? { return Ok(()) },
                 more = ready(&mut source, &mut batch) => {

@@ -17,6 +17,7 @@ use tracing::debug;
 use super::demux::{Id, MAIL, Packets};
 use super::offer::{self, Fragment, Offer, Unfit};
 use super::port::{Full, Port};
+use crate::lane::{Lane, Ticks};
 use crate::token::Purpose;
 
 /// What a session may be told from outside.
@@ -68,14 +69,15 @@ pub struct Peer {
     offer: Offer,
     mail: mpsc::Receiver<Packets>,
     orders: mpsc::Receiver<Command>,
-    /// What is left of a read of the socket.
-    rest: Option<Packets>,
+    /// Packets that came and are still to be fed, the first one last.
+    came: Vec<Packets>,
     burst: Burst,
     /// TCP connections of the client, by its address; the newest last.
     tcp: Vec<(SocketAddr, mpsc::Sender<Bytes>)>,
     /// How many requests to send again were counted of each of its tracks.
     nacks: Vec<(Mid, Option<Rid>, u64)>,
     due: Instant,
+    sweeps: Ticks,
 }
 
 /// What is kept to be sent again: a second of 20 Mbit/s, and no more than helps.
@@ -87,7 +89,13 @@ const TCP_MAX: usize = 4;
 
 impl Peer {
     /// Answers an offer. The session can be reached from now on; gives its answer and its tag with it.
-    pub fn open(port: &Arc<Port>, key: StreamKey, offer: Offer, purpose: Purpose) -> Result<(Peer, String), NotOpened> {
+    pub fn open(
+        port: &Arc<Port>,
+        key: StreamKey,
+        offer: Offer,
+        purpose: Purpose,
+        lane: &Lane,
+    ) -> Result<(Peer, String), NotOpened> {
         let now = Instant::now();
         let mut rtc = offer::config(purpose, port.certificate()).build(now);
         for candidate in port.candidates() {
@@ -104,11 +112,12 @@ impl Peer {
             offer,
             mail,
             orders,
-            rest: None,
+            came: Vec::new(),
             burst: Burst::default(),
             tcp: Vec::new(),
             nacks: Vec::new(),
             due: now,
+            sweeps: lane.sweeps(),
         };
         Ok((peer, answer))
     }
@@ -146,16 +155,29 @@ impl Peer {
         }
     }
 
-    /// Waits for the first of a packet, an order and the engine's own time, and feeds it.
+    /// Feeds one packet of those that have come; false if none is left. [`poll`](Self::poll) comes before the next.
+    pub fn feed(&mut self) -> Result<bool, RtcError> {
+        match self.came.pop() {
+            Some(packets) => self.receive(packets).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Waits for the first of packets, an order and the engine's own time, and feeds it. The engine's time comes at once where it
+    /// is due, else with the next packet or sweep: nothing that it waits for is lost by waiting a little longer, and a timer that is
+    /// set again for each packet costs more than the packet.
     pub async fn turn(&mut self) -> Result<Turn, RtcError> {
-        if let Some(packets) = self.rest.take() {
-            self.receive(packets)?;
+        if self.feed()? {
             return Ok(Turn::Went);
         }
+        let due = self.due;
         tokio::select! { biased;
-            Some(packets) = self.mail.recv() => self.receive(packets)?,
+            1.. = self.mail.recv_many(&mut self.came, MAIL) => {
+                self.came.reverse();
+                self.feed()?;
+            }
             Some(command) = self.orders.recv() => return Ok(self.obey(command)),
-            () = tokio::time::sleep_until(self.due.into()) => self.rtc.handle_input(Input::Timeout(Instant::now()))?,
+            () = until(due, &mut self.sweeps) => self.rtc.handle_input(Input::Timeout(Instant::now()))?,
         }
         Ok(Turn::Went)
     }
@@ -228,7 +250,7 @@ impl Peer {
         };
         let at = packets.at;
         if !packets.data.is_empty() {
-            self.rest = Some(packets);
+            self.came.push(packets);
         }
         match Receive::new(proto, source, destination, &datagram) {
             Ok(receive) => self.rtc.handle_input(Input::Receive(at, receive)),
@@ -306,6 +328,15 @@ impl Peer {
     }
 }
 
+/// Waits for the first sweep at which it is `due`.
+async fn until(due: Instant, sweeps: &mut Ticks) {
+    while due > Instant::now() {
+        (&mut *sweeps).await;
+    }
+    // An engine that is always due must not keep the others from their turns.
+    tokio::task::consume_budget().await;
+}
+
 impl Drop for Peer {
     fn drop(&mut self) {
         self.port.close(self.id);
@@ -360,6 +391,7 @@ mod tests {
 
     use super::*;
     use crate::config;
+    use crate::lane::Lanes;
     use crate::webrtc::framing;
 
     /// How a client of the tests is connected.
@@ -434,7 +466,8 @@ mod tests {
         let (offer, pending) = api.apply().unwrap();
         let offer = Offer::parse(offer.to_sdp_string().as_bytes(), Purpose::Publish).unwrap();
         let key = StreamKey::published(1, "show").unwrap();
-        let (mut peer, answer) = Peer::open(&port, key, offer, Purpose::Publish).unwrap();
+        let lanes = Lanes::start(1).unwrap();
+        let (mut peer, answer) = Peer::open(&port, key, offer, Purpose::Publish, lanes.pick()).unwrap();
         let unwanted = if tcp { " udp " } else { " tcp " };
         let answer: String =
             answer.lines().filter(|it| !it.contains(unwanted)).map(|it| it.to_owned() + "\r\n").collect();

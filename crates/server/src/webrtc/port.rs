@@ -1,7 +1,9 @@
 //! The sockets that all sessions share, and what a session needs of them.
 //!
 //! One task reads the UDP socket and hands what it reads to the sessions, which live on their lanes; each session sends for itself.
-//! A TCP connection (RFC 6544, the passive side) has a task of its own.
+//! The task lives on a lane too, so that a packet for a session there crosses no thread. While packets come they are gathered in the
+//! kernel and read at each [`GATHER`]: the kernel has noted when each came. A TCP connection (RFC 6544, the passive side) has a task
+//! of its own.
 //!
 //! Invariant: whoever sends, a full mailbox or socket drops the packet and waits for nobody.
 
@@ -10,7 +12,7 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use bytes::{Bytes, BytesMut};
@@ -26,21 +28,35 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::demux::{Entry, Id, Packets, Table};
 use super::peer::Command;
 use super::{certificate, framing};
 use crate::config;
 use crate::lane::Lane;
-use crate::sys;
+use crate::sys::{self, Metronome};
 
-/// Reads of the socket in one system call, each of up to 64 KiB of datagrams of one source (UDP_GRO).
-const BATCH: usize = 8;
+/// Reads of the socket in one system call, each of up to 64 KiB of datagrams of one source (UDP_GRO). More than a picture has.
+const BATCH: usize = 32;
 const READ: usize = 64 << 10;
 
 /// What the kernel may keep for us, if its own limit allows: a quarter of a second of 100 Mbit/s.
 const SOCKET_BUFFER: usize = 4 << 20;
+
+/// The least that the kernel must keep for packets to be gathered: the pictures of some streams that come at once. It counts twice
+/// what a packet has.
+const SOCKET_BUFFER_LEAST: usize = 2 << 20;
+
+/// How long packets wait in the kernel at the most: a packet of Opus. A picture's come one by one over some milliseconds: read as
+/// they come, each costs a wake-up.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// So many reads in a row that find nothing end the gathering, until the next packet.
+const QUIET: u32 = 5;
+
+/// How long a packet can have waited for us: what the kernel's notes say beyond that, the host's clock was set in between.
+const WAITED_MAX: Duration = Duration::from_millis(200);
 
 /// Interface addresses that are told to clients, at the most.
 const ADDRESSES_MAX: usize = 16;
@@ -53,8 +69,10 @@ const TCP_QUEUE: usize = 64;
 
 /// The sockets and the table of sessions.
 pub struct Port {
-    udp: UdpSocket,
+    udp: std::net::UdpSocket,
     state: UdpSocketState,
+    /// The kernel keeps enough to be read late.
+    gathers: bool,
     tcp: TcpListener,
     local: SocketAddr,
     /// What candidates are made of.
@@ -66,6 +84,12 @@ pub struct Port {
     counters: Counters,
     table: Mutex<Table>,
     tasks: Mutex<JoinSet<()>>,
+}
+
+/// What one read of the socket fills.
+struct Inbox {
+    memory: Vec<u8>,
+    metas: [RecvMeta; BATCH],
 }
 
 /// What Prometheus is told of all sessions.
@@ -101,12 +125,17 @@ impl Port {
     pub async fn bind(config: &config::Webrtc, data_dir: &Path) -> anyhow::Result<Arc<Port>> {
         let listen = config.listen;
         let hint = || format!("cannot listen on {listen} (set webrtc.listen to another address, or stop who has it)");
-        let udp = UdpSocket::bind(listen).await.with_context(hint)?;
+        let udp = std::net::UdpSocket::bind(listen).with_context(hint)?;
+        udp.set_nonblocking(true)?;
         let local = udp.local_addr()?;
         let tcp = TcpListener::bind(local).await.with_context(hint)?;
         let state = UdpSocketState::new(UdpSockRef::from(&udp))?;
         let _ = state.set_recv_buffer_size(UdpSockRef::from(&udp), SOCKET_BUFFER);
         let _ = state.set_send_buffer_size(UdpSockRef::from(&udp), SOCKET_BUFFER);
+        let gathers = state.recv_buffer_size(UdpSockRef::from(&udp))? >= SOCKET_BUFFER_LEAST;
+        if !gathers {
+            info!("each webrtc packet wakes a thread: net.core.rmem_max is less than {}", SOCKET_BUFFER_LEAST / 2);
+        }
 
         let mut own = Vec::new();
         if local.ip().is_unspecified() {
@@ -127,6 +156,7 @@ impl Port {
         Ok(Arc::new(Port {
             udp,
             state,
+            gathers,
             tcp,
             local,
             addresses,
@@ -151,11 +181,18 @@ impl Port {
 
     /// Hands packets to the sessions until `stop`; then ends the sessions that are left.
     pub async fn serve(self: Arc<Port>, stop: CancellationToken) {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = self.read_udp() => {}
-            () = self.accept_tcp() => {}
-        }
+        // Tasks of their own: a packet has nothing to do with the others.
+        let mut sockets = JoinSet::new();
+        sockets.spawn({
+            let port = self.clone();
+            async move { port.read_udp().await }
+        });
+        sockets.spawn({
+            let port = self.clone();
+            async move { port.accept_tcp().await }
+        });
+        stop.cancelled().await;
+        drop(sockets);
         let mut tasks = std::mem::take(&mut *self.tasks.lock().expect("no holder panics"));
         tasks.shutdown().await;
     }
@@ -263,40 +300,84 @@ impl Port {
     }
 
     async fn read_udp(&self) {
-        let mut memory = vec![0u8; BATCH * READ];
-        let mut metas = [RecvMeta::default(); BATCH];
+        let mut inbox = Inbox { memory: vec![0; BATCH * READ], metas: [RecvMeta::default(); BATCH] };
         loop {
-            if self.udp.readable().await.is_err() {
-                return;
-            }
-            let mut buffers = memory.chunks_mut(READ).map(IoSliceMut::new).collect::<Vec<_>>();
-            let read = || self.state.recv(UdpSockRef::from(&self.udp), &mut buffers, &mut metas);
-            let count = match self.udp.try_io(Interest::READABLE, read) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(error) => {
-                    debug!(%error, "cannot read udp");
-                    continue;
-                }
-            };
-            let at = Instant::now();
-            let mut table = self.table();
-            for (meta, data) in metas.iter().zip(memory.chunks(READ)).take(count) {
-                let data = &data[..meta.len];
-                let source = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
-                let stride = meta.stride.clamp(1, READ);
-                let Some(entry) = data.get(..stride.min(data.len())).and_then(|first| table.route(source, first, at))
-                else {
-                    continue;
-                };
-                let destination = self.candidate(meta.dst_ip, &source);
-                let data = Bytes::copy_from_slice(data);
-                self.counters.bytes.inc_by(data.len() as u64);
-                if entry.mail.try_send(Packets { source, destination, at, data, stride, tcp: None }).is_err() {
-                    self.counters.dropped.inc();
-                }
+            if let Err(error) = self.gather(&mut inbox).await {
+                // Out of file descriptors: publishers are served none the worse.
+                warn!(%error, "webrtc packets are read late");
+                self.drain(&mut inbox).await;
+                tokio::time::sleep(GATHER).await;
             }
         }
+    }
+
+    /// Waits for packets, and reads until none come for a while. A socket that is registered for its events wakes the thread for
+    /// each packet; so it is only while nothing comes, or where the kernel keeps too little.
+    async fn gather(&self, inbox: &mut Inbox) -> io::Result<()> {
+        let socket = UdpSocket::from_std(self.udp.try_clone()?)?;
+        loop {
+            socket.readable().await?;
+            let _ = socket.try_io(Interest::READABLE, || {
+                if self.read(inbox)? == BATCH { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+            });
+            if self.gathers {
+                break;
+            }
+        }
+        drop(socket);
+        let metronome = Metronome::new(GATHER)?;
+        let mut quiet = 0;
+        while quiet < QUIET {
+            metronome.beat().await?;
+            quiet = if self.drain(inbox).await { 0 } else { quiet + 1 };
+        }
+        Ok(())
+    }
+
+    /// Reads what there is; true if there was anything. Sessions take theirs in between, lest their mailboxes overflow.
+    async fn drain(&self, inbox: &mut Inbox) -> bool {
+        let mut any = false;
+        while let Ok(count @ 1..) = self.read(inbox) {
+            any = true;
+            if count < BATCH {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        any
+    }
+
+    /// Reads once, and hands to the sessions what came; says how many reads the kernel made of it.
+    fn read(&self, inbox: &mut Inbox) -> io::Result<usize> {
+        let Inbox { memory, metas } = inbox;
+        let mut chunks = memory.chunks_mut(READ);
+        let mut buffers: [_; BATCH] =
+            std::array::from_fn(|_| IoSliceMut::new(chunks.next().expect("there is one for each")));
+        let count = self.state.recv(UdpSockRef::from(&self.udp), &mut buffers, metas).inspect_err(|error| {
+            if error.kind() != io::ErrorKind::WouldBlock {
+                debug!(%error, "cannot read udp");
+            }
+        })?;
+        let (now, wall) = (Instant::now(), SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default());
+        let mut table = self.table();
+        for (meta, data) in metas.iter().zip(memory.chunks(READ)).take(count) {
+            let data = &data[..meta.len];
+            let source = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
+            let stride = meta.stride.clamp(1, READ);
+            let waited = meta.timestamp.map_or(Duration::ZERO, |at| wall.saturating_sub(at)).min(WAITED_MAX);
+            let at = now.checked_sub(waited).unwrap_or(now);
+            let Some(entry) = data.get(..stride.min(data.len())).and_then(|first| table.route(source, first, at))
+            else {
+                continue;
+            };
+            let destination = self.candidate(meta.dst_ip, &source);
+            let data = Bytes::copy_from_slice(data);
+            self.counters.bytes.inc_by(data.len() as u64);
+            if entry.mail.try_send(Packets { source, destination, at, data, stride, tcp: None }).is_err() {
+                self.counters.dropped.inc();
+            }
+        }
+        Ok(count)
     }
 
     async fn accept_tcp(self: &Arc<Port>) {
