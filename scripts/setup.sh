@@ -21,7 +21,7 @@ need rtmpdump rtmpdump --help                                      # a player
 need chromium chromium --version                                    # a WebRTC publisher and player
 need firefox-esr firefox-esr --version                             # another
 need python3-venv python3 -c "import venv, ensurepip"            # for a WebRTC publisher, below
-need nodejs node --version                                         # runs the S3 server, below
+need nodejs node --version                                         # runs the S3 server and mp4box, below
 need npm npm --version
 need python3-gi /usr/bin/python3 -c "import gi"                # for GStreamer as a WebRTC publisher
 gst() { # ELEMENT: GStreamer has it
@@ -55,14 +55,18 @@ if ! "$venv/bin/python" -c "import aiortc" 2>/dev/null; then        # a WebRTC p
     "$venv/bin/pip" install --quiet --disable-pip-version-check "aiortc>=1.9,<2"
 fi
 
-s3=$(dirname "$0")/../target/s3
-here=$(dirname "$0")/../crates/testkit/s3
-if ! cmp -s "$here/package-lock.json" "$s3/node_modules/installed"; then        # an S3 server
-    mkdir -p "$s3"
-    cp "$here/package.json" "$here/package-lock.json" "$s3/"
-    npm ci --prefix "$s3" --silent --no-audit --no-fund
-    cp "$here/package-lock.json" "$s3/node_modules/installed"
-fi
+modules() { # NAME: what crates/testkit/NAME asks for, from npm, is in target/NAME
+    here=$(dirname "$0")/../crates/testkit/$1
+    there=$(dirname "$0")/../target/$1
+    cmp -s "$here/package-lock.json" "$there/node_modules/installed" && return
+    mkdir -p "$there"
+    cp "$here/package.json" "$here/package-lock.json" "$there/"
+    npm ci --prefix "$there" --silent --no-audit --no-fund
+    cp "$here/package-lock.json" "$there/node_modules/installed"
+}
+
+modules s3                                                         # an S3 server
+modules players                                                    # hls.js, a player; mp4box, a parser
 
 if ! command -v cargo >/dev/null && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
     echo "please install Rust 1.95 or later: https://www.rust-lang.org/tools/install" >&2

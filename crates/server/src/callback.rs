@@ -107,7 +107,7 @@ pub fn record(app: &App, replay_url: &str, file: &File, now_ms: i64) -> Option<O
     let duration = file.duration_ms as f64 / 1000.0;
     let extra = match file.vendor {
         Vendor::Tencent => json!({ "TaskId": file.record, "FileID": file.id, "Duration": duration }),
-        Vendor::Ws => json!({ "PersistentId": file.id, "Duration": duration }),
+        Vendor::Ws => json!({ "PersistentId": file.path, "Duration": duration }),
         Vendor::Huawei => json!({ "Duration": duration, "ObsObject": file.path, "FileSize": file.size }),
         Vendor::Aliyun => json!({ "Duration": duration, "OssObject": file.path }),
     };
@@ -284,6 +284,7 @@ mod tests {
             cdn: Cdn::default(),
             record: BTreeMap::new(),
             clear_whole_app: false,
+            delete_media_string: false,
             stream_history: None,
         }
     }

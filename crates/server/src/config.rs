@@ -254,6 +254,8 @@ pub struct App {
     pub record: BTreeMap<String, Record>,
     /// ClearCDNTransferRule clears the waiting rules of the whole app, not of the stream alone. Default false.
     pub clear_whole_app: bool,
+    /// DeleteMedia gives its Data as a text of JSON, as ZEGO did until the end of 2025. Default false.
+    pub delete_media_string: bool,
     /// How long DescribeRTCStreamState answers 41006 with both times for a closed stream. Absent: 41004 at once.
     pub stream_history: Option<Duration>,
 }
@@ -557,6 +559,7 @@ impl Default for App {
             cdn: Cdn::default(),
             record: BTreeMap::new(),
             clear_whole_app: false,
+            delete_media_string: false,
             stream_history: None,
         }
     }
@@ -664,6 +667,7 @@ mod tests {
             publish_key = "k"
             play_key = "p"
             clear_whole_app = true
+            delete_media_string = true
             stream_history = "1h"
             [app.callback]
             stream = "https://a.example/s?x=1"
@@ -777,6 +781,7 @@ mod tests {
                     },
                 )]),
                 clear_whole_app: true,
+                delete_media_string: true,
                 stream_history: Some(seconds(3600)),
             }],
             ..Config::default()

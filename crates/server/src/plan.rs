@@ -325,7 +325,7 @@ struct Keeper {
     recordings: BTreeMap<u64, Recording>,
     /// What they have told and the rows do not know yet.
     words: Vec<(u64, Note)>,
-    /// Files of before the start that could not be finished at once.
+    /// Those that finish files that a stop has cut.
     finishing: JoinSet<()>,
     /// When a recording's time may be over.
     due_at: Option<Instant>,

@@ -23,10 +23,12 @@ pub mod sink;
 pub mod tls;
 pub mod udp;
 
+use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -78,18 +80,40 @@ pub fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// A port that is free and stays so: below the range that the kernel hands to outgoing connections.
+/// A port that is free and stays so: below the range that the kernel hands to outgoing connections, given once, and of a block that
+/// no other test program has while this one runs.
 pub fn port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = (std::process::id() % 20_000) as u16;
-    for _ in 0..20_000 {
-        let port = 11_000 + (start + NEXT.fetch_add(1, Relaxed)) % 20_000;
-        let at = (Ipv4Addr::LOCALHOST, port);
-        if TcpListener::bind(at).is_ok() && UdpSocket::bind(at).is_ok() {
-            return port;
+    static BLOCK: Mutex<Range<u16>> = Mutex::new(0..0);
+    let mut block = BLOCK.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    loop {
+        for port in block.by_ref() {
+            let at = (Ipv4Addr::LOCALHOST, port);
+            if TcpListener::bind(at).is_ok() && UdpSocket::bind(at).is_ok() {
+                return port;
+            }
+        }
+        *block = ports();
+    }
+}
+
+/// The next block of ports for this process alone, between 11 000 and 31 000.
+fn ports() -> Range<u16> {
+    const PORTS: u16 = 200;
+    const BLOCKS: u16 = 100;
+    // Locked until the process has ended: ports of a block that is used up may be in use.
+    static LOCKS: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let first = (std::process::id() % u32::from(BLOCKS)) as u16;
+    for number in (first..BLOCKS).chain(0..first) {
+        let path = std::env::temp_dir().join(format!("bywash-ports-{number}.lock"));
+        // Another user's file can be locked as well.
+        let Ok(lock) = File::create(&path).or_else(|_| File::open(&path)) else { continue };
+        if lock.try_lock().is_ok() {
+            LOCKS.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(lock);
+            let first = 11_000 + number * PORTS;
+            return first..first + PORTS;
         }
     }
-    panic!("no free port");
+    panic!("all blocks of ports are taken");
 }
 
 /// A port where a connect is never answered: the queue of waiting connections is full, so the kernel drops each

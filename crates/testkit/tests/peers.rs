@@ -1,9 +1,10 @@
 //! The peers against each other and against nginx and ffmpeg: a wrong judge would condemn a good server.
 
+use std::process::Command;
 use std::time::Duration;
 
 use bywash_testkit::publisher::{Flow, Pace};
-use bywash_testkit::{Manner, Media, Nginx, Publisher, Sink, Unanswered, eventually, media, secs, sink, stays};
+use bywash_testkit::{Manner, Media, Nginx, Publisher, Sink, Unanswered, eventually, media, port, secs, sink, stays};
 
 #[test]
 fn what_ffmpeg_publishes_nginx_records_clean() {
@@ -67,4 +68,22 @@ fn a_sink_misbehaves_as_told() {
     sink.set(Manner::Take);
     sink.open();
     assert!(Publisher::connect(&sink.url("one")).is_ok());
+}
+
+#[test]
+fn test_programs_side_by_side_have_ports_of_their_own() {
+    const ME: &str = "test_programs_side_by_side_have_ports_of_their_own";
+    let own: Vec<u16> = (0..300).map(|_| port()).collect();
+    println!("ports {own:?}");
+    if std::env::var_os("BYWASH_TEST_PORTS").is_some() {
+        return;
+    }
+    let mut other = Command::new(std::env::current_exe().expect("a running program"));
+    let other = other.args([ME, "--exact", "--nocapture"]).env("BYWASH_TEST_PORTS", "1").output().expect("it runs");
+    let told = String::from_utf8_lossy(&other.stdout);
+    let list = told.split_once("ports [").and_then(|(_, rest)| rest.split_once(']')).expect("a list").0;
+    let theirs: Vec<u16> = list.split(", ").map(|port| port.parse().expect("a port")).collect();
+    assert_eq!(theirs.len(), 300);
+    assert!(theirs.iter().all(|port| !own.contains(port)), "{own:?} {theirs:?}");
+    assert!((1..own.len()).all(|n| !own[n..].contains(&own[n - 1])), "{own:?}");
 }

@@ -49,6 +49,7 @@ fn app(id: u32) -> App {
         cdn: config::Cdn::default(),
         record: Default::default(),
         clear_whole_app: false,
+        delete_media_string: false,
         stream_history: None,
     }
 }

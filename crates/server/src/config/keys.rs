@@ -401,6 +401,11 @@ impl Scope for App {
                     |a| &mut a.clear_whole_app,
                     "`ClearCDNTransferRule` clears the waiting rules of the whole app, not of the stream alone.",
                 ),
+                App::key::<Switch>(
+                    "delete_media_string",
+                    |a| &mut a.delete_media_string,
+                    "`DeleteMedia` gives its Data as a text of JSON, as ZEGO did until the end of 2025.",
+                ),
                 App::ranged::<Maybe<Span>>(
                     "stream_history",
                     "1s"..="30d",

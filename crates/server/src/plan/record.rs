@@ -27,7 +27,7 @@ use crate::store::{self, File, FileState, Origin, Record, RecordState, RecordSta
 /// How long plan trusts a clock that somebody may set.
 const CLOCK: Duration = Duration::from_secs(60);
 
-/// How long a file of before the start is left alone before it is tried again.
+/// How long a file that a stop has cut is left alone before it is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// What recordings have in common.
@@ -60,7 +60,7 @@ pub(super) struct Recording {
 }
 
 impl Keeper {
-    /// After a start: finishes what was being written, and says that nothing is recorded yet.
+    /// After a start: has what was being written finished, and says that nothing is recorded yet.
     pub(super) async fn recover_recordings(&mut self) {
         let read = async |tx: &mut Tx| {
             let (running, over) = (tx.records_running().await?, tx.records_over(None).await?);
@@ -70,26 +70,9 @@ impl Keeper {
             Ok(found) => found,
             Err(error) => return error!(%error, "cannot read what was recorded before"),
         };
-        let mut first: futures_util::stream::FuturesUnordered<_> = files
-            .into_iter()
-            .map(|file| {
-                let (folder, file) = (self.parts.record.folder.clone(), File { interrupted: true, ..file });
-                async move { (record::finish(&folder, &file).await, file) }
-            })
-            .collect();
-        while let Some((done, file)) = futures_util::StreamExt::next(&mut first).await {
-            match done {
-                Ok(word) => {
-                    info!(path = file.path, whole = matches!(word, Note::Whole(_)), "finished what a stop had cut");
-                    self.words.push((0, word));
-                }
-                Err(error) => {
-                    error!(path = file.path, %error, "cannot finish a file of before; trying again");
-                    self.finish_later(file);
-                }
-            }
+        for file in files {
+            self.finish_cut(File { interrupted: true, ..file });
         }
-        self.write_words().await;
         stopped.extend(over.into_iter().filter(|record| record.status.state == RecordState::Waiting));
         let ended =
             self.write(async |tx| note_stopped(tx, &self.parts.apps, &stopped, "the server stopped").await).await;
@@ -99,16 +82,20 @@ impl Keeper {
         self.set_due().await;
     }
 
-    /// Finishes a file as soon as that can be done.
-    fn finish_later(&mut self, file: File) {
+    /// Finishes a file that a stop has cut, beside all else, and tries until that can be done. Its row says Open until then, so
+    /// another stop takes nothing away.
+    fn finish_cut(&mut self, file: File) {
         let (folder, inbox) = (self.parts.record.folder.clone(), self.plan.inbox.clone());
         self.finishing.spawn(async move {
             loop {
-                tokio::time::sleep(RETRY).await;
                 match record::finish(&folder, &file).await {
-                    Ok(word) => break inbox.put(|news| news.recordings.push((0, word))),
-                    Err(error) => warn!(path = file.path, %error, "still cannot finish a file of before"),
+                    Ok(word) => {
+                        info!(path = file.path, whole = matches!(word, Note::Whole(_)), "finished what a stop had cut");
+                        break inbox.put(|news| news.recordings.push((0, word)));
+                    }
+                    Err(error) => warn!(path = file.path, %error, "cannot finish what a stop had cut; trying again"),
                 }
+                tokio::time::sleep(RETRY).await;
             }
         });
     }

@@ -5,7 +5,7 @@
 //! | parameter | type | required | |
 //! |---|---|---|---|
 //! | Vendor | String | yes | `Tencent`, `Ws` or `Huawei`, one that the app records as |
-//! | FileId[] | String list | one of the two | 1 to 100 FileIds or Keys of SearchMedia; with Ws also persistentIds of StartCDNRecord, each for all files of its task and format |
+//! | FileId[] | String list | one of the two | 1 to 100 FileIds or Keys of SearchMedia, or what `record` calls FileID, PersistentId or ObsObject; with Ws also persistentIds of StartCDNRecord, each for all files of its task and format |
 //! | Media | Object list | one of the two | Tencent only, 1 to 100: `Media.N.FileId`, and `Media.N.Resolution.M` of `360p`, `540p`, `720p` for these transcodes of the file alone. bywash has none, so these are an error each |
 //! | ClearCache | Bool | no | Ws only: also from the caches of the CDN. There are none |
 //!
@@ -13,7 +13,8 @@
 //!
 //! Data has one member, named as the vendor, with what was deleted and what was not: Code is 0 also if nothing was.
 //! A file that is not there is an error, `ResourceNotFound.FileNotExist` with Tencent and `NoSuchKey` with the others.
-//! With Ws there is WsItemIdReceiverResp too.
+//! With Ws there is WsItemIdReceiverResp too. With the app's `delete_media_string` Data is a text, as ZEGO's was until the end of 2025: the JSON
+//! of that member alone, `"{\"Deleted\":[…],\"Errors\":[…]}"`.
 //!
 //! Codes: 2 a parameter, or both or none of FileId and Media; 4 the app does not record as this vendor, or the vendor is
 //! Aliyun; 6 too many calls; 1000 internal.
@@ -99,7 +100,10 @@ impl Action for DeleteMedia {
             let (code, message) = if self.clear_cache { (1, "handle success") } else { (0, "") };
             part["WsItemIdReceiverResp"] = json!({ "Code": code, "Message": message });
         }
-        Ok(cdn::reply(vendor, part))
+        Ok(match context.app.delete_media_string {
+            true => Reply::data(json!(part.to_string())),
+            false => cdn::reply(vendor, part),
+        })
     }
 }
 

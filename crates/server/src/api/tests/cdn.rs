@@ -475,6 +475,17 @@ async fn what_is_deleted_is_not_found_and_the_rest_is_told() {
 }
 
 #[tokio::test]
+async fn what_is_deleted_is_told_as_a_text_where_the_app_wants_it() {
+    let mut app = app(APP);
+    app.delete_media_string = true;
+    app.record.insert("Tencent".into(), Record::default());
+    let mut api = Api::with(vec![app], settings()).await;
+    api.put(&[file(Vendor::Tencent, "s", 1)]).await;
+    let answer = api.next("DeleteMedia Vendor=Tencent FileId[]=1").await;
+    assert_eq!(answer["Data"], json!(r#"{"Deleted":["1"],"Errors":[]}"#));
+}
+
+#[tokio::test]
 async fn a_file_of_ws_goes_by_its_key_its_id_or_the_persistent_id_of_its_recording() {
     let mut api = recording().await;
     let start = api.next("StartCDNRecord StreamId=s Vendor=Ws").await;

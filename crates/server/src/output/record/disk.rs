@@ -1,6 +1,6 @@
 //! Where a recording's files are written: a task of its own, whose work is done on threads that may block.
 //!
-//! Invariant: what waits for the disk is bounded, in bytes for each recording and in threads for all. A disk that stalls keeps the
+//! Invariant: what waits for the disk is bounded, in bytes and turns for each recording and in threads for all. A disk that stalls keeps the
 //! recording waiting and nobody else.
 
 use std::collections::HashMap;
@@ -22,6 +22,9 @@ use crate::store::File;
 /// What one recording may have waiting for the disk, in bytes. A disk that is slower keeps it behind in the stream's ring.
 const QUEUE: usize = 1 << 20;
 
+/// The same in turns, each what one look at the ring gave: many small ones cost memory beside their bytes.
+const TURNS: usize = 64;
+
 /// Threads that write, of all recordings.
 static WRITERS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(16));
 
@@ -33,7 +36,7 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// The recording's end of it.
 pub struct Disk {
-    jobs: mpsc::UnboundedSender<(Vec<Op>, OwnedSemaphorePermit)>,
+    jobs: mpsc::Sender<(Vec<Op>, OwnedSemaphorePermit)>,
     room: Arc<Semaphore>,
     trouble: Arc<Mutex<Option<String>>>,
     task: JoinHandle<()>,
@@ -42,7 +45,7 @@ pub struct Disk {
 impl Disk {
     /// Starts the task on `runtime`.
     pub fn start(runtime: &Handle, folder: Folder, say: Say, span: Span) -> Disk {
-        let (jobs, ordered) = mpsc::unbounded_channel();
+        let (jobs, ordered) = mpsc::channel(TURNS);
         let trouble = Arc::<Mutex<Option<String>>>::default();
         let files =
             Files { folder, say, span, trouble: trouble.clone(), open: HashMap::new(), finishing: JoinSet::new() };
@@ -59,7 +62,7 @@ impl Disk {
         let room = self.room.clone().acquire_many_owned(bytes.min(QUEUE) as u32).await;
         let room = room.expect("it is never closed");
         // Its task ends after us, or has failed, which the end will tell.
-        let _ = self.jobs.send((ops, room));
+        let _ = self.jobs.send((ops, room)).await;
     }
 
     /// What went wrong since it was last asked.
@@ -91,7 +94,7 @@ struct Open {
 }
 
 impl Files {
-    async fn run(mut self, mut jobs: mpsc::UnboundedReceiver<(Vec<Op>, OwnedSemaphorePermit)>) {
+    async fn run(mut self, mut jobs: mpsc::Receiver<(Vec<Op>, OwnedSemaphorePermit)>) {
         while let Some((ops, _room)) = jobs.recv().await {
             let mut changes = Vec::new();
             for op in ops {
