@@ -30,6 +30,12 @@ const HELD_MAX: usize = 8 << 20;
 /// How far sound may come behind the pictures and still find the file before a cut open.
 const LATE: Time = Time::from_millis(3_000);
 
+/// How much of a stream is gathered for one write. Each goes over two threads; what a kill costs is less than with an MP4's fragments.
+const GATHER: Time = Time::from_millis(400);
+
+/// The same in bytes, whatever the frames say of time.
+const GATHER_MAX: usize = 256 << 10;
+
 /// What is to be done with files, in this order.
 #[derive(Debug)]
 pub enum Op {
@@ -211,11 +217,6 @@ impl Take {
 
     /// What is to be done by now.
     pub fn flush(&mut self) -> Vec<Op> {
-        let files = self.files.iter_mut().chain(self.ending.as_mut().map(|it| &mut it.files));
-        files.for_each(|files| files.flush(&mut self.out));
-        if let Some(hls) = &mut self.hls {
-            hls.flush(&mut self.out);
-        }
         std::mem::take(&mut self.out)
     }
 
@@ -339,6 +340,8 @@ struct Muxing {
     mux: Mux,
     /// What the next [`Change::Append`] will have.
     bytes: Vec<u8>,
+    /// The time of the first frame in it.
+    since: Option<Time>,
 }
 
 enum Mux {
@@ -356,14 +359,11 @@ impl Files {
         self.muxes.iter_mut().for_each(|it| it.push(input, frame, out));
     }
 
-    fn flush(&mut self, out: &mut Vec<Op>) {
-        self.muxes.iter_mut().for_each(|it| it.flush(out));
-    }
-
-    fn close(mut self, out: &mut Vec<Op>) {
-        self.flush(out);
+    fn close(self, out: &mut Vec<Op>) {
         let rate = self.rate.milli();
-        for Muxing { file, mux, .. } in self.muxes {
+        for mut muxing in self.muxes {
+            muxing.flush(out);
+            let Muxing { file, mux, .. } = muxing;
             if let Mux::Mp4(writer) = mux {
                 let mut writes = Vec::new();
                 writer.flush(&mut writes);
@@ -387,7 +387,7 @@ impl Muxing {
         if !writes.is_empty() {
             out.push(Op::Change(file, Change::Put(writes)));
         }
-        Muxing { file, mux, bytes }
+        Muxing { file, mux, bytes, since: None }
     }
 
     fn push(&mut self, input: Input, frame: &Frame, out: &mut Vec<Op>) {
@@ -411,13 +411,22 @@ impl Muxing {
                 }
             }
         }
+        if !self.bytes.is_empty() && is_due(&mut self.since, frame, self.bytes.len()) {
+            self.flush(out);
+        }
     }
 
     fn flush(&mut self, out: &mut Vec<Op>) {
+        self.since = None;
         if !self.bytes.is_empty() {
             out.push(Op::Change(self.file, Change::Append(vec![std::mem::take(&mut self.bytes).into()])));
         }
     }
+}
+
+/// Whether what has been gathered since then is to be written, `frame` being the last of it.
+fn is_due(since: &mut Option<Time>, frame: &Frame, bytes: usize) -> bool {
+    frame.dts - *since.get_or_insert(frame.dts) >= GATHER || bytes >= GATHER_MAX
 }
 
 /// The playlist and its segments. A stretch of segments has the same tracks and no gap; a segment's name tells its stretch.
@@ -426,6 +435,8 @@ struct Hls {
     tracks: Tracks,
     mux: Segments,
     parts: Vec<Bytes>,
+    /// The time of the first frame in `parts`.
+    since: Option<Time>,
     stretch: u32,
     number: u32,
     /// When the segment began; none is open otherwise.
@@ -462,6 +473,7 @@ impl Hls {
             tracks: tracks.clone(),
             mux: Segments::new(tracks),
             parts: Vec::new(),
+            since: None,
             stretch: 0,
             number: 0,
             begun: None,
@@ -493,6 +505,9 @@ impl Hls {
                 self.begin(frame.dts, wall_ms, out);
             }
             self.mux(frame);
+        }
+        if is_due(&mut self.since, frame, self.parts.iter().map(Bytes::len).sum()) {
+            self.flush(out);
         }
         self.clocks[frame.track as usize].tick(frame);
         if frame.track == Kind::Video {
@@ -577,6 +592,7 @@ impl Hls {
     }
 
     fn flush(&mut self, out: &mut Vec<Op>) {
+        self.since = None;
         self.parts.retain(|part| !part.is_empty());
         if !self.parts.is_empty() {
             out.push(Op::Change(self.file, Change::Append(std::mem::take(&mut self.parts))));
