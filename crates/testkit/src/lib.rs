@@ -14,6 +14,7 @@ pub mod flv;
 pub mod media;
 pub mod names;
 pub mod nginx;
+pub mod players;
 pub mod publisher;
 pub mod receiver;
 pub mod rtc;

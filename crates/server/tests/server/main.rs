@@ -12,6 +12,7 @@ mod hostile;
 mod media;
 mod merge;
 mod object;
+mod player;
 mod pressure;
 mod publish;
 mod record;

@@ -199,6 +199,29 @@ fn a_bucket_that_is_away_loses_nothing_and_files_are_announced_once_it_has_them(
 }
 
 #[test]
+fn files_that_waited_for_a_bucket_that_is_no_more_are_announced_as_they_are() {
+    let (mut bucket, receiver) = (Bucket::start(), Receiver::start());
+    bucket.down();
+    let app = recording(&receiver, r#"["mp4", "m3u8"]"#);
+    let server = Server::start(Setup { app, ..Setup::server(bucket.setup()) });
+    record(&server, "show", Media::Plain, 2);
+    let media = server.media();
+    let whole = || files_below(&media).iter().filter(|it| !it.contains(".part")).count() > 2;
+    eventually("the files are closed", secs(15), || whole().then_some(()));
+    let config = server.config();
+    let (code, _, stopped) = server.terminate();
+    assert_eq!(code, 0);
+    assert!(receiver.of("record", "show").is_empty());
+    let text = std::fs::read_to_string(&config).expect("a configuration file");
+    std::fs::write(&config, text.replace(&bucket.setup(), "")).expect("it can be written");
+    let _server = stopped.start_again();
+    for file in announced(&receiver, "show", 2) {
+        assert!(played(url_of(&file)) > 1.0, "{}", url_of(&file));
+    }
+    assert!(whole(), "they stay where they are");
+}
+
+#[test]
 fn an_upload_goes_on_behind_the_parts_that_the_bucket_has_after_kill_9() {
     let (bucket, receiver) = (Bucket::start(), Receiver::start());
     let app = recording(&receiver, r#"["flv"]"#);

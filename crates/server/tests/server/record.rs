@@ -25,16 +25,17 @@ fn recording(receiver: &Receiver, formats: &str, server: &str) -> Server {
     Server::start(Setup { server: server.into(), app: told(receiver, formats), ..Setup::default() })
 }
 
-fn told(receiver: &Receiver, formats: &str) -> String {
+/// The app's lines of one that records as Tencent in these formats and tells `receiver` all.
+pub fn told(receiver: &Receiver, formats: &str) -> String {
     let url = receiver.url();
     format!("callback.record = {url:?}\ncallback.state = {url:?}\nrecord.Tencent.formats = {formats}")
 }
 
 /// Messages of a publish in order: kind, milliseconds, body.
-type Clip = Vec<(u8, i64, Vec<u8>)>;
+pub type Clip = Vec<(u8, i64, Vec<u8>)>;
 
 /// The tags of `media` from its beginning to `end`, in milliseconds.
-fn clip(media: Media, end: i64) -> Clip {
+pub fn clip(media: Media, end: i64) -> Clip {
     let (tags, _) = flv::tags(&media.file());
     let tags = tags.into_iter().filter(|tag| matches!(tag.kind, 8 | 9) && tag.timestamp < end);
     tags.map(|tag: Tag| (tag.kind, tag.timestamp, tag.body)).collect()
@@ -58,22 +59,10 @@ fn with_opus(end: i64) -> Clip {
 
 /// H.265 that ffmpeg encodes, with the sound of [`Media::Plain`].
 fn with_hevc(end: i64) -> Clip {
-    let dir = Scratch::new();
-    let file = |name: &str| dir.join(name);
-    let seconds = format!("testsrc2=s=320x180:r=25:d={}", end / 1000);
-    let run = |args: &[&str], out: &str| {
-        let done = Command::new("ffmpeg").args(["-v", "error", "-y"]).args(args).arg(file(out)).status();
-        assert!(done.is_ok_and(|it| it.success()), "ffmpeg makes {out}; run `make setup`");
-    };
     let x265 = ["-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none:bframes=0:keyint=25"];
-    run(&[&["-f", "lavfi", "-i", &seconds][..], &x265, &["-tag:v", "hvc1"]].concat(), "a.mp4");
-    run(&["-i", file("a.mp4").to_str().expect("UTF-8"), "-c", "copy"], "a.hevc");
-    let mp4 = std::fs::read(file("a.mp4")).expect("made just now");
-    let at = mp4.windows(4).position(|it| it == b"hvcC").expect("a record");
-    let size = u32::from_be_bytes(*mp4[at - 4..].first_chunk().expect("a size")) as usize;
-    let track = codec::track(Codec::H265, mp4[at + 4..at - 4 + size].to_vec().into()).expect("it is x265's");
+    let (record, raw) = encoded(end, &[&x265[..], &["-tag:v", "hvc1"]].concat(), b"hvcC", "a.hevc");
     let mut pictures: Vec<Vec<u8>> = Vec::new();
-    let units = nal::from_annex_b(&std::fs::read(file("a.hevc")).expect("made just now"));
+    let units = nal::from_annex_b(&raw);
     for unit in nal::nals(&units, 4).filter(|unit| codec::h265::is_slice(unit)) {
         if unit[2] & 0x80 != 0 {
             pictures.push(Vec::new());
@@ -82,11 +71,49 @@ fn with_hevc(end: i64) -> Clip {
         picture.extend((unit.len() as u32).to_be_bytes());
         picture.extend(unit);
     }
+    enhanced(Codec::H265, record, pictures, end)
+}
+
+/// AV1 that ffmpeg encodes, with the sound of [`Media::Plain`].
+pub fn with_av1(end: i64) -> Clip {
+    let aom = ["-c:v", "libaom-av1", "-cpu-used", "8", "-usage", "realtime", "-g", "25", "-b:v", "300k"];
+    let (record, ivf) = encoded(end, &aom, b"av1C", "a.ivf");
+    let (mut pictures, mut rest) = (Vec::new(), &ivf[32..]);
+    while let Some((head, more)) = rest.split_at_checked(12) {
+        let size = u32::from_le_bytes(*head.first_chunk().expect("12 bytes")) as usize;
+        let (unit, more) = more.split_at(size);
+        // RTMP leaves temporal delimiters out.
+        pictures.push(unit.strip_prefix(&[0x12, 0]).unwrap_or(unit).to_vec());
+        rest = more;
+    }
+    enhanced(Codec::Av1, record, pictures, end)
+}
+
+/// Pictures that ffmpeg encodes with these arguments: the record in an MP4's box of this name, and all of them in a raw file.
+fn encoded(end: i64, args: &[&str], name: &[u8; 4], raw: &str) -> (Vec<u8>, Vec<u8>) {
+    let dir = Scratch::new();
+    let file = |name: &str| dir.join(name);
+    let run = |args: &[&str], out: &str| {
+        let done = Command::new("ffmpeg").args(["-v", "error", "-y"]).args(args).arg(file(out)).status();
+        assert!(done.is_ok_and(|it| it.success()), "ffmpeg makes {out}; run `make setup`");
+    };
+    let seconds = format!("testsrc2=s=320x180:r=25:d={},format=yuv420p", end / 1000);
+    run(&[&["-f", "lavfi", "-i", &seconds][..], args].concat(), "a.mp4");
+    run(&["-i", file("a.mp4").to_str().expect("UTF-8"), "-c", "copy"], raw);
+    let mp4 = std::fs::read(file("a.mp4")).expect("made just now");
+    let at = mp4.windows(4).position(|it| it == name).expect("a record");
+    let size = u32::from_be_bytes(*mp4[at - 4..].first_chunk().expect("a size")) as usize;
+    (mp4[at + 4..at - 4 + size].to_vec(), std::fs::read(file(raw)).expect("made just now"))
+}
+
+/// A publish of these pictures, 25 a second with a key picture each second, and the sound of [`Media::Plain`].
+fn enhanced(codec: Codec, record: Vec<u8>, pictures: Vec<Vec<u8>>, end: i64) -> Clip {
+    let track = codec::track(codec, record.into()).expect("it is an encoder's");
     let mut all: Clip = vec![(9, 0, track_body(&track).expect("it has a header").to_vec())];
     for (payload, n) in pictures.into_iter().zip(0..) {
         let (dts, cts, key) = (Time::from_millis(40 * n), Time::ZERO, n % 25 == 0);
         let frame = Frame { track: Kind::Video, dts, cts, key, payload: payload.into() };
-        all.push((9, 40 * n, [&frame_head(Codec::H265, &frame)[..], &frame.payload].concat()));
+        all.push((9, 40 * n, [&frame_head(codec, &frame)[..], &frame.payload].concat()));
     }
     all.extend(clip(Media::Plain, end).into_iter().filter(|it| it.0 == 8));
     all.sort_by_key(|it| it.1);
@@ -94,7 +121,7 @@ fn with_hevc(end: i64) -> Clip {
 }
 
 /// Publishes a clip in real time; `at` tells how far it is. False if the server went away.
-fn publish(server: &str, clip: &Clip, at: &AtomicI64) -> bool {
+pub fn publish(server: &str, clip: &Clip, at: &AtomicI64) -> bool {
     let mut publisher = eventually("it is taken", secs(20), || Publisher::connect(server).ok());
     let (begin, first) = (Instant::now(), clip[0].1);
     for (kind, time, body) in clip {
