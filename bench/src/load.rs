@@ -49,8 +49,8 @@ pub fn run(streams: usize, targets: usize) {
                 let report = json!({
                     "bytes": arrivals.iter().map(|it| u64::from(it.size)).sum::<u64>(),
                     "pictures": late.len(),
-                    "p50_ms": quantile(&late, 0.5),
-                    "p99_ms": quantile(&late, 0.99),
+                    "p50_ms": (!late.is_empty()).then(|| quantile(&late, 0.5)),
+                    "p99_ms": (!late.is_empty()).then(|| quantile(&late, 0.99)),
                 });
                 println!("{report}");
             }

@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use bywash_testkit::publisher::Pace;
 use bywash_testkit::server::APP;
 use bywash_testkit::{Nginx, Process, Server, Setup, secs};
 use serde_json::{Value, json};
@@ -36,13 +37,37 @@ struct Scenario {
     targets: usize,
     /// Published by WHIP, with Opus, which nginx-rtmp has not.
     whip: bool,
+    /// The format in which each stream is recorded; nginx-rtmp has FLV alone.
+    record: Option<&'static str>,
 }
 
-const SCENARIOS: [Scenario; 4] = [
-    Scenario { name: "1 → 1", streams: 1, targets: 1, whip: false },
-    Scenario { name: "10 → 10", streams: 10, targets: 1, whip: false },
-    Scenario { name: "1 → 20", streams: 1, targets: 20, whip: false },
-    Scenario { name: "WHIP", streams: 1, targets: 1, whip: true },
+impl Scenario {
+    const fn relay(name: &'static str, streams: usize, targets: usize) -> Scenario {
+        Scenario { name, streams, targets, whip: false, record: None }
+    }
+
+    /// Streams that nobody takes but a recording.
+    const fn record(name: &'static str, streams: usize, format: &'static str) -> Scenario {
+        Scenario { record: Some(format), ..Scenario::relay(name, streams, 0) }
+    }
+
+    /// Whether this server can do it.
+    fn is_for(&self, server: &str) -> bool {
+        server == "bywash" || !self.whip && self.record.is_none_or(|format| format == "flv")
+    }
+}
+
+const SCENARIOS: [Scenario; 10] = [
+    Scenario::relay("1 → 1", 1, 1),
+    Scenario::relay("10 → 10", 10, 1),
+    Scenario::relay("1 → 20", 1, 20),
+    Scenario { whip: true, ..Scenario::relay("WHIP", 1, 1) },
+    Scenario { record: Some("flv"), ..Scenario::relay("10 → 10 + FLV", 10, 1) },
+    Scenario::relay("10 streams", 10, 0),
+    Scenario::record("10 × FLV", 10, "flv"),
+    Scenario::record("10 × MP4", 10, "mp4"),
+    Scenario::record("10 × M3U8", 10, "m3u8"),
+    Scenario::record("100 × MP4", 100, "mp4"),
 ];
 
 fn main() {
@@ -85,7 +110,7 @@ fn main() {
     let mut runs = Vec::new();
     for scenario in scenarios {
         for round in 0..rounds {
-            for subject in servers.iter().filter(|it| !scenario.whip || **it == "bywash") {
+            for subject in servers.iter().filter(|it| scenario.is_for(it)) {
                 // A target's absence is measured once a server: it takes long and varies little.
                 let outage =
                     if round == 0 && scenario.streams * scenario.targets == 1 && !scenario.whip { outage } else { 0 };
@@ -119,14 +144,17 @@ enum Subject {
 }
 
 impl Subject {
-    fn start(name: &str, streams: usize, ports: &[u16]) -> Subject {
+    fn start(name: &str, scenario: &Scenario, ports: &[u16]) -> Subject {
         let target = |port: &u16| format!("rtmp://127.0.0.1:{port}/live");
         if name == "nginx" {
             let pushes: Vec<_> = ports.iter().map(|port| format!("push {};", target(port))).collect();
-            return Subject::Nginx(Nginx::with_directives(&pushes.join(" ")));
+            let pushes = pushes.join(" ");
+            let recording = scenario.record.is_some();
+            return Subject::Nginx(if recording { Nginx::recording(&pushes) } else { Nginx::with_directives(&pushes) });
         }
-        let server = Server::start(Setup::default());
-        for stream in 0..streams {
+        let formats = scenario.record.map(|format| format!("record.Tencent.formats = [{format:?}]"));
+        let server = Server::start(Setup::app(formats.unwrap_or_default()));
+        for stream in 0..scenario.streams {
             for port in ports {
                 server.relay(&format!("s{stream}"), &format!("{}/s{stream}", target(port)));
             }
@@ -143,6 +171,25 @@ impl Subject {
         }
     }
 
+    /// Records all streams, which nginx-rtmp does by itself.
+    fn record(&self, streams: usize) {
+        let Subject::Bywash(server) = self else { return };
+        let names: Vec<String> = (0..streams).map(|n| format!("s{n}")).collect();
+        names.iter().for_each(|name| drop(server.record(name)));
+        names.iter().for_each(|name| server.wait_recording(name, "recording", secs(20)));
+    }
+
+    /// Bytes that recordings have taken, and frames that they have skipped; nginx-rtmp does not tell.
+    fn recorded(&self) -> Option<(f64, f64)> {
+        let Subject::Bywash(server) = self else { return None };
+        let (_, page) = server.get("/metrics").expect("metrics");
+        let sum = |name: &str| {
+            let lines = page.lines().filter(|line| line.starts_with(name));
+            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        };
+        Some((sum("bywash_recording_bytes_total"), sum("bywash_recording_frames_skipped_total")))
+    }
+
     fn process(&self) -> &Process {
         match self {
             Subject::Bywash(server) => server.process(),
@@ -155,19 +202,26 @@ impl Subject {
 fn measure(scenario: &Scenario, name: &str, seconds: u64, outage: u64) -> Value {
     let mut load = Load::start(scenario);
     let ports: Vec<u16> = load.answer().split(' ').filter_map(|port| port.parse().ok()).collect();
-    let subject = Subject::start(name, scenario.streams, &ports);
+    let subject = Subject::start(name, scenario, &ports);
     thread::sleep(secs(1));
     let (idle_rss, idle_from) = (subject.process().rss(), subject.process().cpu());
     thread::sleep(secs(3));
     let idle_cpu = subject.process().cpu() - idle_from;
     load.ask(&format!("publish {}", subject.base(scenario.whip)));
     assert_eq!(load.answer(), "flowing");
-    thread::sleep(secs(3));
+    thread::sleep(secs(if scenario.record.is_some() { 5 } else { 3 }));
+    let unrecorded_rss = subject.process().rss();
+    if scenario.record.is_some() {
+        subject.record(scenario.streams);
+        thread::sleep(secs(3));
+    }
     load.ask("window");
+    let recorded_from = subject.recorded();
     let before = subject.process().cpu();
     thread::sleep(Duration::from_secs(seconds));
     let cpu = subject.process().cpu() - before;
     let rss = subject.process().rss();
+    let recorded = subject.recorded().zip(recorded_from).filter(|_| scenario.record.is_some());
     load.ask("report");
     let arrived: Value = serde_json::from_str(&load.answer()).expect("a report of ours");
     let back = (outage > 0).then(|| {
@@ -190,6 +244,13 @@ fn measure(scenario: &Scenario, name: &str, seconds: u64, outage: u64) -> Value 
         "idle_cpu_ms_per_second": idle_cpu.as_secs_f64() * 1e3 / 3.0,
         "target_back_seconds": back,
     });
+    if let Some((now, from)) = recorded {
+        let expected = Pace::FULL.bytes_per_second() * (seconds as usize * scenario.streams) as f64;
+        run["recorded"] = json!((now.0 - from.0) / expected);
+        run["frames_skipped"] = json!(now.1);
+        run["rss_mb_per_recording"] =
+            json!((rss as f64 - unrecorded_rss as f64).max(0.0) / 1e6 / scenario.streams as f64);
+    }
     if scenario.whip {
         let parts = whip::bare();
         run["of_bare"] = json!(cpu_ms / seconds as f64 / parts["bare_ms"].as_f64().unwrap_or(f64::NAN));

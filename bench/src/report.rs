@@ -15,6 +15,9 @@ pub fn table(scenarios: &[&str], runs: &[Value], seconds: u64, rounds: u64) -> S
             ("p99, ms", "p99_ms"),
             ("memory per stream, MB", "rss_mb_per_stream"),
             ("pictures delivered, share", "delivered"),
+            ("memory per recording, MB", "rss_mb_per_recording"),
+            ("bytes recorded, share", "recorded"),
+            ("frames skipped", "frames_skipped"),
         ] {
             row(&mut out, &format!("{scenario}: {what}"), field, |run| run["scenario"] == *scenario, runs);
         }
@@ -51,6 +54,10 @@ are noisy: only the ratios mean anything.
 The WHIP stream has the same pictures and Opus at 96 kbit/s, and is relayed with AAC at 128 kbit/s. Beside its cost stand the parts of the
 work that nobody could leave out, each measured alone in a thread in the same run: decrypting the packets, decoding the sound, encoding it, and
 reading and writing the same bytes in real time.
+
+Recordings (`+ FLV`, `× FLV` and so on) begin when the streams have been on air for some seconds, and what memory they add is theirs: a stream's ring is
+there without them. nginx-rtmp records with `record all` and leaves it to the kernel when its files come to the disk; bywash syncs each file every second
+(`record.sync`).
 
 {table}"
     )

@@ -15,9 +15,14 @@ pub struct Nginx {
 impl Nginx {
     /// Starts one with an application `live` that records each session to a file.
     pub fn start() -> Nginx {
+        Nginx::recording("")
+    }
+
+    /// The same, with these directives besides.
+    pub fn recording(directives: &str) -> Nginx {
         let dir = Scratch::new();
         let rec = dir.join("rec");
-        let application = format!("record all; record_path {}; record_unique on;", rec.display());
+        let application = format!("record all; record_path {}; record_unique on; {directives}", rec.display());
         Nginx::with(dir, &application)
     }
 

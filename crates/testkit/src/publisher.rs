@@ -225,6 +225,14 @@ impl Pace {
     /// 30 pictures a second, 2.5 Mbit/s, and 128 kbit/s of audio.
     pub const FULL: Pace = Pace { frame_rate: 30, picture: 9600, audio: 341, group: 60 };
 
+    /// Bytes of pictures and sound that a second has, about.
+    pub fn bytes_per_second(self) -> f64 {
+        let packets = if self.audio > 0 { 48_000.0 / 1024.0 } else { 0.0 };
+        // The five more of each keyframe.
+        let pictures = f64::from(self.frame_rate) * (1.0 + 5.0 / f64::from(self.group));
+        pictures * self.picture as f64 + packets * self.audio as f64
+    }
+
     /// The messages in order: time in milliseconds, and for a picture whether it is a keyframe.
     fn script(self) -> impl Iterator<Item = (u32, Option<bool>)> {
         let pictures = (0u64..)
