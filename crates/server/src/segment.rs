@@ -7,7 +7,7 @@
 //! finishing can be called again and loses nothing that was written whole.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, IoSlice, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -254,13 +254,37 @@ fn size_of(folder: &Path) -> io::Result<u64> {
 fn carry_out(file: &File, writes: &[Write], sync: bool) -> io::Result<()> {
     for write in writes {
         match write {
-            Write::At(at, parts) => file.write_all_at(&parts.concat(), *at)?,
+            Write::At(at, parts) => write_parts_at(file, *at, parts)?,
             Write::Sync if sync => file.sync_data()?,
             Write::Sync => {}
             Write::Truncate(len) => file.set_len(*len)?,
         }
     }
     if sync { file.sync_all() } else { Ok(()) }
+}
+
+fn write_parts_at(mut file: &File, at: u64, parts: &[Bytes]) -> io::Result<()> {
+    if let [part] = parts {
+        return file.write_all_at(part, at);
+    }
+    file.seek(SeekFrom::Start(at))?;
+    write_parts(file, parts)
+}
+
+/// Writes one part behind the other, where the file is at, without a copy of them.
+fn write_parts(mut file: &File, parts: &[Bytes]) -> io::Result<()> {
+    let mut slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let mut rest = &mut slices[..];
+    IoSlice::advance_slices(&mut rest, 0);
+    while !rest.is_empty() {
+        match file.write_vectored(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut rest, written),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// A file as finishing reads it. What walks it reads a few bytes here and there.
@@ -310,13 +334,13 @@ impl Writer {
     /// Makes a change.
     pub fn apply(&mut self, change: Change) -> io::Result<()> {
         match change {
-            Change::Append(parts) => {
-                let bytes = if parts.len() == 1 { parts[0].clone() } else { parts.concat().into() };
-                match &mut self.hls {
-                    Some(hls) => hls.segment.as_mut().map_or(Ok(()), |(_, file)| file.write_all(&bytes))?,
-                    None => self.append(&bytes)?,
+            Change::Append(parts) => match &mut self.hls {
+                Some(hls) => hls.segment.as_mut().map_or(Ok(()), |(_, file)| write_parts(file, &parts))?,
+                None => {
+                    write_parts_at(&self.file, self.end, &parts)?;
+                    self.end += parts.iter().map(|part| part.len() as u64).sum::<u64>();
                 }
-            }
+            },
             Change::Put(writes) => self.put(&writes)?,
             Change::Beside(name, bytes) => {
                 if let Some(hls) = &self.hls {
@@ -364,7 +388,7 @@ impl Writer {
     fn put(&mut self, writes: &[Write]) -> io::Result<()> {
         for write in writes {
             match write {
-                Write::At(at, parts) => self.file.write_all_at(&parts.concat(), *at)?,
+                Write::At(at, parts) => write_parts_at(&self.file, *at, parts)?,
                 Write::Truncate(len) => self.file.set_len(*len)?,
                 Write::Sync => {
                     self.unsynced.get_or_insert_with(Instant::now);
@@ -397,6 +421,9 @@ impl Writer {
 mod tests {
     use super::*;
 
+    use bywash_media::{Codec, Frame, Kind, Tracks, codec};
+
+    const AVCC: &str = "0142c01fffe100176742c01fda014016ec0440000003000004000000f03c60ca801000468ce0fc8";
     const SEGMENT: &[u8] = &[0x47; 188];
 
     fn folder(name: &str) -> Folder {
@@ -466,6 +493,77 @@ mod tests {
         fs::create_dir_all(&part).unwrap();
         fs::remove_dir_all(&path).unwrap();
         assert_eq!(folder.finish(KEY, Format::M3u8).unwrap(), None);
+        let _ = fs::remove_dir_all(folder.root());
+    }
+
+    /// What [`write_long`] writes.
+    const LONG: &str = "7/s/2024-02-29/2.mp4";
+
+    /// An MP4 as a recorder leaves it, of 30 pictures a second with 2.6 Mbit/s and sound.
+    fn write_long(folder: &Folder, seconds: i64) {
+        let mut tracks = Tracks::default();
+        for (codec, config) in [(Codec::H264, AVCC), (Codec::Aac, "1190")] {
+            tracks.set(codec::track(codec, hex::decode(config).unwrap().into()).unwrap());
+        }
+        let frame = |track, ns, key, len: usize| Frame {
+            track,
+            dts: Time::from_nanos(ns),
+            cts: Time::ZERO,
+            key,
+            payload: Bytes::from_static(&[0; 60_000]).slice(..len),
+        };
+        let mut file = folder.create(LONG, Format::Mp4).unwrap();
+        let mut writes = Vec::new();
+        let mut muxer = mp4::Writer::new(&tracks, &mut writes);
+        let mut packets = (0..).map(|n| n * 1024 * 1_000_000_000 / 48_000).peekable();
+        for n in 0..30 * seconds {
+            // In milliseconds, as RTMP has them: no two steps are alike.
+            let at = n * 1000 / 30 * 1_000_000;
+            while let Some(packet) = packets.next_if(|packet| *packet <= at) {
+                muxer.push(&frame(Kind::Audio, packet, true, 341), &mut writes);
+            }
+            let key = n % 60 == 0;
+            muxer.push(&frame(Kind::Video, at, key, if key { 57_600 } else { 9_600 }), &mut writes);
+            file.apply(Change::Put(std::mem::take(&mut writes))).unwrap();
+        }
+        muxer.flush(&mut writes);
+        file.apply(Change::Put(writes)).unwrap();
+        file.file.sync_all().unwrap();
+    }
+
+    /// Bytes that a line of the kernel's about this process tells.
+    fn memory(line: &str) -> u64 {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|it| it.strip_prefix(line)).unwrap();
+        line.split_whitespace().find_map(|kib| kib.parse::<u64>().ok()).unwrap() << 10
+    }
+
+    /// With `BYWASH_SOAK` two hours. It is finished in a process of its own, whose memory is nobody else's.
+    #[test]
+    fn finishing_two_hours_takes_a_moment_and_little_memory() {
+        const CHILD: &str = "BYWASH_TEST_FINISH";
+        if let Some(root) = std::env::var_os(CHILD) {
+            let folder = Folder::new(root.into(), Some(Duration::from_secs(1)));
+            let (before, begin) = (memory("VmRSS:"), Instant::now());
+            let whole = folder.finish(LONG, Format::Mp4).unwrap().unwrap();
+            let (took, more) = (begin.elapsed(), memory("VmHWM:") - before);
+            println!("{} bytes: {took:?}, {} KiB", whole.size, more >> 10);
+            assert!(took < Duration::from_secs(2) && more < 64 << 20, "{took:?}, {more} bytes");
+            return;
+        }
+        let soak = std::env::var_os("BYWASH_SOAK").is_some();
+        let seconds = if soak { 7_200 } else { 60 };
+        let folder = folder("long");
+        write_long(&folder, seconds);
+        let this = std::env::current_exe().unwrap();
+        let name = "segment::tests::finishing_two_hours_takes_a_moment_and_little_memory";
+        let mut child = std::process::Command::new(this);
+        let done = child.args(["--exact", name, "--nocapture"]).env(CHILD, folder.root()).output().unwrap();
+        let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+        println!("{said}");
+        assert!(done.status.success(), "{said}");
+        let whole = folder.finish(LONG, Format::Mp4).unwrap().unwrap();
+        assert!((whole.duration - Time::from_millis(seconds * 1000)).as_millis().abs() < 50, "{whole:?}");
         let _ = fs::remove_dir_all(folder.root());
     }
 }
