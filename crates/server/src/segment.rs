@@ -423,7 +423,7 @@ mod tests {
 
     use bywash_media::{Codec, Frame, Kind, Tracks, codec};
 
-    const AVCC: &str = "0142c01fffe100176742c01fda014016ec0440000003000004000000f03c60ca801000468ce0fc8";
+    const AVCC: &str = "0142c01fffe100176742c01fda014016ec0440000003004000000f03c60ca801000468ce0fc8";
     const SEGMENT: &[u8] = &[0x47; 188];
 
     fn folder(name: &str) -> Folder {

@@ -11,19 +11,19 @@
 //!
 //! Limit: 20 calls a second.
 //!
-//! Data has one member, named as the vendor, with what was deleted and what was not: Code is 0 also if nothing was.
+//! Data has what was deleted and what was not: Code is 0 also if nothing was.
 //! A file that is not there is an error, `ResourceNotFound.FileNotExist` with Tencent and `NoSuchKey` with the others.
-//! With Ws there is WsItemIdReceiverResp too. With the app's `delete_media_string` Data is a text, as ZEGO's was until the end of 2025: the JSON
-//! of that member alone, `"{\"Deleted\":[…],\"Errors\":[…]}"`.
+//! With Ws there is WsItemIdReceiverResp too. With the app's `delete_media_string` Data is that as a text, as ZEGO's was until the end of
+//! 2025: `"{\"Deleted\":[…],\"Errors\":[…]}"`.
 //!
 //! Codes: 2 a parameter, or both or none of FileId and Media; 4 the app does not record as this vendor, or the vendor is
 //! Aliyun; 6 too many calls; 1000 internal.
 //!
 //! ```text
 //! GET /?Action=DeleteMedia&Vendor=Tencent&FileId[]=5285890784246869930&FileId[]=1&<common parameters>
-//! {"Code":0,"Message":"success","RequestId":"4191282558729715911","Data":{"Tencent":{"Deleted":["5285890784246869930"],
+//! {"Code":0,"Message":"success","RequestId":"4191282558729715911","Data":{"Deleted":["5285890784246869930"],
 //!  "Errors":[{"Code":"ResourceNotFound.FileNotExist","Message":"there is no such file","Key":"1",
-//!  "RequestId":"70628bcd-5652-4d5c-aa04-97956a4e771a"}]}}}
+//!  "RequestId":"70628bcd-5652-4d5c-aa04-97956a4e771a"}]}}
 //! ```
 
 use serde_json::json;
@@ -95,15 +95,12 @@ impl Action for DeleteMedia {
             let code = if vendor == Vendor::Tencent { "ResourceNotFound.FileNotExist" } else { "NoSuchKey" };
             errors.push(json!({ "Code": code, "Message": why, "Key": id, "RequestId": cdn::request_id() }));
         }
-        let mut part = json!({ "Deleted": deleted, "Errors": errors });
+        let mut data = json!({ "Deleted": deleted, "Errors": errors });
         if vendor == Vendor::Ws {
             let (code, message) = if self.clear_cache { (1, "handle success") } else { (0, "") };
-            part["WsItemIdReceiverResp"] = json!({ "Code": code, "Message": message });
+            data["WsItemIdReceiverResp"] = json!({ "Code": code, "Message": message });
         }
-        Ok(match context.app.delete_media_string {
-            true => Reply::data(json!(part.to_string())),
-            false => cdn::reply(vendor, part),
-        })
+        Ok(Reply::data(if context.app.delete_media_string { json!(data.to_string()) } else { data }))
     }
 }
 
