@@ -55,7 +55,7 @@ window.play = async (url, kind) => {
     told.step = 'done';
   };
   const failed = steps().catch((error) => told.trouble.push(String(error)));
-  await Promise.race([failed, new Promise((done) => setTimeout(done, 20000))]);
+  await Promise.race([failed, new Promise((done) => setTimeout(done, 60000))]);
   told.width = it.videoWidth ?? 0;
   it.remove();
   return told;
@@ -110,7 +110,7 @@ impl Players {
     #[track_caller]
     pub fn open<'a>(&self, browser: &'a Browser) -> Page<'a> {
         let page = browser.open(&format!("http://127.0.0.1:{}/", self.port), "");
-        page.wait("window.ready && window.Hls", secs(10));
+        page.wait("window.ready && window.Hls", secs(30));
         page
     }
 }

@@ -18,7 +18,7 @@ fn check(clip: &Clip, formats: &str, files: usize) {
     });
     server.record("show");
     assert!(publish(&server.rtmp("show"), clip, &AtomicI64::new(0)), "the publish goes on");
-    let files = eventually("the files", secs(15), || {
+    let files = eventually("the files", secs(40), || {
         Some(server.recorded(&receiver, "show")).filter(|them| them.len() == files)
     });
     let (players, browser) = (Players::start(), Browser::start());
