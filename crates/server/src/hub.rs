@@ -10,13 +10,15 @@
 //! Invariant: [`Publisher::push`] waits for nobody, and the ring never holds more than its limit in bytes.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use bywash_media::timeline::Timeline;
 use bywash_media::{Frame, Kind, StreamKey, Time, Tracks};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use crate::live;
@@ -55,7 +57,6 @@ pub enum Event {
 #[derive(Clone)]
 pub struct Stream {
     shared: Arc<Shared>,
-    woken: watch::Receiver<()>,
 }
 
 /// The only writer of a stream. Dropping it leaves the stream waiting for the next one; [`Hub::end`] ends it.
@@ -66,12 +67,13 @@ pub struct Publisher {
     /// Pictures before the first keyframe decode to nothing, and are not taken.
     keyframe_seen: bool,
     rate: FrameRate,
+    /// Whom to wake next; empty between two calls.
+    wakers: Vec<Waker>,
 }
 
 /// A reader's place in a stream.
 pub struct Reader {
     shared: Arc<Shared>,
-    woken: watch::Receiver<()>,
     slot: usize,
     tracks: Option<Arc<Tracks>>,
     /// Nothing is passed on before the next frame that decoding can begin with.
@@ -83,7 +85,6 @@ pub struct Reader {
 
 struct Shared {
     ring: Mutex<Ring>,
-    wake: watch::Sender<()>,
     published: AtomicBool,
     /// The timeline between two publishers of the same stream.
     timeline: Mutex<Option<Timeline>>,
@@ -105,9 +106,17 @@ struct Ring {
     limit: usize,
     /// Tracks, each with the number of the first frame that they hold for; the first entry holds for `frames[0]`.
     tracks: VecDeque<(u64, Arc<Tracks>)>,
-    /// The next frame of each reader; what all have read is let go at the next keyframe.
-    places: Vec<Option<u64>>,
+    /// Of each reader; what all have read is let go at the next keyframe.
+    places: Vec<Option<Place>>,
     ended: bool,
+}
+
+/// Where a reader stands.
+struct Place {
+    /// The number of its next frame.
+    next: u64,
+    /// It waits for that. It is kept here, and not in a channel, since who adds a frame or looks for one holds the ring anyway.
+    waker: Option<Waker>,
 }
 
 impl Hub {
@@ -145,10 +154,8 @@ impl Hub {
 }
 
 fn stream(live: Arc<live::Stream>, limit: usize, now: Instant) -> Stream {
-    let (wake, woken) = watch::channel(());
     let shared = Shared {
         ring: Mutex::new(Ring { limit, ..Ring::default() }),
-        wake,
         published: AtomicBool::new(false),
         timeline: Mutex::new(None),
         origin: now,
@@ -156,7 +163,7 @@ fn stream(live: Arc<live::Stream>, limit: usize, now: Instant) -> Stream {
         ended: CancellationToken::new(),
         keyframe_wanted: Notify::new(),
     };
-    Stream { shared: Arc::new(shared), woken }
+    Stream { shared: Arc::new(shared) }
 }
 
 impl Stream {
@@ -172,9 +179,13 @@ impl Stream {
 
     /// Ends the stream: readers get what is left, then the end.
     pub fn end(&self) {
-        self.shared.ring().ended = true;
+        let mut wakers = Vec::new();
+        let mut ring = self.shared.ring();
+        ring.ended = true;
+        ring.take_wakers(&mut wakers);
+        drop(ring);
         self.shared.ended.cancel();
-        self.shared.wake.send_replace(());
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Whether the stream has ended.
@@ -204,6 +215,7 @@ impl Stream {
             held_since: None,
             keyframe_seen: false,
             rate: FrameRate::default(),
+            wakers: Vec::new(),
         })
     }
 
@@ -215,15 +227,7 @@ impl Stream {
         let slot = ring.take_slot(place);
         self.shared.live.outputs.fetch_add(1, Ordering::Relaxed);
         self.want_keyframe();
-        Reader {
-            shared: self.shared.clone(),
-            woken: self.woken.clone(),
-            slot,
-            tracks: None,
-            waits_for_start: true,
-            began: Time::ZERO,
-            max_lag,
-        }
+        Reader { shared: self.shared.clone(), slot, tracks: None, waits_for_start: true, began: Time::ZERO, max_lag }
     }
 
     /// The tracks as they are now.
@@ -279,16 +283,21 @@ impl Publisher {
         }
         let due = picture || frame.dts - *self.held_since.get_or_insert(frame.dts) >= HOLD;
         self.shared.live.bytes.add(frame.payload.len() as u64);
-        self.shared.ring().push(frame);
+        let mut ring = self.shared.ring();
+        ring.push(frame);
         if due {
-            self.flush();
+            self.held_since = None;
+            ring.take_wakers(&mut self.wakers);
         }
+        drop(ring);
+        self.wakers.drain(..).for_each(Waker::wake);
     }
 
     /// Wakes the readers for whatever waits.
     pub fn flush(&mut self) {
         self.held_since = None;
-        self.shared.wake.send_replace(());
+        self.shared.ring().take_wakers(&mut self.wakers);
+        self.wakers.drain(..).for_each(Waker::wake);
     }
 
     /// Measures the stream's rate; to be called about once a second.
@@ -319,25 +328,29 @@ impl Drop for Publisher {
 impl Reader {
     /// Moves what is ready to `batch`; waits until there is something. False once the stream has ended and is read out.
     pub async fn ready(&mut self, batch: &mut Vec<Event>) -> bool {
-        loop {
-            // Seen before the ring is read, so that a frame that comes in between wakes us again.
-            self.woken.mark_unchanged();
-            let ended = self.drain(batch);
-            if !batch.is_empty() {
-                return true;
+        poll_fn(|cx| {
+            let ended = self.take(batch, Some(cx.waker()));
+            match (batch.is_empty(), ended) {
+                (false, _) => Poll::Ready(true),
+                (true, true) => Poll::Ready(false),
+                (true, false) => Poll::Pending,
             }
-            if ended || self.woken.changed().await.is_err() {
-                return false;
-            }
-        }
+        })
+        .await
     }
 
     /// Moves what is ready to `batch`, up to half a megabyte of pictures; true if the stream has ended and this was the last of it. For
     /// who looks at its own times and need not be woken for each picture.
     pub fn drain(&mut self, batch: &mut Vec<Event>) -> bool {
+        self.take(batch, None)
+    }
+
+    /// Does what [`Reader::drain`] does; `waker` hears of more where there was nothing.
+    fn take(&mut self, batch: &mut Vec<Event>, waker: Option<&Waker>) -> bool {
         let mut guard = self.shared.ring();
         let ring = &mut *guard;
-        let mut next = ring.places[self.slot].expect("a reader holds its slot until it is dropped");
+        let place = ring.places[self.slot].as_ref();
+        let mut next = place.expect("a reader holds its slot until it is dropped").next;
 
         if let Some(frames) = ring.skip(&mut next, self.max_lag) {
             self.waits_for_start = true;
@@ -370,8 +383,10 @@ impl Reader {
             bytes += frame.payload.len();
             batch.push(Event::Frame(frame.clone()));
         }
-        ring.places[self.slot] = Some(next);
-        ring.ended && next == ring.next()
+        let ended = ring.ended && next == ring.next();
+        let waker = waker.filter(|_| batch.is_empty() && !ended).cloned();
+        ring.places[self.slot] = Some(Place { next, waker });
+        ended
     }
 }
 
@@ -398,7 +413,8 @@ impl Ring {
         self.first + self.frames.len() as u64
     }
 
-    fn take_slot(&mut self, place: u64) -> usize {
+    fn take_slot(&mut self, next: u64) -> usize {
+        let place = Place { next, waker: None };
         match self.places.iter().position(Option::is_none) {
             Some(slot) => {
                 self.places[slot] = Some(place);
@@ -409,6 +425,11 @@ impl Ring {
                 self.places.len() - 1
             }
         }
+    }
+
+    /// Moves the wakers of all readers that wait to `wakers`, to be woken once the ring is let go.
+    fn take_wakers(&mut self, wakers: &mut Vec<Waker>) {
+        wakers.extend(self.places.iter_mut().flatten().filter_map(|place| place.waker.take()));
     }
 
     fn push(&mut self, frame: Frame) {
@@ -427,7 +448,7 @@ impl Ring {
     /// Drops what every reader has read and no late reader would start with.
     fn let_go(&mut self) {
         let start = self.start.unwrap_or(self.first);
-        let slowest = self.places.iter().flatten().copied().min().unwrap_or(start);
+        let slowest = self.places.iter().flatten().map(|place| place.next).min().unwrap_or(start);
         while self.first < start.min(slowest) && !self.frames.is_empty() {
             self.drop_oldest();
         }
@@ -490,6 +511,9 @@ impl FrameRate {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::Context;
+
     use super::*;
     use bytes::Bytes;
     use bywash_media::{Codec, Format, Track};
@@ -678,7 +702,12 @@ mod tests {
             let dts = Time::from_millis(ms);
             publisher.push(Frame { track: kind, dts, cts: Time::ZERO, key: true, payload: Bytes::from_static(b"x") });
         };
-        let woken = |stream: &Stream| stream.shared.wake.subscribe();
+        let mut reader = stream.read(LAG);
+        let waker = Arc::new(Woken::default());
+        let is_ready = |reader: &mut Reader| {
+            let (mut batch, waker) = (Vec::new(), waker.clone().into());
+            pin!(reader.ready(&mut batch)).poll(&mut Context::from_waker(&waker)).is_ready()
+        };
         for (kind, ms, wakes) in [
             (Kind::Video, 0, true),
             (Kind::Audio, 10, false),
@@ -688,9 +717,18 @@ mod tests {
             (Kind::Audio, 89, false),
             (Kind::Audio, 90, true),
         ] {
-            let watch = woken(&stream);
+            while is_ready(&mut reader) {}
             push(kind, ms);
-            assert_eq!(watch.has_changed().unwrap(), wakes, "{kind:?} at {ms} ms");
+            assert_eq!(waker.0.swap(false, Ordering::Relaxed), wakes, "{kind:?} at {ms} ms");
+        }
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
         }
     }
 }

@@ -8,13 +8,13 @@
 
 use std::future::pending;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -49,10 +49,16 @@ pub struct Lane {
 /// A tick of a lane that all share: a timer for each would wake the thread for each.
 struct Pulse {
     every: Duration,
-    holders: AtomicUsize,
+    holders: Mutex<Vec<Arc<Holder>>>,
     /// Somebody holds it again.
     held: Notify,
-    tick: watch::Sender<()>,
+}
+
+/// What [`Ticks`] and their [`Pulse`] have in common.
+#[derive(Default)]
+struct Holder {
+    ticked: AtomicBool,
+    waker: Mutex<Option<Waker>>,
 }
 
 impl Lanes {
@@ -128,55 +134,65 @@ impl Lane {
     }
 }
 
-/// Ticks of a lane, one after the other: a future to be polled again and again. It is polled for each picture, so it stays registered
-/// between two ticks.
+impl Holder {
+    fn tick(&self) {
+        let mut waker = self.waker.lock().expect("no holder panics");
+        self.ticked.store(true, Ordering::Relaxed);
+        let woken = waker.take();
+        drop(waker);
+        woken.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Ticks of a lane, one after the other: a future to be polled again and again. It is polled for each picture, so that costs little.
 pub struct Ticks {
     pulse: Arc<Pulse>,
-    next: Pin<Box<dyn Future<Output = watch::Receiver<()>> + Send>>,
+    holder: Arc<Holder>,
 }
 
 impl Ticks {
     fn of(pulse: &Arc<Pulse>) -> Ticks {
-        pulse.holders.fetch_add(1, Ordering::Relaxed);
+        let holder = Arc::<Holder>::default();
+        pulse.holders().push(holder.clone());
         pulse.held.notify_one();
-        Ticks { pulse: pulse.clone(), next: Box::pin(tick(pulse.tick.subscribe())) }
+        Ticks { pulse: pulse.clone(), holder }
     }
 }
 
 impl Future for Ticks {
     type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let ticks = ready!(self.next.as_mut().poll(cx));
-        self.next = Box::pin(tick(ticks));
-        Poll::Ready(())
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut waker = self.holder.waker.lock().expect("no holder panics");
+        if self.holder.ticked.swap(false, Ordering::Relaxed) {
+            return Poll::Ready(());
+        }
+        if !waker.as_ref().is_some_and(|it| it.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
     }
 }
 
 impl Drop for Ticks {
     fn drop(&mut self) {
-        self.pulse.holders.fetch_sub(1, Ordering::Relaxed);
+        self.pulse.holders().retain(|it| !Arc::ptr_eq(it, &self.holder));
     }
-}
-
-async fn tick(mut ticks: watch::Receiver<()>) -> watch::Receiver<()> {
-    if ticks.changed().await.is_err() {
-        // The lane is being stopped, and this task with it.
-        pending::<()>().await;
-    }
-    ticks
 }
 
 impl Pulse {
     fn new(every: Duration) -> Arc<Pulse> {
-        let tick = watch::Sender::new(());
-        Arc::new(Pulse { every, holders: AtomicUsize::new(0), held: Notify::new(), tick })
+        Arc::new(Pulse { every, holders: Mutex::default(), held: Notify::new() })
+    }
+
+    fn holders(&self) -> MutexGuard<'_, Vec<Arc<Holder>>> {
+        self.holders.lock().expect("no holder panics")
     }
 
     /// Ticks while somebody holds it. `each` hears of every tick, and with `false` that there is none for now.
     async fn run(self: Arc<Pulse>, mut each: impl FnMut(bool)) {
         loop {
-            while self.holders.load(Ordering::Relaxed) == 0 {
+            while self.holders().is_empty() {
                 self.held.notified().await;
             }
             if let Err(error) = self.tick(&mut each).await {
@@ -191,9 +207,12 @@ impl Pulse {
     /// system calls every time that it is set again.
     async fn tick(&self, each: &mut impl FnMut(bool)) -> std::io::Result<()> {
         let metronome = Metronome::new(self.every)?;
-        while self.holders.load(Ordering::Relaxed) > 0 {
+        while !self.holders().is_empty() {
             metronome.beat().await?;
-            self.tick.send_replace(());
+            let holders = self.holders().clone();
+            for holder in holders {
+                holder.tick();
+            }
             each(true);
         }
         each(false);
@@ -207,18 +226,31 @@ mod tests {
 
     #[tokio::test]
     async fn a_lane_ticks_only_for_who_wants_it() {
-        let lanes = Lanes::start(1).unwrap();
-        let lane = lanes.pick();
-        let (mut first, mut second) = (lane.sweeps(), lane.sweeps());
+        const EVERY: Duration = Duration::from_millis(10);
+        let pulse = Pulse::new(EVERY);
+        let (count, counted) = (Arc::new(AtomicU64::new(0)), |count: &AtomicU64| count.load(Ordering::Relaxed));
+        let ticked = count.clone();
+        let each = move |ticks: bool| {
+            ticked.fetch_add(ticks.into(), Ordering::Relaxed);
+        };
+        let running = tokio::spawn(pulse.clone().run(each));
+        tokio::time::sleep(5 * EVERY).await;
+        assert_eq!(counted(&count), 0, "nobody holds it");
+
+        let (mut first, mut second) = (Ticks::of(&pulse), Ticks::of(&pulse));
         for _ in 0..3 {
             (&mut first).await;
         }
         drop(first);
         (&mut second).await;
-        let mut left_over = lane.sweep.tick.subscribe();
+        (&mut second).await;
         drop(second);
         // The tick that may be under way, and no other.
-        let _ = tokio::time::timeout(2 * SWEEP, left_over.changed()).await;
-        assert!(tokio::time::timeout(2 * SWEEP, left_over.changed()).await.is_err());
+        tokio::time::sleep(5 * EVERY).await;
+        let before = counted(&count);
+        assert!(before >= 4);
+        tokio::time::sleep(5 * EVERY).await;
+        assert_eq!(counted(&count), before);
+        running.abort();
     }
 }
