@@ -32,9 +32,10 @@ use crate::output::relay;
 use crate::plan::{self, Plan};
 use crate::rendition::Renditions;
 use crate::segment::Folder;
+use crate::space::Space;
 use crate::store::Store;
 use crate::webrtc::Port;
-use crate::{console, http, job, playback, signalling, space};
+use crate::{console, http, job, playback, signalling};
 
 /// How long callbacks that became due at the very end may still be sent. What is not sent is sent after the next start.
 const LAST_CALLBACKS: Duration = Duration::from_secs(1);
@@ -136,7 +137,7 @@ impl Server {
             rtmp_base: config.rtmp_base(rtmp),
             record: plan::RecordSettings {
                 folder: folder.clone(),
-                full: space::watch(objects.folder().into(), config.record.low_water as u64),
+                space: Space::new(objects.folder().into(), config.record.low_water as u64),
                 urls: urls.clone(),
                 bucket: objects.bucket().is_some(),
                 segment: config.record.segment,

@@ -2,11 +2,12 @@
 //!
 //! Invariant: between "too little" and "enough again" lies a quarter of the mark, so that nothing begins and ends all the time.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use crate::sys;
@@ -17,21 +18,63 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Of a small disk this share of its size, as a divisor, is enough to be left.
 const SHARE: u64 = 20;
 
-/// Looks after the file system of `folder` for as long as somebody wants to know; says why nothing may be recorded, if so: when less than
-/// `low_water` bytes are free, or a twentieth of the disk if that is less.
-pub fn watch(folder: PathBuf, low_water: u64) -> watch::Receiver<Option<Arc<str>>> {
-    let (tell, told) = watch::channel(None);
-    tokio::spawn(async move {
-        while !tell.is_closed() {
-            let folder = folder.clone();
-            let space = tokio::task::spawn_blocking(move || sys::disk_space(&folder)).await;
-            if let Ok(Ok((free, size))) = space {
-                tell.send_if_modified(|full| judge(full, free, low_water.min(size / SHARE)));
-            }
-            tokio::time::sleep(LOOK).await;
+/// What is known of the room on a disk. It is looked after while somebody holds a [`Space::watch`], and while it is full: who
+/// begins to write is not told of a disk that was full an hour ago.
+pub struct Space {
+    told: watch::Receiver<Option<Arc<str>>>,
+    wanted: Arc<Notify>,
+}
+
+impl Space {
+    /// Looks after the file system of `folder`: it is full when less than `low_water` bytes are free, or a twentieth of the disk if
+    /// that is less.
+    pub fn new(folder: PathBuf, low_water: u64) -> Space {
+        Space::by(move || sys::disk_space(&folder), low_water, LOOK)
+    }
+
+    /// `probe` says how many bytes are free, and how many there are. It may block.
+    fn by(
+        probe: impl Fn() -> io::Result<(u64, u64)> + Send + Sync + 'static,
+        low_water: u64,
+        every: Duration,
+    ) -> Space {
+        let (tell, told) = watch::channel(None);
+        let wanted = Arc::new(Notify::new());
+        tokio::spawn(look_after(Arc::new(probe), low_water, every, tell, wanted.clone()));
+        Space { told, wanted }
+    }
+
+    /// Says why nothing may be written, if so, from now on.
+    pub fn watch(&self) -> watch::Receiver<Option<Arc<str>>> {
+        let told = self.told.clone();
+        self.wanted.notify_one();
+        told
+    }
+}
+
+async fn look_after(
+    probe: Arc<impl Fn() -> io::Result<(u64, u64)> + Send + Sync + 'static>,
+    low_water: u64,
+    every: Duration,
+    tell: watch::Sender<Option<Arc<str>>>,
+    wanted: Arc<Notify>,
+) {
+    while !tell.is_closed() {
+        let probe = probe.clone();
+        let space = tokio::task::spawn_blocking(move || probe()).await;
+        if let Ok(Ok((free, size))) = space {
+            tell.send_if_modified(|full| judge(full, free, low_water.min(size / SHARE)));
         }
-    });
-    told
+        // One is the Space itself.
+        if tell.receiver_count() > 1 || tell.borrow().is_some() {
+            tokio::time::sleep(every).await;
+        } else {
+            tokio::select! {
+                () = wanted.notified() => {}
+                () = tell.closed() => {}
+            }
+        }
+    }
 }
 
 /// Whether that changes anything.
@@ -52,7 +95,43 @@ fn judge(full: &mut Option<Arc<str>>, free: u64, mark: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
+
+    #[tokio::test]
+    async fn the_disk_is_looked_at_only_while_somebody_writes_or_it_is_full() {
+        const EVERY: Duration = Duration::from_millis(5);
+        let (looks, free) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(1000)));
+        let probe = (looks.clone(), free.clone());
+        let space = Space::by(
+            move || {
+                probe.0.fetch_add(1, Ordering::Relaxed);
+                Ok((probe.1.load(Ordering::Relaxed), 1_000_000))
+            },
+            1000,
+            EVERY,
+        );
+        let looks_again = async || {
+            // The one that may be under way, and then as many as come.
+            let before = looks.load(Ordering::Relaxed) + 1;
+            tokio::time::sleep(EVERY * 20).await;
+            looks.load(Ordering::Relaxed) > before
+        };
+        tokio::time::sleep(EVERY * 20).await;
+        assert!(!looks_again().await, "nobody wants to know");
+
+        free.store(10, Ordering::Relaxed);
+        let mut told = space.watch();
+        told.wait_for(Option::is_some).await.unwrap();
+        drop(told);
+        assert!(looks_again().await, "who comes next must not hear what was");
+
+        free.store(2000, Ordering::Relaxed);
+        tokio::time::sleep(EVERY * 40).await;
+        assert_eq!(*space.watch().borrow(), None);
+        assert!(!looks_again().await, "nobody wants to know any more");
+    }
 
     #[test]
     fn what_is_full_is_so_until_there_is_clearly_more() {

@@ -118,14 +118,13 @@ impl Recorder {
                 Some(reason) => End::Pause(reason.to_string()),
                 None => self.follow(&mut take, &disk, &last_error).await,
             };
-            if let End::Again = end {
-                take = Take::new(self.settings.clone());
-                continue;
+            if !matches!(end, End::Again) {
+                take.close();
+                disk.send(take.flush()).await;
             }
-            take.close();
-            disk.send(take.flush()).await;
             match end {
-                End::Done | End::Again => break,
+                End::Done => break,
+                End::Again => take = Take::new(self.settings.clone()),
                 End::Failed(error) => {
                     last_error = error;
                     self.say(RecordState::Failed, &last_error, &last_error);

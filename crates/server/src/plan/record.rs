@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use bywash_media::{StreamKey, Time};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 use tokio::task::JoinError;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, info_span, warn};
@@ -22,20 +21,18 @@ use crate::live;
 use crate::object::{self, Urls};
 use crate::output::record::{self, Note, Opening, Recorder, State};
 use crate::segment::Folder;
+use crate::space::Space;
 use crate::store::{self, File, FileState, Origin, Record, RecordState, RecordStatus, Tx};
 
 /// How long plan trusts a clock that somebody may set.
 const CLOCK: Duration = Duration::from_secs(60);
 
-/// How long a file that a stop has cut is left alone before it is tried again.
-const RETRY: Duration = Duration::from_secs(5);
-
 /// What recordings have in common.
 pub struct Settings {
     /// Where files are written.
     pub folder: Folder,
-    /// Why nothing may be written now, if so.
-    pub full: watch::Receiver<Option<Arc<str>>>,
+    /// The room on its disk.
+    pub space: Space,
     /// The addresses of files.
     pub urls: Urls,
     /// Files go to a bucket once they are whole, and are told of then.
@@ -82,21 +79,15 @@ impl Keeper {
         self.set_due().await;
     }
 
-    /// Finishes a file that a stop has cut, beside all else, and tries until that can be done. Its row says Open until then, so
-    /// another stop takes nothing away.
+    /// Finishes a file that a stop has cut, beside all else. Its row says Open until then, so another stop takes nothing away.
     fn finish_cut(&mut self, file: File) {
         let (folder, inbox) = (self.parts.record.folder.clone(), self.plan.inbox.clone());
         self.finishing.spawn(async move {
-            loop {
-                match record::finish(&folder, &file).await {
-                    Ok(word) => {
-                        info!(path = file.path, whole = matches!(word, Note::Whole(_)), "finished what a stop had cut");
-                        break inbox.put(|news| news.recordings.push((0, word)));
-                    }
-                    Err(error) => warn!(path = file.path, %error, "cannot finish what a stop had cut; trying again"),
-                }
-                tokio::time::sleep(RETRY).await;
-            }
+            let span = info_span!("record", stream = %file.key, task = file.record);
+            let path = file.path.clone();
+            let word = record::finish(&folder, file, &span).await;
+            info!(parent: &span, path, whole = matches!(word, Note::Whole(_)), "finished what a stop had cut");
+            inbox.put(|news| news.recordings.push((0, word)));
         });
     }
 
@@ -184,7 +175,7 @@ impl Keeper {
             lane: live.lane.clone(),
             renditions: self.parts.renditions.clone(),
             folder: settings.folder.clone(),
-            full: settings.full.clone(),
+            full: settings.space.watch(),
             runtime: Handle::current(),
             live: counters,
             say: Arc::new(move |word| inbox.put(|news| news.recordings.push((number, word)))),

@@ -166,27 +166,25 @@ impl Files {
         let (folder, say, span) = (self.folder.clone(), self.say.clone(), self.span.clone());
         self.finishing.spawn(async move {
             drop(writer);
-            loop {
-                match finish(&folder, &file).await {
-                    Ok(word) => break say(word),
-                    Err(error) => {
-                        warn!(parent: &span, path = file.path, %error, "cannot finish a file; trying again");
-                        tokio::time::sleep(RETRY).await;
-                    }
-                }
-            }
+            say(finish(&folder, file, &span).await);
         });
     }
 }
 
-/// Makes a file whole, be it after its last frame or after a crash; gives what there is to tell of it.
-pub async fn finish(folder: &Folder, file: &File) -> io::Result<Note> {
-    let (folder, path, format) = (folder.clone(), file.path.clone(), file.format);
-    let whole = on_disk(&FINISHERS, move || folder.finish(&path, format)).await?;
-    Ok(match whole {
-        None => Note::Nothing(file.id.clone()),
-        Some(whole) => Note::Whole(Box::new(known(file.clone(), whole))),
-    })
+/// Makes a file whole, be it after its last frame or after a crash, and tries until that can be done; gives what there is to tell
+/// of it.
+pub async fn finish(folder: &Folder, file: File, span: &Span) -> Note {
+    loop {
+        let (folder, path, format) = (folder.clone(), file.path.clone(), file.format);
+        match on_disk(&FINISHERS, move || folder.finish(&path, format)).await {
+            Ok(None) => return Note::Nothing(file.id),
+            Ok(Some(whole)) => return Note::Whole(Box::new(known(file, whole))),
+            Err(error) => {
+                warn!(parent: span, path = file.path, %error, "cannot finish a file; trying again");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
 }
 
 /// What is known of a file once it is whole.
