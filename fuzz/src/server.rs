@@ -56,7 +56,7 @@ pub fn sdp(data: &[u8]) {
     let certificate = CERTIFICATE.get_or_init(|| certificate::make().expect("the provider makes certificates"));
     for purpose in [Purpose::Publish, Purpose::Play] {
         let Ok(offer) = Offer::parse(data, purpose) else { continue };
-        let mut rtc = offer::config(purpose, certificate.clone()).build(Instant::now());
+        let mut rtc = offer::config(purpose, certificate.clone(), JITTER_BUFFER).build(Instant::now());
         if let Ok(answer) = offer::accept(&mut rtc, &offer) {
             assert!(offer::fragment(&answer).matches("m=").count() <= 1, "{answer}");
         }
@@ -94,6 +94,9 @@ struct Pair {
     sequence: u64,
 }
 
+/// How long sound waits for a late packet.
+const JITTER_BUFFER: Duration = Duration::from_millis(100);
+
 const OURS: &str = "127.0.0.1:2";
 const THEIRS: &str = "127.0.0.1:1";
 
@@ -109,7 +112,7 @@ impl Pair {
             [MediaKind::Audio, MediaKind::Video].map(|kind| api.add_media(kind, Direction::SendOnly, None, None, None));
         let (text, pending) = api.apply().expect("there are changes");
         let certificate = certificate::make().expect("the provider makes certificates");
-        let mut ours = offer::config(Purpose::Publish, certificate).build(now);
+        let mut ours = offer::config(Purpose::Publish, certificate, JITTER_BUFFER).build(now);
         ours.add_local_candidate(host(OURS));
         let offered = Offer::parse(text.to_sdp_string().as_bytes(), Purpose::Publish).expect("an offer like others");
         let answer = offer::accept(&mut ours, &offered).expect("it is taken");

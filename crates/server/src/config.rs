@@ -101,6 +101,8 @@ pub struct Webrtc {
     pub max_sessions: usize,
     /// The longest time between two keyframes of a publisher that makes them on demand alone. Default 4 s.
     pub keyframe_interval: Duration,
+    /// How long sound waits for a packet that has not come. Default 100 ms.
+    pub jitter_buffer: Duration,
 }
 
 /// One entry of `webrtc.ice_servers`: `stun:HOST:PORT`, or `turn:USER:PASSWORD@HOST:PORT`.
@@ -524,6 +526,7 @@ impl Default for Config {
                 ice_servers: Vec::new(),
                 max_sessions: 500,
                 keyframe_interval: Duration::from_secs(4),
+                jitter_buffer: Duration::from_millis(100),
             },
             store: Store { url: "sqlite".into() },
             media: Media::default(),
@@ -633,6 +636,7 @@ mod tests {
             ice_servers = ["stun:stun.example.com:3478", "turn:u:p@turn.example.com:3478?transport=udp"]
             max_sessions = 7
             keyframe_interval = "2s"
+            jitter_buffer = "50ms"
             [store]
             url = "sqlite"
             [media]
@@ -713,6 +717,7 @@ mod tests {
                 ],
                 max_sessions: 7,
                 keyframe_interval: seconds(2),
+                jitter_buffer: Duration::from_millis(50),
             },
             relay: Relay {
                 connect_timeout: seconds(6),

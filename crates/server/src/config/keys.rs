@@ -251,6 +251,13 @@ impl Scope for Config {
                     "The longest time between two keyframes: browsers make them on demand alone.",
                 )
                 .restart(),
+                Config::ranged::<Span>(
+                    "webrtc.jitter_buffer",
+                    "10ms"..="1s",
+                    |c| &mut c.webrtc.jitter_buffer,
+                    "How long sound waits for a packet that is late or lost; where none is, nothing waits.",
+                )
+                .restart(),
                 Config::key::<Rows>("store.url", |c| &mut c.store.url, "Where rows are kept: SQLite in `data_dir`.")
                     .restart(),
                 Config::key::<Objects>(

@@ -170,22 +170,19 @@ fn finished(answer: &str, offer: &Offer) -> String {
     })
 }
 
-/// How long sound waits for a packet that has not come, before it goes on without it. Pictures wait as long as sending the packet
-/// again can take.
-const SOUND_PATIENCE: Duration = Duration::from_millis(100);
-
 /// How often the engine tells its counts.
 const STATS: Duration = Duration::from_secs(5);
 
-/// The engine's settings for a session.
-pub fn config(purpose: Purpose, certificate: DtlsCert) -> RtcConfig {
+/// The engine's settings for a session. Sound waits for `jitter_buffer` for a packet that has not come; pictures wait as long as
+/// sending the packet again can take.
+pub fn config(purpose: Purpose, certificate: DtlsCert, jitter_buffer: Duration) -> RtcConfig {
     // Publishers that can do so send each packet of sound again with the next one (RED, RFC 2198): what is lost comes
     // back without being asked for. Players are not sent their sound twice.
     let mut config = RtcConfig::new()
         .set_ice_lite(true)
         .set_dtls_cert(certificate)
         .set_stats_interval(Some(STATS))
-        .set_reordering_timeout_audio(Some(SOUND_PATIENCE))
+        .set_reordering_timeout_audio(Some(jitter_buffer))
         .clear_codecs()
         .enable_opus(true, purpose == Purpose::Publish);
     // The profile counts, the level does not: but senders keep to the level of the answer, and 5.2 leaves them free.
@@ -341,6 +338,11 @@ mod tests {
     use super::*;
     use crate::webrtc::certificate;
 
+    fn engine() -> Rtc {
+        let certificate = certificate::make().expect("a certificate");
+        config(Purpose::Publish, certificate, Duration::from_millis(100)).build(Instant::now())
+    }
+
     const OFFER: &str = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0 1\r\na=sendonly\r\n\
         a=ice-ufrag:abcd\r\na=ice-pwd:0123456789abcdef01234567\r\na=setup:actpass\r\n\
         a=fingerprint:sha-256 AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB\r\n\
@@ -354,7 +356,7 @@ mod tests {
     fn answer(profile: &str, (from, to): (&str, &str)) -> Result<String, Unfit> {
         let text = OFFER.replace("PROFILE", profile).replace(from, to);
         let offer = Offer::parse(text.as_bytes(), Purpose::Publish)?;
-        let mut rtc = config(Purpose::Publish, certificate::make().expect("a certificate")).build(Instant::now());
+        let mut rtc = engine();
         accept(&mut rtc, &offer)
     }
 
@@ -492,7 +494,7 @@ mod tests {
                 text.replace("ICE|", &format!("{ice}|")).replace("FINGER", &["AB"; 32].join(":")).replace('|', "\r\n");
             let offer =
                 Offer::parse(text.as_bytes(), Purpose::Publish).unwrap_or_else(|unfit| panic!("{name}: {unfit}"));
-            let mut rtc = config(Purpose::Publish, certificate::make().expect("a certificate")).build(Instant::now());
+            let mut rtc = engine();
             let address = "192.0.2.1:8000".parse().unwrap();
             let tcp = Candidate::builder().tcp().host(address).tcptype(str0m::net::TcpType::Passive).build();
             for candidate in [Candidate::host(address, "udp").unwrap(), tcp.unwrap()] {
@@ -559,7 +561,7 @@ mod tests {
     #[test]
     fn a_restart_is_the_same_offer_with_other_credentials() {
         let offer = Offer::parse(OFFER.replace("PROFILE", "42e01f").as_bytes(), Purpose::Publish).unwrap();
-        let mut rtc = config(Purpose::Publish, certificate::make().expect("a certificate")).build(Instant::now());
+        let mut rtc = engine();
         let first = accept(&mut rtc, &offer).unwrap();
         let creds = IceCreds { ufrag: "efgh".into(), pass: "0123456789abcdef01234568".into() };
         let again = offer.restarted(&creds);

@@ -81,6 +81,7 @@ pub struct Port {
     own: HashSet<IpAddr>,
     certificate: DtlsCert,
     max_sessions: usize,
+    jitter_buffer: Duration,
     counters: Counters,
     table: Mutex<Table>,
     tasks: Mutex<JoinSet<()>>,
@@ -163,6 +164,7 @@ impl Port {
             own: own.into_iter().collect(),
             certificate: certificate::load(data_dir)?,
             max_sessions: config.max_sessions,
+            jitter_buffer: config.jitter_buffer,
             counters: Counters::default(),
             table: Mutex::default(),
             tasks: Mutex::default(),
@@ -258,6 +260,10 @@ impl Port {
 
     pub(super) fn certificate(&self) -> DtlsCert {
         self.certificate.clone()
+    }
+
+    pub(super) fn jitter_buffer(&self) -> Duration {
+        self.jitter_buffer
     }
 
     pub(super) fn candidates(&self) -> impl Iterator<Item = Candidate> {
