@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use bywash_media::codec::{self, aac, av1, h264, h265, mp3, nal, opus};
 use bywash_media::mux::merge::{Index, Piece};
-use bywash_media::mux::{self, Write, adts, flv, fmp4, mp4, ts};
+use bywash_media::mux::{self, Parts, Write, adts, flv, fmp4, mp4, ts};
 use bywash_media::{Codec, Frame, Kind, Time, Timeline, Tracks, timeline};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -228,9 +228,10 @@ fn record(tracks: &Tracks, frames: &[Frame], damage: Option<&[(u16, u8)]>) {
         merge(Index::fragments(&damaged([&init[..], &segment].concat())[..]));
     }
 
-    let mut file = Vec::new();
-    let mut writer = flv::file::Writer::new(tracks, &mut file);
-    frames.iter().for_each(|frame| writer.push(frame, &mut file));
+    let mut parts = Parts::default();
+    let mut writer = flv::file::Writer::new(tracks, &mut parts);
+    frames.iter().for_each(|frame| writer.push(frame, &mut parts));
+    let file = parts.take().concat();
     assert_eq!(flv::file::finish(&file[..]).unwrap().is_some(), !frames.is_empty());
     merge(Index::flv(&damaged(file)[..]));
 

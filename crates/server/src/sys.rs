@@ -102,7 +102,8 @@ pub fn interface_addresses() -> io::Result<Vec<IpAddr>> {
 pub struct Metronome(AsyncFd<OwnedFd>);
 
 impl Metronome {
-    /// Beats for the first time after one `period`.
+    /// Beats at the whole multiples of `period` since the kernel's clock began: those of several metronomes that fall together
+    /// wake a thread once.
     pub fn new(period: Duration) -> io::Result<Metronome> {
         // SAFETY: the call takes no pointer; a descriptor that it returns is ours alone.
         let fd = unsafe {
@@ -112,11 +113,17 @@ impl Metronome {
             }
             OwnedFd::from_raw_fd(fd)
         };
-        let every =
-            libc::timespec { tv_sec: period.as_secs() as libc::time_t, tv_nsec: period.subsec_nanos() as libc::c_long };
-        let spec = libc::itimerspec { it_interval: every, it_value: every };
+        let span = |nanos: u128| libc::timespec {
+            tv_sec: (nanos / 1_000_000_000) as libc::time_t,
+            tv_nsec: (nanos % 1_000_000_000) as libc::c_long,
+        };
+        let period = period.as_nanos().max(1);
+        let first = (clock(libc::CLOCK_MONOTONIC).as_nanos() / period + 1) * period;
+        let spec = libc::itimerspec { it_interval: span(period), it_value: span(first) };
         // SAFETY: `spec` outlives the call, and no old value is asked for.
-        let rc = unsafe { libc::timerfd_settime(fd.as_raw_fd(), 0, &raw const spec, std::ptr::null_mut()) };
+        let rc = unsafe {
+            libc::timerfd_settime(fd.as_raw_fd(), libc::TFD_TIMER_ABSTIME, &raw const spec, std::ptr::null_mut())
+        };
         if rc != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -173,9 +180,13 @@ pub fn disk_space(path: &Path) -> io::Result<(u64, u64)> {
 
 /// CPU time that the calling thread has used.
 pub fn thread_cpu_time() -> Duration {
+    clock(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+fn clock(which: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a valid timespec for the kernel to fill.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    unsafe { libc::clock_gettime(which, &raw mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 

@@ -17,7 +17,10 @@ pub mod fmp4;
 pub mod merge;
 pub mod mp3;
 pub mod mp4;
+mod parts;
 pub mod ts;
+
+pub use self::parts::Parts;
 
 /// One change to a file.
 #[derive(Clone, Debug, PartialEq, Eq)]

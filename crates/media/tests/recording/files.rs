@@ -4,17 +4,17 @@ use std::io;
 use std::time::Instant;
 
 use bytes::Bytes;
-use bywash_media::mux::{Finish, Write, adts, flv, mp3};
+use bywash_media::mux::{Finish, Parts, Write, adts, flv, mp3};
 use bywash_media::{Frame, Kind, Time};
 
 use crate::source::{self, Stream};
 use crate::{Dice, Disk, decoded, decoded_source, ffmpeg, path, probe, run};
 
 fn flv_of(stream: &Stream) -> Disk {
-    let mut out = Vec::new();
+    let mut out = Parts::default();
     let mut writer = flv::file::Writer::new(&stream.tracks, &mut out);
     stream.frames.iter().for_each(|frame| writer.push(frame, &mut out));
-    Disk(out)
+    Disk(out.take().concat())
 }
 
 fn adts_of(stream: &Stream) -> Disk {
@@ -117,8 +117,8 @@ fn an_flv_file_is_finished_in_place() {
 #[test]
 fn an_flv_file_of_two_hours_is_finished_in_a_moment() {
     let tracks = source::demo().tracks;
-    let mut out = Vec::new();
-    let mut writer = flv::file::Writer::new(&tracks, &mut out);
+    let mut parts = Parts::default();
+    let mut writer = flv::file::Writer::new(&tracks, &mut parts);
     let payload = Bytes::from_static(&[0, 0, 0, 1, 0x65]);
     for n in 0..7_200_000 / 20 {
         let track = if n % 2 == 0 { Kind::Video } else { Kind::Audio };
@@ -129,8 +129,9 @@ fn an_flv_file_of_two_hours_is_finished_in_a_moment() {
             key: n % 50 == 0,
             payload: payload.clone(),
         };
-        writer.push(&frame, &mut out);
+        writer.push(&frame, &mut parts);
     }
+    let out = parts.take().concat();
     let begin = Instant::now();
     let done = flv::file::finish(&out[..]).unwrap().unwrap();
     assert!(begin.elapsed().as_millis() < 2000, "{:?}", begin.elapsed());

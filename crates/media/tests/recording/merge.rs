@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use bywash_media::mux::merge::{Index, Piece, frames, mp4 as join};
-use bywash_media::mux::{flv, mp4, ts};
+use bywash_media::mux::{Parts, flv, mp4, ts};
 use bywash_media::{Kind, Time};
 
 use crate::source::{self, Stream};
@@ -19,10 +19,10 @@ fn mp4_of(stream: &Stream) -> Vec<u8> {
 }
 
 fn flv_of(stream: &Stream) -> Vec<u8> {
-    let mut file = Vec::new();
+    let mut file = Parts::default();
     let mut writer = flv::file::Writer::new(&stream.tracks, &mut file);
     stream.frames.iter().for_each(|frame| writer.push(frame, &mut file));
-    file
+    file.take().concat()
 }
 
 /// Segments of MPEG-TS, one behind the other.

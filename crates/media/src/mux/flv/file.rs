@@ -10,7 +10,7 @@ use std::io;
 use bytes::Bytes;
 
 use super::{TAG_HEAD, TagKind, file_head, frame_head, tag_head, tag_tail, track_body};
-use crate::mux::{Finish, Source, Write};
+use crate::mux::{Finish, Parts, Source, Write};
 use crate::{Codec, Format, Frame, Kind, Time, Tracks};
 
 /// Key frames in the index; of more, every second, fourth and so on is listed. Enough for 2 h with one every 2 s.
@@ -27,19 +27,19 @@ pub struct Writer {
 
 impl Writer {
     /// Begins a file: head, metadata with nothing in the index, and sequence headers.
-    pub fn new(tracks: &Tracks, out: &mut Vec<u8>) -> Writer {
-        out.extend(file_head(tracks.video.is_some(), tracks.audio.is_some()));
-        out.extend(metadata(&about(tracks), &Index::default(), 0));
+    pub fn new(tracks: &Tracks, out: &mut Parts) -> Writer {
+        out.copy(&file_head(tracks.video.is_some(), tracks.audio.is_some()));
+        out.copy(&metadata(&about(tracks), &Index::default(), 0));
         for track in [&tracks.video, &tracks.audio].into_iter().flatten() {
             let kind = tag_kind(track.codec.kind());
-            track_body(track).iter().for_each(|body| tag(out, kind, 0, &[body]));
+            track_body(track).iter().for_each(|body| tag(out, kind, 0, &[], body));
         }
         Writer { tracks: tracks.clone(), base: None }
     }
 
     /// Appends a frame. Times in the file count from the first frame's. A frame of a track that the file did not begin
     /// with is passed over, and one of 16 MiB, for which FLV has no number.
-    pub fn push(&mut self, frame: &Frame, out: &mut Vec<u8>) {
+    pub fn push(&mut self, frame: &Frame, out: &mut Parts) {
         let Some(track) = self.tracks.get(frame.track) else { return };
         if frame.payload.len() + 8 >= 1 << 24 {
             return;
@@ -47,7 +47,7 @@ impl Writer {
         let base = *self.base.get_or_insert(frame.dts);
         let timestamp = (frame.dts - base).as_millis().max(0) as u32;
         let head = frame_head(track.codec, frame);
-        tag(out, tag_kind(frame.track), timestamp, &[&head, &frame.payload]);
+        tag(out, tag_kind(frame.track), timestamp, &head, &frame.payload);
     }
 }
 
@@ -58,12 +58,12 @@ const fn tag_kind(kind: Kind) -> TagKind {
     }
 }
 
-fn tag(out: &mut Vec<u8>, kind: TagKind, timestamp: u32, body: &[&[u8]]) {
-    let len = body.iter().map(|part| part.len()).sum();
-    out.reserve(TAG_HEAD + len + 4);
-    out.extend(tag_head(kind, timestamp, len));
-    body.iter().for_each(|part| out.extend(*part));
-    out.extend(tag_tail(len));
+fn tag(out: &mut Parts, kind: TagKind, timestamp: u32, head: &[u8], payload: &Bytes) {
+    let len = head.len() + payload.len();
+    out.copy(&tag_head(kind, timestamp, len));
+    out.copy(head);
+    out.share(payload);
+    out.copy(&tag_tail(len));
 }
 
 /// What makes a file whole: the cut behind its last whole tag, and the index. `None` if there is no media in it.
@@ -264,9 +264,7 @@ fn metadata(about: &[u8], index: &Index, filesize: u64) -> Vec<u8> {
     // Not a tag of its own, which FFmpeg takes for a stream, nor a long string, of which it complains.
     array(&mut body, "spacer", (0..2 * (KEYS_MAX - index.keys.len())).map(|_| 0.0));
     body.extend(OBJECT_END);
-    let mut out = Vec::with_capacity(body.len() + TAG_HEAD + 4);
-    tag(&mut out, TagKind::Script, 0, &[&body]);
-    out
+    [&tag_head(TagKind::Script, 0, body.len())[..], &body, &tag_tail(body.len())].concat()
 }
 
 /// What the metadata tells of the tracks.

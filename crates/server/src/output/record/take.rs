@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use bywash_media::mux::{adts, flv, fmp4, mp4, ts};
+use bywash_media::mux::{Parts, adts, flv, fmp4, mp4, ts};
 use bywash_media::playlist::Segment;
 use bywash_media::{Codec, Frame, Kind, Time, Tracks};
 
@@ -339,7 +339,7 @@ struct Muxing {
     file: u32,
     mux: Mux,
     /// What the next [`Change::Append`] will have.
-    bytes: Vec<u8>,
+    parts: Parts,
     /// The time of the first frame in it.
     since: Option<Time>,
 }
@@ -376,10 +376,10 @@ impl Files {
 
 impl Muxing {
     fn new(file: u32, format: Format, tracks: &Tracks, out: &mut Vec<Op>) -> Muxing {
-        let (mut bytes, mut writes) = (Vec::new(), Vec::new());
+        let (mut parts, mut writes) = (Parts::default(), Vec::new());
         let sound = || tracks.audio.as_ref().and_then(|it| adts::Header::new(&it.config));
         let mux = match format {
-            Format::Flv => Mux::Flv(flv::file::Writer::new(tracks, &mut bytes)),
+            Format::Flv => Mux::Flv(flv::file::Writer::new(tracks, &mut parts)),
             Format::Aac => sound().map_or(Mux::Mp3, Mux::Adts),
             Format::Mp3 => Mux::Mp3,
             Format::Mp4 | Format::M3u8 => Mux::Mp4(mp4::Writer::new(tracks, &mut writes)),
@@ -387,12 +387,12 @@ impl Muxing {
         if !writes.is_empty() {
             out.push(Op::Change(file, Change::Put(writes)));
         }
-        Muxing { file, mux, bytes, since: None }
+        Muxing { file, mux, parts, since: None }
     }
 
     fn push(&mut self, input: Input, frame: &Frame, out: &mut Vec<Op>) {
         match (&mut self.mux, input) {
-            (Mux::Mp3, Input::Mp3) => self.bytes.extend(&frame.payload[..]),
+            (Mux::Mp3, Input::Mp3) => self.parts.share(&frame.payload),
             (Mux::Mp3, Input::Main) | (_, Input::Mp3) => {}
             (Mux::Mp4(writer), Input::Main) => {
                 let mut writes = Vec::new();
@@ -401,25 +401,25 @@ impl Muxing {
                     out.push(Op::Change(self.file, Change::Put(writes)));
                 }
             }
-            (Mux::Flv(writer), Input::Main) => writer.push(frame, &mut self.bytes),
+            (Mux::Flv(writer), Input::Main) => writer.push(frame, &mut self.parts),
             (Mux::Adts(header), Input::Main) => {
                 if frame.track == Kind::Audio
                     && let Some(head) = header.frame(frame.payload.len())
                 {
-                    self.bytes.extend(head);
-                    self.bytes.extend(&frame.payload[..]);
+                    self.parts.copy(&head);
+                    self.parts.share(&frame.payload);
                 }
             }
         }
-        if !self.bytes.is_empty() && is_due(&mut self.since, frame, self.bytes.len()) {
+        if !self.parts.is_empty() && is_due(&mut self.since, frame, self.parts.len()) {
             self.flush(out);
         }
     }
 
     fn flush(&mut self, out: &mut Vec<Op>) {
         self.since = None;
-        if !self.bytes.is_empty() {
-            out.push(Op::Change(self.file, Change::Append(vec![std::mem::take(&mut self.bytes).into()])));
+        if !self.parts.is_empty() {
+            out.push(Op::Change(self.file, Change::Append(self.parts.take())));
         }
     }
 }
