@@ -29,7 +29,7 @@ test: setup ## everything that proves it, in minutes
 soak: setup ## what takes hours: crashes many times over, an hour without growth, a million files
 	BYWASH_SOAK=1 cargo test --package bywash --test server -- crash growth record
 	BYWASH_SOAK=1 cargo test --package bywash --test alone
-	BYWASH_SOAK=1 cargo test --package bywash --lib -- a_search_in_a_million_files --nocapture
+	BYWASH_SOAK=1 cargo test --package bywash --lib -- a_search_in_a_million_files finishing_two_hours --nocapture
 
 bench: setup ## what a stream costs here and in nginx-rtmp; BENCH="--seconds 30 --write-docs"
 	cargo build --release --package bywash --package bywash-bench

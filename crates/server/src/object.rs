@@ -20,9 +20,7 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
 use crate::config::{self, App, Format, MediaUrl};
-
-/// The playlist of an HLS recording, and so the end of its key.
-pub const PLAYLIST: &str = "index.m3u8";
+use crate::segment::{self, PLAYLIST};
 
 /// Makes and checks the addresses of media files.
 ///
@@ -148,12 +146,8 @@ impl Objects {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        for folder in gone.ancestors().skip(1).take_while(|it| *it != self.folder()) {
-            if tokio::fs::remove_dir(folder).await.is_err() {
-                break;
-            }
-        }
-        Ok(())
+        let (root, gone) = (self.folder().to_owned(), gone.to_owned());
+        tokio::task::spawn_blocking(move || segment::prune(&root, &gone)).await.map_err(std::io::Error::other)
     }
 }
 

@@ -27,7 +27,8 @@ use tracing::warn;
 
 use crate::clock::unix_ms;
 use crate::config::Apps;
-use crate::object::{Objects, PLAYLIST, Urls, content_type};
+use crate::object::{Objects, Urls, content_type};
+use crate::segment::PLAYLIST;
 use crate::store::{File, FileState, Store};
 
 /// Bytes read from a file at a time, and so what a slow player holds.

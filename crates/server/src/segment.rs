@@ -19,8 +19,8 @@ use bywash_media::playlist::{Playlist, Segment};
 
 use crate::config::Format;
 
-/// What HLS's files lie under, see [`Format::M3u8`].
-const LIST: &str = "index.m3u8";
+/// The playlist of an HLS recording, and so the end of its key.
+pub const PLAYLIST: &str = "index.m3u8";
 
 /// The folder of all media files. `clone` copies a path.
 #[derive(Clone, Debug)]
@@ -89,7 +89,7 @@ impl Folder {
     pub fn create(&self, key: &str, format: Format) -> io::Result<Writer> {
         let part = self.part(key, format);
         let folder = if format == Format::M3u8 { part.as_path() } else { part.parent().unwrap_or(&self.root) };
-        let file = if format == Format::M3u8 { part.join(LIST) } else { part.clone() };
+        let file = if format == Format::M3u8 { part.join(PLAYLIST) } else { part.clone() };
         // Whoever removes empty folders may come in between.
         let mut tries = 0..5;
         let file = loop {
@@ -124,7 +124,7 @@ impl Folder {
             } else {
                 fs::remove_file(&part)?
             };
-            self.prune(&part);
+            prune(&self.root, &part);
             return Ok(None);
         }
         fs::rename(&part, &path)?;
@@ -149,18 +149,9 @@ impl Folder {
         path.into()
     }
 
-    /// Removes folders that have become empty, from that of `path` upwards.
-    fn prune(&self, path: &Path) {
-        for folder in path.ancestors().skip(1).take_while(|it| *it != self.root && it.starts_with(&self.root)) {
-            if fs::remove_dir(folder).is_err() {
-                break;
-            }
-        }
-    }
-
     fn measure(&self, path: &Path, format: Format) -> io::Result<Whole> {
         if format == Format::M3u8 {
-            let duration = Playlist::parse(&fs::read_to_string(path.join(LIST))?).duration();
+            let duration = Playlist::parse(&fs::read_to_string(path.join(PLAYLIST))?).duration();
             return Ok(Whole { size: size_of(path)?, duration });
         }
         let file = OnDisk::open(path)?;
@@ -176,7 +167,7 @@ impl Folder {
     }
 
     fn finish_hls(&self, part: &Path) -> io::Result<Option<Whole>> {
-        let text = match fs::read_to_string(part.join(LIST)) {
+        let text = match fs::read_to_string(part.join(PLAYLIST)) {
             // Killed before there was a list.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             read => read?,
@@ -205,7 +196,7 @@ impl Folder {
         if self.sync.is_some() {
             file.sync_all()?;
         }
-        fs::rename(new, part.join(LIST))?;
+        fs::rename(new, part.join(PLAYLIST))?;
         Ok(Some(Whole { size: size_of(part)?, duration: list.duration() }))
     }
 
@@ -285,6 +276,15 @@ fn write_parts(mut file: &File, parts: &[Bytes]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes folders below `root` that have become empty, from that of `path` upwards. It blocks.
+pub fn prune(root: &Path, path: &Path) {
+    for folder in path.ancestors().skip(1).take_while(|it| *it != root && it.starts_with(root)) {
+        if fs::remove_dir(folder).is_err() {
+            break;
+        }
+    }
 }
 
 /// A file as finishing reads it. What walks it reads a few bytes here and there.
@@ -480,13 +480,13 @@ mod tests {
         let part = folder.root().join("7/s/2024-02-29/1.part");
         // Killed between the list and the name; and while the list was being written.
         fs::rename(part.join("0-1.ts"), part.join("0-1.ts.part")).unwrap();
-        let mut list = OpenOptions::new().append(true).open(part.join(LIST)).unwrap();
+        let mut list = OpenOptions::new().append(true).open(part.join(PLAYLIST)).unwrap();
         list.write_all(b"#EXTINF:2.000,\n0-").unwrap();
         let whole = folder.finish(KEY, Format::M3u8).unwrap().unwrap();
         assert_eq!(whole.duration, Time::from_millis(4_000));
         let path = folder.root().join("7/s/2024-02-29/1");
         assert_eq!(names(&path).unwrap(), ["0-0.ts", "0-1.ts", "index.m3u8"]);
-        let text = fs::read_to_string(path.join(LIST)).unwrap();
+        let text = fs::read_to_string(path.join(PLAYLIST)).unwrap();
         assert!(text.ends_with("0-1.ts\n#EXT-X-ENDLIST\n"), "{text}");
         assert_eq!(folder.finish(KEY, Format::M3u8).unwrap(), Some(whole));
         // Before there was a list, or a segment.

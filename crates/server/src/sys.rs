@@ -160,6 +160,13 @@ pub fn keep_freed_memory() {
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 10_000) };
 }
 
+/// Takes memory in pages of 4 KiB, never of 2 MiB (prctl(2)): each thread has some of its own for each size of allocation, of which
+/// it uses a little. Ten recordings take a third less so.
+pub fn use_small_pages() {
+    // SAFETY: no pointer is passed, and what is allocated already stays as it is.
+    unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+}
+
 /// Lets a command end quietly when whoever reads its output has gone (`bywash call … | head`); Rust ignores SIGPIPE.
 pub fn end_on_broken_pipe() {
     // SAFETY: no handler is installed, the default action is.

@@ -81,5 +81,6 @@ fn reread(source: &Source) -> Result<Config, config::Problems> {
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     sys::keep_freed_memory();
+    sys::use_small_pages();
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
 }

@@ -25,8 +25,8 @@ use self::make::Source;
 use crate::callback;
 use crate::clock::unix_ms;
 use crate::config::{Apps, Format};
-use crate::object::{self, Bucket, Objects, PLAYLIST, Urls};
-use crate::segment::{Folder, Whole};
+use crate::object::{self, Bucket, Objects, Urls};
+use crate::segment::{Folder, PLAYLIST, Whole};
 use crate::store::{About, File, FileState, Job, JobState, Store, file};
 
 mod make;

@@ -14,7 +14,8 @@ use tracing::{info, warn};
 
 use crate::clock::unix_ms;
 use crate::config::Format;
-use crate::object::{Objects, PLAYLIST};
+use crate::object::Objects;
+use crate::segment::PLAYLIST;
 use crate::store::{File, Store};
 
 /// How often it is looked for files whose time is over.

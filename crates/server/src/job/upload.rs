@@ -26,7 +26,8 @@ use tracing::{info, warn};
 use crate::callback;
 use crate::clock::unix_ms;
 use crate::config::{Apps, Format};
-use crate::object::{Bucket, Objects, PLAYLIST, Urls, content_type};
+use crate::object::{Bucket, Objects, Urls, content_type};
+use crate::segment::PLAYLIST;
 use crate::store::{File, FileState, Store};
 
 /// Files that are uploaded at once; each holds at most one part in memory.
