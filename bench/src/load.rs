@@ -46,11 +46,12 @@ pub fn run(streams: usize, targets: usize) {
                 let arrivals: Vec<Arrival> =
                     sessions.flat_map(|it| it.arrivals).filter(|it| it.at > from && it.at <= till).collect();
                 let late = latencies(&arrivals);
+                let late_at = |share| (!late.is_empty()).then(|| quantile(&late, share));
                 let report = json!({
                     "bytes": arrivals.iter().map(|it| u64::from(it.size)).sum::<u64>(),
                     "pictures": late.len(),
-                    "p50_ms": (!late.is_empty()).then(|| quantile(&late, 0.5)),
-                    "p99_ms": (!late.is_empty()).then(|| quantile(&late, 0.99)),
+                    "p50_ms": late_at(0.5),
+                    "p99_ms": late_at(0.99),
                 });
                 println!("{report}");
             }

@@ -126,7 +126,7 @@ fn a_recording_is_played_from_its_address_in_whole_and_in_parts() {
         assert_eq!(ask("GET", &wrong, &[]).0, 404, "{wrong}");
     }
 
-    let folder = server.config().with_file_name("data").join("media");
+    let folder = server.media();
     let named = |file: &Value| {
         let extra: Value = serde_json::from_str(file["extra_params"].as_str().expect("a text")).expect("JSON");
         extra["FileID"].as_str().expect("a text").to_owned()
@@ -164,16 +164,27 @@ fn signed_addresses_expire_and_open_one_recording_with_its_segments() {
     }
 }
 
+/// A server whose bucket is away, and that has recorded some seconds of `show` to an MP4 and an HLS playlist.
+fn recorded_without(bucket: &mut Bucket, receiver: &Receiver, seconds: u64) -> Server {
+    bucket.down();
+    let app = recording(receiver, r#"["mp4", "m3u8"]"#);
+    let server = Server::start(Setup { app, ..Setup::server(bucket.setup()) });
+    record(&server, "show", Media::Plain, seconds);
+    eventually("the files are closed", secs(15), || are_closed(&server.media()).then_some(()));
+    server
+}
+
+/// Whether the MP4, the playlist and a segment are there under their final names.
+fn are_closed(media: &Path) -> bool {
+    files_below(media).iter().filter(|it| !it.contains(".part")).count() > 2
+}
+
 #[test]
 fn a_bucket_that_is_away_loses_nothing_and_files_are_announced_once_it_has_them() {
     let (mut bucket, receiver) = (Bucket::start(), Receiver::start());
-    bucket.down();
-    let app = recording(&receiver, r#"["mp4", "m3u8"]"#);
-    let server = Server::start(Setup { app, ..Setup::server(bucket.setup()) });
-    record(&server, "show", Media::Plain, 7);
-    let folder = server.config().with_file_name("data").join("media");
-    let whole = || files_below(&folder).iter().filter(|it| !it.contains(".part")).count() > 2;
-    eventually("the files are closed", secs(15), || whole().then_some(()));
+    let server = recorded_without(&mut bucket, &receiver, 7);
+    let folder = server.media();
+    let whole = || are_closed(&folder);
     stays("they wait here unannounced", secs(3), || receiver.of("record", "show").is_empty() && whole());
     let server = server.kill_9_and_start();
     stays("and through kill -9", secs(2), || receiver.of("record", "show").is_empty() && whole());
@@ -201,13 +212,8 @@ fn a_bucket_that_is_away_loses_nothing_and_files_are_announced_once_it_has_them(
 #[test]
 fn files_that_waited_for_a_bucket_that_is_no_more_are_announced_as_they_are() {
     let (mut bucket, receiver) = (Bucket::start(), Receiver::start());
-    bucket.down();
-    let app = recording(&receiver, r#"["mp4", "m3u8"]"#);
-    let server = Server::start(Setup { app, ..Setup::server(bucket.setup()) });
-    record(&server, "show", Media::Plain, 2);
+    let server = recorded_without(&mut bucket, &receiver, 2);
     let media = server.media();
-    let whole = || files_below(&media).iter().filter(|it| !it.contains(".part")).count() > 2;
-    eventually("the files are closed", secs(15), || whole().then_some(()));
     let config = server.config();
     let (code, _, stopped) = server.terminate();
     assert_eq!(code, 0);
@@ -218,7 +224,7 @@ fn files_that_waited_for_a_bucket_that_is_no_more_are_announced_as_they_are() {
     for file in announced(&receiver, "show", 2) {
         assert!(played(url_of(&file)) > 1.0, "{}", url_of(&file));
     }
-    assert!(whole(), "they stay where they are");
+    assert!(are_closed(&media), "they stay where they are");
 }
 
 #[test]
