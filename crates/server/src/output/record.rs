@@ -110,7 +110,7 @@ impl Recorder {
     /// Runs until the stream ends or the recording is wished no more, and all its files are whole.
     pub async fn run(mut self) {
         let mut last_error = self.leave_out_what_cannot_be_made();
-        let disk = Disk::start(&self.runtime, self.folder.clone(), self.say.clone(), self.span.clone());
+        let disk = Disk::new(self.runtime.clone(), self.folder.clone(), self.say.clone(), self.span.clone());
         let mut take = Take::new(self.settings.clone());
         loop {
             let full = self.full.borrow_and_update().clone();
@@ -144,7 +144,7 @@ impl Recorder {
                 }
             }
         }
-        if let Err(error) = disk.end().await {
+        if let Some(error) = disk.end().await {
             last_error = error;
         }
         info!(parent: &self.span, "recording ended");
@@ -153,15 +153,13 @@ impl Recorder {
 
     /// Formats that this build has no encoder for; what is said of them.
     fn leave_out_what_cannot_be_made(&mut self) -> String {
-        let check = Sound::Mp3 { bit_rate: self.bit_rate }.check();
-        match check {
-            Err(error) if self.settings.formats.contains(&Format::Mp3) => {
-                warn!(parent: &self.span, %error, "no MP3 is recorded");
-                self.settings.formats.retain(|format| *format != Format::Mp3);
-                error.to_string()
-            }
-            _ => String::new(),
+        if !self.settings.formats.contains(&Format::Mp3) {
+            return String::new();
         }
+        let Err(error) = Sound::Mp3 { bit_rate: self.bit_rate }.check() else { return String::new() };
+        warn!(parent: &self.span, %error, "no MP3 is recorded");
+        self.settings.formats.retain(|format| *format != Format::Mp3);
+        error.to_string()
     }
 
     /// Waits until writing may be tried again; false if there is no need.

@@ -1,20 +1,25 @@
-//! Where a recording's files are written: a task of its own, whose work is done on threads that may block.
+//! Where a recording's files are written: on threads that may block, by whichever of them is free.
+//!
+//! A recording leaves its turns in an inbox and puts itself in a line. One thread serves the line as long as none waits there for
+//! long: recordings that look at their streams together wake it once for all. Where the disk is slow others help, each with another
+//! recording.
 //!
 //! Invariant: what waits for the disk is bounded, in bytes and turns for each recording and in threads for all. A disk that stalls keeps the
 //! recording waiting and nobody else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::sync::{Arc, LazyLock, Mutex};
-use std::time::Duration;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use md5::{Digest, Md5};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio_util::task::TaskTracker;
 use tracing::{Span, error, warn};
 
-use super::take::Op;
+use super::take::{Op, Opening};
 use super::{Note, Say};
 use crate::segment::{Change, Folder, Whole, Writer};
 use crate::store::File;
@@ -27,7 +32,10 @@ const TURNS: usize = 64;
 
 /// Threads that write, of all recordings: eighty syncs a second on a disk that takes a tenth of one for each. Each thread has memory
 /// of its own.
-static WRITERS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(8));
+const WRITERS: usize = 8;
+
+/// How long a recording stands in the line before another thread comes to help.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Files that are finished at once: an MP4's tables take some 20 bytes of memory a frame.
 static FINISHERS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(4));
@@ -35,56 +43,46 @@ static FINISHERS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(4));
 /// How long a file that cannot be finished is left alone before it is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// The recording's end of it.
-pub struct Disk {
-    jobs: mpsc::Sender<(Vec<Op>, OwnedSemaphorePermit)>,
-    room: Arc<Semaphore>,
-    trouble: Arc<Mutex<Option<String>>>,
-    task: JoinHandle<()>,
+/// The recordings of this process that have something to write.
+static LINE: Mutex<Line> = Mutex::new(Line { waiting: VecDeque::new(), writers: 0 });
+
+struct Line {
+    /// Each stands here once, since when.
+    waiting: VecDeque<(Instant, Arc<Files>)>,
+    /// Threads that serve it.
+    writers: usize,
 }
 
-impl Disk {
-    /// Starts the task on `runtime`.
-    pub fn start(runtime: &Handle, folder: Folder, say: Say, span: Span) -> Disk {
-        let (jobs, ordered) = mpsc::channel(TURNS);
-        let trouble = Arc::<Mutex<Option<String>>>::default();
-        let files =
-            Files { folder, say, span, trouble: trouble.clone(), open: HashMap::new(), finishing: JoinSet::new() };
-        let task = runtime.spawn(files.run(ordered));
-        Disk { jobs, room: Arc::new(Semaphore::new(QUEUE)), trouble, task }
-    }
-
-    /// Hands operations over, once there is room for them.
-    pub async fn send(&self, ops: Vec<Op>) {
-        if ops.is_empty() {
-            return;
-        }
-        let bytes: usize = ops.iter().map(|op| if let Op::Change(_, change) = op { change.len() } else { 0 }).sum();
-        let room = self.room.clone().acquire_many_owned(bytes.min(QUEUE) as u32).await;
-        let room = room.expect("it is never closed");
-        // Its task ends after us, or has failed, which the end will tell.
-        let _ = self.jobs.send((ops, room)).await;
-    }
-
-    /// What went wrong since it was last asked.
-    pub fn trouble(&self) -> Option<String> {
-        self.trouble.lock().expect("no holder panics").take()
-    }
-
-    /// Waits until all that was handed over is done and every file that was closed is whole and told.
-    pub async fn end(self) -> Result<(), String> {
-        drop(self.jobs);
-        self.task.await.map_err(|error| error.to_string())
-    }
+/// The recording's end of it.
+pub struct Disk {
+    files: Arc<Files>,
+    room: Arc<Semaphore>,
 }
 
 struct Files {
     folder: Folder,
     say: Say,
     span: Span,
-    trouble: Arc<Mutex<Option<String>>>,
+    runtime: Handle,
+    inbox: Mutex<Inbox>,
+    trouble: Mutex<Option<String>>,
+    finishing: TaskTracker,
+}
+
+#[derive(Default)]
+struct Inbox {
+    turns: VecDeque<(Vec<Job>, OwnedSemaphorePermit)>,
+    /// It stands in the line, or is served.
+    queued: bool,
+    /// By their numbers; who is served has them.
     open: HashMap<u32, Open>,
-    finishing: JoinSet<()>,
+}
+
+/// What is done with files, in this order.
+enum Job {
+    Open(Vec<(u32, File)>),
+    Change(u32, Change),
+    Close(u32, u32),
 }
 
 /// A file that is being written.
@@ -94,81 +92,156 @@ struct Open {
     writer: Option<Writer>,
 }
 
-impl Files {
-    async fn run(mut self, mut jobs: mpsc::Receiver<(Vec<Op>, OwnedSemaphorePermit)>) {
-        while let Some((ops, _room)) = jobs.recv().await {
-            let mut changes = Vec::new();
-            for op in ops {
-                match op {
-                    Op::Change(file, change) => changes.push((file, change)),
-                    Op::Open(openings) => {
-                        let (put, rows) = oneshot::channel();
-                        let numbers: Vec<_> = openings.iter().map(|it| it.file).collect();
-                        (self.say)(Note::Open(openings, put));
-                        // Plan is gone: then nothing is recorded any more.
-                        let files = rows.await.unwrap_or_default();
-                        self.open(numbers.into_iter().zip(files).collect()).await;
-                    }
-                    Op::Close(file, rate) => {
-                        self.write(std::mem::take(&mut changes)).await;
-                        self.close(file, rate);
-                    }
-                }
-            }
-            self.write(changes).await;
-        }
-        for file in self.open.keys().copied().collect::<Vec<_>>() {
-            self.close(file, 0);
-        }
-        while self.finishing.join_next().await.is_some() {}
+impl Disk {
+    /// Nothing is written yet. What may block does so on threads of `runtime`.
+    pub fn new(runtime: Handle, folder: Folder, say: Say, span: Span) -> Disk {
+        let (inbox, trouble, finishing) = Default::default();
+        let files = Files { folder, say, span, runtime, inbox, trouble, finishing };
+        Disk { files: Arc::new(files), room: Arc::new(Semaphore::new(QUEUE)) }
     }
 
-    async fn open(&mut self, files: Vec<(u32, File)>) {
-        let folder = self.folder.clone();
-        let create = move || {
-            let create = |(number, file): (u32, File)| (number, folder.create(&file.path, file.format), file);
-            files.into_iter().map(create).collect::<Vec<_>>()
-        };
-        for (number, writer, file) in on_disk(&WRITERS, create).await {
-            let writer = writer.map_err(|error| self.note(&file.path, &error)).ok();
-            self.open.insert(number, Open { file, writer });
-        }
-    }
-
-    async fn write(&mut self, changes: Vec<(u32, Change)>) {
-        if changes.is_empty() {
+    /// Hands operations over, once there is room for them and files that are to be begun have their rows.
+    pub async fn send(&self, ops: Vec<Op>) {
+        if ops.is_empty() {
             return;
         }
-        let mut open = std::mem::take(&mut self.open);
-        let write = move || {
-            let mut troubles = Vec::new();
-            for (number, change) in changes {
-                let Some(Open { file, writer }) = open.get_mut(&number) else { continue };
-                if let Some(Err(error)) = writer.as_mut().map(|writer| writer.apply(change)) {
-                    *writer = None;
-                    troubles.push((file.path.clone(), error));
+        let (mut jobs, mut bytes) = (Vec::with_capacity(ops.len()), 0);
+        for op in ops {
+            jobs.push(match op {
+                Op::Open(openings) => Job::Open(self.rows(openings).await),
+                Op::Change(file, change) => {
+                    bytes += change.len();
+                    Job::Change(file, change)
+                }
+                Op::Close(file, rate) => Job::Close(file, rate),
+            });
+        }
+        let room = self.room.clone().acquire_many_owned(bytes.clamp(QUEUE / TURNS, QUEUE) as u32).await;
+        self.files.take((jobs, room.expect("it is never closed")));
+    }
+
+    async fn rows(&self, openings: Vec<Opening>) -> Vec<(u32, File)> {
+        let (put, rows) = oneshot::channel();
+        let numbers: Vec<_> = openings.iter().map(|it| it.file).collect();
+        (self.files.say)(Note::Open(openings, put));
+        // Without an answer plan is gone: then nothing is recorded any more.
+        numbers.into_iter().zip(rows.await.unwrap_or_default()).collect()
+    }
+
+    /// What went wrong since it was last asked.
+    pub fn trouble(&self) -> Option<String> {
+        self.files.trouble().take()
+    }
+
+    /// Waits until all that was handed over is done and every file is whole and told. Gives what went wrong last.
+    pub async fn end(self) -> Option<String> {
+        let _all = self.room.acquire_many(QUEUE as u32).await;
+        let open = std::mem::take(&mut self.files.inbox().open);
+        open.into_values().for_each(|open| self.files.close(open, 0));
+        self.files.finishing.close();
+        self.files.finishing.wait().await;
+        self.trouble()
+    }
+}
+
+impl Files {
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().expect("no holder panics")
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, Option<String>> {
+        self.trouble.lock().expect("no holder panics")
+    }
+
+    /// Puts a turn into the inbox; who has none there yet gets into the line.
+    fn take(self: &Arc<Files>, turn: (Vec<Job>, OwnedSemaphorePermit)) {
+        let mut inbox = self.inbox();
+        inbox.turns.push_back(turn);
+        if std::mem::replace(&mut inbox.queued, true) {
+            return;
+        }
+        drop(inbox);
+        let mut line = line();
+        line.waiting.push_back((Instant::now(), self.clone()));
+        let late = line.waiting[0].0.elapsed() >= PATIENCE;
+        if line.writers == 0 || late && line.writers < WRITERS {
+            line.writers += 1;
+            self.runtime.spawn_blocking(serve);
+        }
+    }
+
+    /// Does what is in the inbox.
+    fn work(&self) {
+        let mut inbox = self.inbox();
+        let mut open = std::mem::take(&mut inbox.open);
+        while let Some((jobs, _room)) = inbox.turns.pop_front() {
+            drop(inbox);
+            jobs.into_iter().for_each(|job| self.carry_out(job, &mut open));
+            inbox = self.inbox();
+        }
+        (inbox.open, inbox.queued) = (open, false);
+    }
+
+    fn carry_out(&self, job: Job, open: &mut HashMap<u32, Open>) {
+        match job {
+            Job::Open(files) => {
+                for (number, file) in files {
+                    let writer = self.folder.create(&file.path, file.format);
+                    let writer = writer.map_err(|error| self.note(&file.path, &error)).ok();
+                    open.insert(number, Open { file, writer });
                 }
             }
-            (open, troubles)
-        };
-        let (open, troubles) = on_disk(&WRITERS, write).await;
-        self.open = open;
-        troubles.iter().for_each(|(path, error)| self.note(path, error));
+            Job::Change(number, change) => {
+                let Some(Open { file, writer }) = open.get_mut(&number) else { return };
+                if let Some(Err(error)) = writer.as_mut().map(|writer| writer.apply(change)) {
+                    *writer = None;
+                    self.note(&file.path, &error);
+                }
+            }
+            Job::Close(number, rate) => {
+                if let Some(open) = open.remove(&number) {
+                    self.close(open, rate);
+                }
+            }
+        }
     }
 
     fn note(&self, path: &str, error: &io::Error) {
         error!(parent: &self.span, path, %error, "cannot write");
-        *self.trouble.lock().expect("no holder panics") = Some(format!("cannot write: {error}"));
+        *self.trouble() = Some(format!("cannot write: {error}"));
     }
 
-    fn close(&mut self, number: u32, rate: u32) {
-        let Some(Open { mut file, writer }) = self.open.remove(&number) else { return };
+    fn close(&self, Open { mut file, writer }: Open, rate: u32) {
         file.about.frame_rate_milli = if file.about.video_codec.is_empty() { 0 } else { rate };
         let (folder, say, span) = (self.folder.clone(), self.say.clone(), self.span.clone());
-        self.finishing.spawn(async move {
+        let finish = async move {
             drop(writer);
             say(finish(&folder, file, &span).await);
-        });
+        };
+        self.finishing.spawn_on(finish, &self.runtime);
+    }
+}
+
+fn line() -> MutexGuard<'static, Line> {
+    LINE.lock().expect("no holder panics")
+}
+
+/// Writes for whoever stands in the line, until nobody does.
+fn serve() {
+    loop {
+        let mut line = line();
+        let Some((_, files)) = line.waiting.pop_front() else {
+            line.writers -= 1;
+            return;
+        };
+        drop(line);
+        if catch_unwind(AssertUnwindSafe(|| files.work())).is_err() {
+            // A bug of ours, which the log has. Its files are finished at the next start.
+            *files.trouble() = Some("writing failed".into());
+            let mut inbox = files.inbox();
+            inbox.turns.clear();
+            inbox.queued = false;
+        }
     }
 }
 
@@ -177,7 +250,10 @@ impl Files {
 pub async fn finish(folder: &Folder, file: File, span: &Span) -> Note {
     loop {
         let (folder, path, format) = (folder.clone(), file.path.clone(), file.format);
-        match on_disk(&FINISHERS, move || folder.finish(&path, format)).await {
+        let turn = FINISHERS.acquire().await.expect("it is never closed");
+        let finished = tokio::task::spawn_blocking(move || folder.finish(&path, format)).await;
+        drop(turn);
+        match finished.expect("finishing does not panic") {
             Ok(None) => return Note::Nothing(file.id),
             Ok(Some(whole)) => return Note::Whole(Box::new(known(file, whole))),
             Err(error) => {
@@ -197,10 +273,4 @@ fn known(mut file: File, whole: Whole) -> File {
     // A file does not change: what it is called and how long it is say which one it is.
     file.etag = hex::encode(Md5::digest(format!("{} {} {}", file.id, file.size, file.duration_ms)));
     file
-}
-
-/// Does what may block on one of the threads that `limit` allows.
-async fn on_disk<T: Send + 'static>(limit: &'static Semaphore, work: impl FnOnce() -> T + Send + 'static) -> T {
-    let _turn = limit.acquire().await.expect("it is never closed");
-    tokio::task::spawn_blocking(work).await.expect("file work does not panic")
 }

@@ -30,7 +30,7 @@ const HELD_MAX: usize = 8 << 20;
 /// How far sound may come behind the pictures and still find the file before a cut open.
 const LATE: Time = Time::from_millis(3_000);
 
-/// How much of a stream is gathered for one write. Each goes over two threads; what a kill costs is less than with an MP4's fragments.
+/// How much of a stream is gathered for one write. Each goes to another thread; what a kill costs is less than with an MP4's fragments.
 const GATHER: Time = Time::from_millis(400);
 
 /// The same in bytes, whatever the frames say of time.
