@@ -32,13 +32,22 @@ const DELAY: i64 = 63_000;
 const SOUND_MAX: usize = 2900;
 const SOUND_LENGTH: Time = Time::from_millis(70);
 
+/// The most that [`Writer::push`] appends for a frame with a payload of `len` bytes, if its parameter sets are not unusually long: its packets, and those of the
+/// sound that was held back.
+pub const fn room(len: usize) -> usize {
+    (len + SOUND_MAX + 2048) / ROOM * PACKET + 4 * PACKET
+}
+
+/// How much memory a writer keeps between two frames.
+const SCRATCH_MAX: usize = 16 << 10;
+
 /// Writes the segments of a stream.
 #[derive(Debug)]
 pub struct Writer {
     video: Option<Picture>,
     audio: Option<Sound>,
     counters: Counters,
-    /// The elementary stream of the frame at hand, behind its PES header. Kept for its memory.
+    /// The elementary stream of the frame at hand, behind its PES header. Kept for its memory, as long as that is little.
     scratch: Vec<u8>,
 }
 
@@ -199,6 +208,9 @@ impl Writer {
         }
         let counter = || self.counters.next(VIDEO);
         packets(out, VIDEO, counter, &self.scratch, Some(ticks(frame.dts)), frame.key);
+        if self.scratch.capacity() > SCRATCH_MAX {
+            self.scratch = Vec::new();
+        }
     }
 
     fn sound(&mut self, frame: &Frame, out: &mut Vec<u8>) {

@@ -36,6 +36,9 @@ const GATHER: Time = Time::from_millis(400);
 /// The same in bytes, whatever the frames say of time.
 const GATHER_MAX: usize = 256 << 10;
 
+/// MPEG-TS is gathered in pieces of so many bytes; a larger picture has one of its own.
+const PIECE: usize = 64 << 10;
+
 /// What is to be done with files, in this order.
 #[derive(Debug)]
 pub enum Op {
@@ -435,7 +438,9 @@ struct Hls {
     tracks: Tracks,
     mux: Segments,
     parts: Vec<Bytes>,
-    /// The time of the first frame in `parts`.
+    /// What comes behind them, of MPEG-TS: pieces of one size are memory that is used again.
+    piece: Vec<u8>,
+    /// The time of the first frame in `parts` and `piece`.
     since: Option<Time>,
     stretch: u32,
     number: u32,
@@ -473,6 +478,7 @@ impl Hls {
             tracks: tracks.clone(),
             mux: Segments::new(tracks),
             parts: Vec::new(),
+            piece: Vec::new(),
             since: None,
             stretch: 0,
             number: 0,
@@ -506,7 +512,8 @@ impl Hls {
             }
             self.mux(frame);
         }
-        if is_due(&mut self.since, frame, self.parts.iter().map(Bytes::len).sum()) {
+        let gathered = self.piece.len() + self.parts.iter().map(Bytes::len).sum::<usize>();
+        if is_due(&mut self.since, frame, gathered) {
             self.flush(out);
         }
         self.clocks[frame.track as usize].tick(frame);
@@ -519,11 +526,7 @@ impl Hls {
     fn next(&mut self, frame: &Frame, wall_ms: i64, out: &mut Vec<Op>) {
         let begun = self.begun.unwrap_or(frame.dts);
         match &mut self.mux {
-            Segments::Ts(writer) => {
-                let mut bytes = Vec::new();
-                writer.end(&mut bytes);
-                self.parts.push(bytes.into());
-            }
+            Segments::Ts(writer) => writer.end(&mut self.piece),
             Segments::Fmp4(writer) => {
                 writer.push(frame, &mut self.parts);
                 writer.cut(&mut self.parts);
@@ -554,18 +557,19 @@ impl Hls {
         self.begun = Some(at);
         out.push(Op::Change(self.file, Change::Begin(segment)));
         if let Segments::Ts(writer) = &mut self.mux {
-            let mut bytes = Vec::new();
-            writer.start(&mut bytes);
-            self.parts.push(bytes.into());
+            writer.start(&mut self.piece);
         }
     }
 
     fn mux(&mut self, frame: &Frame) {
         match &mut self.mux {
             Segments::Ts(writer) => {
-                let mut bytes = Vec::new();
-                writer.push(frame, &mut bytes);
-                self.parts.push(bytes.into());
+                let room = ts::room(frame.payload.len());
+                if self.piece.capacity() - self.piece.len() < room {
+                    let next = Vec::with_capacity(room.max(PIECE));
+                    self.parts.push(std::mem::replace(&mut self.piece, next).into());
+                }
+                writer.push(frame, &mut self.piece);
             }
             Segments::Fmp4(writer) => writer.push(frame, &mut self.parts),
         }
@@ -574,9 +578,7 @@ impl Hls {
     /// Ends the segment; what follows has these tracks.
     fn end(&mut self, next: &Tracks, out: &mut Vec<Op>) {
         if let Segments::Ts(writer) = &mut self.mux {
-            let mut bytes = Vec::new();
-            writer.end(&mut bytes);
-            self.parts.push(bytes.into());
+            writer.end(&mut self.piece);
         }
         let next = match &self.mux {
             Segments::Ts(writer) => writer.followed_by(next).map_or_else(|| Segments::new(next), Segments::Ts),
@@ -593,6 +595,7 @@ impl Hls {
 
     fn flush(&mut self, out: &mut Vec<Op>) {
         self.since = None;
+        self.parts.push(std::mem::take(&mut self.piece).into());
         self.parts.retain(|part| !part.is_empty());
         if !self.parts.is_empty() {
             out.push(Op::Change(self.file, Change::Append(std::mem::take(&mut self.parts))));
