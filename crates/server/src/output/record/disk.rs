@@ -153,18 +153,21 @@ impl Files {
         self.trouble.lock().expect("no holder panics")
     }
 
-    /// Puts a turn into the inbox; who has none there yet gets into the line.
+    /// Puts a turn into the inbox, and the recording into the line if it is not there; sees to it that the line moves.
     fn take(self: &Arc<Files>, turn: (Vec<Job>, OwnedSemaphorePermit)) {
         let mut inbox = self.inbox();
         inbox.turns.push_back(turn);
-        if std::mem::replace(&mut inbox.queued, true) {
-            return;
-        }
+        let queued = std::mem::replace(&mut inbox.queued, true);
         drop(inbox);
         let mut line = line();
-        line.waiting.push_back((Instant::now(), self.clone()));
-        let late = line.waiting[0].0.elapsed() >= PATIENCE;
-        if line.writers == 0 || late && line.writers < WRITERS {
+        if !queued {
+            line.waiting.push_back((Instant::now(), self.clone()));
+        }
+        let short = |since: &Instant| match line.writers {
+            0 => true,
+            writers => writers < WRITERS && since.elapsed() >= PATIENCE,
+        };
+        if line.waiting.front().is_some_and(|(since, _)| short(since)) {
             line.writers += 1;
             self.runtime.spawn_blocking(serve);
         }
