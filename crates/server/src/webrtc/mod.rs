@@ -7,6 +7,7 @@
 
 pub mod certificate;
 pub mod demux;
+pub mod dtls;
 pub mod framing;
 pub mod offer;
 pub mod peer;
