@@ -49,8 +49,11 @@ impl DtlsProvider for Provider {
         _: DtlsVersion,
         mtu: Option<usize>,
     ) -> Result<Box<dyn DtlsInstance>, CryptoError> {
-        let engine = Engine::new(certificate, now, mtu.unwrap_or(DATAGRAM_MTU_TARGET));
-        engine.map(|engine| Box::new(engine) as Box<dyn DtlsInstance>).map_err(|it| CryptoError::Other(it.to_string()))
+        let mtu = mtu.unwrap_or(DATAGRAM_MTU_TARGET);
+        match context(certificate).and_then(|context| Engine::new(&context, now, mtu)) {
+            Ok(engine) => Ok(Box::new(engine)),
+            Err(error) => Err(CryptoError::Other(error.to_string())),
+        }
     }
 }
 
@@ -91,9 +94,8 @@ const TICK: Duration = Duration::from_millis(100);
 const IDLE: Duration = Duration::from_secs(3600);
 
 impl Engine {
-    fn new(certificate: &DtlsCert, now: Instant, mtu: usize) -> Result<Engine, ErrorStack> {
-        let context = context(certificate)?;
-        let mut ssl = Ssl::new(&context)?;
+    fn new(context: &SslContext, now: Instant, mtu: usize) -> Result<Engine, ErrorStack> {
+        let mut ssl = Ssl::new(context)?;
         ssl.set_mtu(mtu as u32)?;
         let stream = SslStream::new(ssl, Wire::default())?;
         Ok(Engine { stream, active: false, stage: Stage::Idle, events: VecDeque::new(), now })
@@ -316,4 +318,252 @@ fn context(certificate: &DtlsCert) -> Result<SslContext, ErrorStack> {
     let context = builder.build();
     *last = Some((certificate.certificate.clone(), context.clone()));
     Ok(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::thread;
+
+    use openssl::asn1::Asn1Time;
+    use openssl::ec::{EcGroup, EcKey};
+    use openssl::hash::MessageDigest;
+    use openssl::nid::Nid;
+    use openssl::pkey::Private;
+    use openssl::rsa::Rsa;
+
+    use super::*;
+
+    /// A certificate of `key`, as GStreamer makes one.
+    fn certificate(key: &PKey<Private>) -> DtlsCert {
+        let mut builder = X509::builder().unwrap();
+        builder.set_pubkey(key).unwrap();
+        builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+        builder.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
+        builder.sign(key, MessageDigest::sha256()).unwrap();
+        DtlsCert { certificate: builder.build().to_der().unwrap(), private_key: key.private_key_to_der().unwrap() }
+    }
+
+    fn rsa(bits: u32) -> PKey<Private> {
+        PKey::from_rsa(Rsa::generate(bits).unwrap()).unwrap()
+    }
+
+    fn ec() -> PKey<Private> {
+        let curve = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+        PKey::from_ec_key(EcKey::generate(&curve).unwrap()).unwrap()
+    }
+
+    /// One end and what it has told.
+    struct End {
+        engine: Box<dyn DtlsInstance>,
+        certificate: Vec<u8>,
+        keys: Vec<u8>,
+        profile: Option<SrtpProfile>,
+        connected: bool,
+        left: bool,
+        failed: bool,
+    }
+
+    impl End {
+        fn new(mut engine: Box<dyn DtlsInstance>, active: bool) -> End {
+            engine.set_active(active);
+            engine.handle_timeout(Instant::now()).unwrap();
+            if active {
+                engine.handle_packet(&[]).unwrap();
+            }
+            let (certificate, keys) = (Vec::new(), Vec::new());
+            End { engine, certificate, keys, profile: None, connected: false, left: false, failed: false }
+        }
+
+        fn of(by: &dyn DtlsProvider, certificate: &DtlsCert, active: bool) -> End {
+            let engine = by.new_dtls(certificate, Instant::now(), DtlsVersion::Dtls12, Some(MTU)).unwrap();
+            End::new(engine, active)
+        }
+
+        /// Takes note of what it tells; says what it sends, and when it wants to be woken.
+        fn outputs(&mut self) -> (Vec<Vec<u8>>, Instant) {
+            let (mut sent, mut buffer) = (Vec::new(), [0; 2000]);
+            loop {
+                match self.engine.poll_output(&mut buffer) {
+                    DtlsOutput::Packet(datagram) => sent.push(datagram.to_vec()),
+                    DtlsOutput::PeerCert(der) => self.certificate = der.to_vec(),
+                    DtlsOutput::KeyingMaterial(keys, profile) => {
+                        (self.keys, self.profile) = (keys.to_vec(), Some(profile));
+                    }
+                    DtlsOutput::Connected => self.connected = true,
+                    DtlsOutput::CloseNotify => self.left = true,
+                    DtlsOutput::Timeout(at) => return (sent, at),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    const MTU: usize = 1150;
+
+    /// Carries datagrams between the `ends`, as `network` lets them through, until both are `done`. OpenSSL's clock is the real one.
+    #[track_caller]
+    fn carry(
+        ends: &mut [End; 2],
+        mut network: impl FnMut(usize, Vec<u8>) -> Vec<Vec<u8>>,
+        done: impl Fn(&[End; 2]) -> bool,
+    ) {
+        let begin = Instant::now();
+        loop {
+            let (mut wake, mut quiet) = (Instant::now() + IDLE, true);
+            for from in 0..2 {
+                let (sent, at) = ends[from].outputs();
+                wake = wake.min(at);
+                for datagram in sent.into_iter().flat_map(|datagram| network(from, datagram)) {
+                    quiet = false;
+                    ends[1 - from].engine.handle_packet(&datagram).unwrap();
+                }
+            }
+            if done(ends) {
+                return;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(20), "{:?} {:?}", ends[0].engine, ends[1].engine);
+            if quiet {
+                thread::sleep(wake.saturating_duration_since(Instant::now()));
+                for end in &mut *ends {
+                    end.failed |= end.engine.handle_timeout(Instant::now()).is_err();
+                }
+            }
+        }
+    }
+
+    fn connected(ends: &[End; 2]) -> bool {
+        ends.iter().all(|end| end.connected)
+    }
+
+    #[test]
+    fn both_ends_have_the_same_keys_whoever_calls_and_whatever_the_certificate() {
+        let (ours, theirs) = (provider().dtls_provider, from_feature_flags().dtls_provider);
+        let (ec, rsa, large) = (certificate(&ec()), certificate(&rsa(2048)), certificate(&rsa(4096)));
+        for (what, active, passive) in [
+            ("ECDSA", (ours, &ec), (ours, &ec)),
+            ("GStreamer: RSA", (ours, &rsa), (ours, &ec)),
+            ("RSA in many datagrams", (ours, &large), (ours, &ec)),
+            ("another engine as a client", (theirs, &ec), (ours, &ec)),
+            ("another engine as a server", (ours, &ec), (theirs, &ec)),
+            ("a server with RSA", (ours, &ec), (ours, &rsa)),
+        ] {
+            let mut ends = [End::of(active.0, active.1, true), End::of(passive.0, passive.1, false)];
+            let sent = [Cell::new(0), Cell::new(0)];
+            let mut network = |from: usize, datagram: Vec<u8>| {
+                assert!(datagram.len() <= MTU, "{what}: {} bytes", datagram.len());
+                sent[from].update(|sent| sent + 1);
+                vec![datagram]
+            };
+            carry(&mut ends, &mut network, connected);
+            let [client, server] = &mut ends;
+            assert_eq!((&client.keys, client.profile), (&server.keys, server.profile), "{what}");
+            assert_eq!(client.profile, Some(SrtpProfile::AEAD_AES_256_GCM), "{what}");
+            assert_eq!(client.keys.len(), 88, "{what}");
+            assert_eq!((&client.certificate, &server.certificate), (&passive.1.certificate, &active.1.certificate));
+            assert_eq!(server.engine.protocol_version(), Some(ProtocolVersion::DTLS1_2));
+            assert!(server.outputs().1 > Instant::now() + Duration::from_secs(60), "nothing is waited for");
+
+            let before = sent.clone().map(Cell::into_inner);
+            client.engine.close().unwrap();
+            carry(&mut ends, &mut network, |ends| ends[1].left);
+            ends[1].engine.close().unwrap();
+            carry(&mut ends, &mut network, |ends| ends.iter().all(|end| end.engine.is_closed()));
+            assert_eq!(sent.map(Cell::into_inner), before.map(|sent| sent + 1), "{what}: each says goodbye once");
+        }
+    }
+
+    #[test]
+    fn a_datagram_that_is_lost_is_sent_again() {
+        let (ours, certificate) = (provider().dtls_provider, certificate(&rsa(2048)));
+        // Loses the `lost`th datagram; says how many there were.
+        let run = |lost: usize| {
+            let mut ends = [End::of(ours, &certificate, true), End::of(ours, &certificate, false)];
+            let mut count = 0;
+            let network = |_, datagram| {
+                count += 1;
+                if count - 1 == lost { vec![] } else { vec![datagram] }
+            };
+            carry(&mut ends, network, connected);
+            assert_eq!(ends[0].keys, ends[1].keys);
+            count
+        };
+        let all = run(usize::MAX);
+        assert!(all >= 4, "two flights each: {all}");
+        thread::scope(|scope| (0..all).for_each(|lost| drop(scope.spawn(move || assert!(run(lost) > all)))));
+    }
+
+    #[test]
+    fn datagrams_may_come_twice_and_out_of_order() {
+        let (ours, certificate) = (provider().dtls_provider, certificate(&rsa(2048)));
+        let mut ends = [End::of(ours, &certificate, true), End::of(ours, &certificate, false)];
+        let mut held: [Option<Vec<u8>>; 2] = [None, None];
+        let swap = |from: usize, datagram: Vec<u8>| match held[from].take() {
+            Some(before) => vec![datagram.clone(), datagram, before],
+            None => {
+                held[from] = Some(datagram);
+                vec![]
+            }
+        };
+        carry(&mut ends, swap, connected);
+        assert_eq!(ends[0].keys, ends[1].keys);
+    }
+
+    #[test]
+    fn a_hello_in_two_pieces_is_put_together() {
+        let (ours, certificate) = (provider().dtls_provider, certificate(&ec()));
+        let mut ends = [End::of(ours, &certificate, true), End::of(ours, &certificate, false)];
+        let mut first = true;
+        let split = |_, datagram: Vec<u8>| match std::mem::take(&mut first) {
+            true => halves(&datagram).into(),
+            false => vec![datagram],
+        };
+        carry(&mut ends, split, connected);
+    }
+
+    /// The one handshake message of a datagram, in two fragments (RFC 6347 §4.2.3).
+    fn halves(datagram: &[u8]) -> [Vec<u8>; 2] {
+        let (record, rest) = datagram.split_at(13);
+        let (message, body) = rest.split_at(12);
+        let middle = body.len() / 2;
+        [(0, &body[..middle]), (middle, &body[middle..])].map(|(offset, piece)| {
+            let number = |n: usize| [(n >> 16) as u8, (n >> 8) as u8, n as u8];
+            // The record's number is that of none that follows.
+            let mut record =
+                [&record[..10], &[if offset == 0 { 0 } else { 40 }], &number(12 + piece.len())[1..]].concat();
+            record.extend_from_slice(&message[..6]);
+            [&record[..], &number(offset), &number(piece.len()), piece].concat()
+        })
+    }
+
+    #[test]
+    fn a_peer_without_a_good_certificate_or_srtp_is_refused() {
+        let certificate = certificate(&ec());
+        // A client that is set up as no context of ours is.
+        let client = |key: Option<PKey<Private>>, srtp: bool| {
+            let mut builder = SslContext::builder(SslMethod::dtls()).unwrap();
+            builder.set_security_level(0);
+            builder.set_verify(SslVerifyMode::NONE);
+            if srtp {
+                builder.set_tlsext_use_srtp("SRTP_AES128_CM_SHA1_80").unwrap();
+            }
+            if let Some(key) = key {
+                builder
+                    .set_certificate(&X509::from_der(&super::tests::certificate(&key).certificate).unwrap())
+                    .unwrap();
+                builder.set_private_key(&key).unwrap();
+            }
+            End::new(Box::new(Engine::new(&builder.build(), Instant::now(), MTU).unwrap()), true)
+        };
+        for (what, client, taken) in [
+            ("as it should be", client(Some(rsa(2048)), true), true),
+            ("no certificate", client(None, true), false),
+            ("a short key", client(Some(rsa(1024)), true), false),
+            ("no SRTP", client(Some(rsa(2048)), false), false),
+        ] {
+            let mut ends = [client, End::of(provider().dtls_provider, &certificate, false)];
+            carry(&mut ends, |_, datagram| vec![datagram], |ends| ends[1].connected || ends[1].failed);
+            assert_eq!(ends[1].connected, taken, "{what}");
+        }
+    }
 }
