@@ -62,6 +62,8 @@ struct Engine {
     stream: SslStream<Wire>,
     active: bool,
     stage: Stage,
+    /// Bytes that came before the handshake was done.
+    heard: usize,
     events: VecDeque<Event>,
     now: Instant,
 }
@@ -90,6 +92,10 @@ enum Event {
 /// whenever it is asked to go on with the handshake.
 const TICK: Duration = Duration::from_millis(100);
 
+/// What may come before the handshake is done. One takes 4 KiB, and each lost flight some more; OpenSSL alone would keep a megabyte of
+/// fragments that nothing follows.
+const HANDSHAKE_MAX: usize = 64 << 10;
+
 /// How long to wait where there is nothing to wait for.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -98,7 +104,7 @@ impl Engine {
         let mut ssl = Ssl::new(context)?;
         ssl.set_mtu(mtu as u32)?;
         let stream = SslStream::new(ssl, Wire::default())?;
-        Ok(Engine { stream, active: false, stage: Stage::Idle, events: VecDeque::new(), now })
+        Ok(Engine { stream, active: false, stage: Stage::Idle, heard: 0, events: VecDeque::new(), now })
     }
 
     /// Lets OpenSSL read what came, and do what is due.
@@ -114,6 +120,8 @@ impl Engine {
     fn go_on(&mut self) -> anyhow::Result<()> {
         if matches!(self.stage, Stage::Idle | Stage::Handshake) {
             self.stage = Stage::Handshake;
+            self.heard += self.stream.get_ref().came.len();
+            ensure!(self.heard <= HANDSHAKE_MAX, "a handshake of more than {HANDSHAKE_MAX} bytes");
             let done = if self.active { self.stream.connect() } else { self.stream.accept() };
             match done {
                 Ok(()) => self.connected()?,
@@ -534,6 +542,17 @@ mod tests {
             record.extend_from_slice(&message[..6]);
             [&record[..], &number(offset), &number(piece.len()), piece].concat()
         })
+    }
+
+    #[test]
+    fn a_handshake_without_end_is_ended() {
+        let mut server = End::of(provider().dtls_provider, &certificate(&ec()), false);
+        let fed = (0..1000).take_while(|_| {
+            server.engine.handle_packet(&[22; MTU]).unwrap();
+            assert!(server.outputs().0.is_empty());
+            server.engine.handle_timeout(Instant::now()).is_ok()
+        });
+        assert_eq!(fed.count(), HANDSHAKE_MAX / MTU);
     }
 
     #[test]
