@@ -103,7 +103,12 @@ pub fn dtls(data: &[u8]) {
     while let Some((&[kind, length], tail)) = rest.split_first_chunk::<2>() {
         let (noise, tail) = tail.split_at(tail.len().min(usize::from(length)));
         rest = tail;
-        let mut datagram = noise.to_vec();
+        let mut datagram = match kind & 0x40 {
+            0 => noise.to_vec(),
+            // A record of any type, of the first epoch or the second.
+            _ => [&[20 | kind & 7, 0xfe, 0xfd, 0, kind >> 3 & 1, 0, 0, 0, 0, 0, length, 0, noise.len() as u8], noise]
+                .concat(),
+        };
         if let Some(genuine) = sent.first().filter(|_| kind & 0x80 != 0) {
             datagram.clone_from(genuine);
             datagram.iter_mut().skip(usize::from(kind & 0x7f) * 4).zip(noise).for_each(|(byte, noise)| *byte ^= noise);

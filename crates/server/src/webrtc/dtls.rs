@@ -109,6 +109,8 @@ impl Engine {
 
     /// Lets OpenSSL read what came, and do what is due.
     fn advance(&mut self) {
+        // An error that is left on this thread, of whatever session, would be taken for one of the next call (SSL_get_error(3)).
+        drop(ErrorStack::get());
         if let Err(error) = self.go_on() {
             debug!(error = format!("{error:#}"), "DTLS fails");
             self.stage = Stage::Failed;
@@ -184,7 +186,9 @@ impl DtlsInstance for Engine {
 
     fn handle_packet(&mut self, packet: &[u8]) -> Result<(), DtlsImplError> {
         if matches!(self.stage, Stage::Idle | Stage::Handshake | Stage::Connected) {
-            self.stream.get_mut().came.extend_from_slice(packet);
+            if is_bearable(packet) {
+                self.stream.get_mut().came.extend_from_slice(packet);
+            }
             self.advance();
         }
         Ok(())
@@ -261,6 +265,22 @@ fn put<'a>(buffer: &'a mut [u8], bytes: &[u8], output: fn(&'a [u8]) -> DtlsOutpu
     }
 }
 
+/// Whether OpenSSL may see a datagram. It drops forged records (RFC 6347 §4.1.2.7), but one that is shorter than any it could
+/// decrypt ends the session, and anybody who knows the addresses can send that.
+fn is_bearable(mut datagram: &[u8]) -> bool {
+    while let Some((head, rest)) = datagram.split_first_chunk::<13>() {
+        let length = usize::from(u16::from_be_bytes([head[11], head[12]]));
+        if head[3..5] != [0, 0] && length < PROTECTED_MIN {
+            return false;
+        }
+        datagram = rest.get(length..).unwrap_or_default();
+    }
+    true
+}
+
+/// A record of AES-GCM (RFC 5288 §3): a nonce of 8 bytes and a tag of 16 at least.
+const PROTECTED_MIN: usize = 24;
+
 /// The network as OpenSSL sees it: one read is one datagram, and so is one write.
 #[derive(Debug, Default)]
 struct Wire {
@@ -311,7 +331,7 @@ fn context(certificate: &DtlsCert) -> Result<SslContext, ErrorStack> {
     let mut builder = SslContext::builder(SslMethod::dtls())?;
     builder.set_min_proto_version(Some(SslVersion::DTLS1_2))?;
     builder.set_max_proto_version(Some(SslVersion::DTLS1_2))?;
-    builder.set_cipher_list("ECDHE+AESGCM:ECDHE+CHACHA20")?;
+    builder.set_cipher_list("ECDHE+AESGCM")?;
     builder.set_security_level(2);
     // What str0m's own engine prefers. The name of the last is OpenSSL's.
     builder.set_tlsext_use_srtp("SRTP_AEAD_AES_256_GCM:SRTP_AEAD_AES_128_GCM:SRTP_AES128_CM_SHA1_80")?;
@@ -542,6 +562,26 @@ mod tests {
             record.extend_from_slice(&message[..6]);
             [&record[..], &number(offset), &number(piece.len()), piece].concat()
         })
+    }
+
+    #[test]
+    fn a_forged_record_ends_no_session_that_stands() {
+        let (ours, certificate) = (provider().dtls_provider, certificate(&ec()));
+        let mut ends = [End::of(ours, &certificate, true), End::of(ours, &certificate, false)];
+        carry(&mut ends, |_, datagram| vec![datagram], connected);
+        for kind in [20, 21, 22, 23, 24] {
+            for epoch in [0, 1, 2] {
+                for number in [0, 1, 2, 9] {
+                    for body in [&[][..], &[2, 40], &[1; 24], &[9; 100]] {
+                        let head = [kind, 0xfe, 0xfd, 0, epoch, 0, 0, 0, 0, 0, number, 0, body.len() as u8];
+                        ends[1].engine.handle_packet(&[&head, body].concat()).unwrap();
+                        ends[1].engine.handle_timeout(Instant::now()).unwrap();
+                    }
+                }
+            }
+        }
+        ends[0].engine.close().unwrap();
+        carry(&mut ends, |_, datagram| vec![datagram], |ends| ends[1].left);
     }
 
     #[test]
