@@ -13,6 +13,8 @@ need() { # PACKAGE TEST…: the package is missing where the test fails
 need build-essential cc --version
 need make make --version
 need cmake cmake --version                                         # builds libopus
+need pkg-config pkg-config --version
+need libssl-dev pkg-config --exists openssl                        # DTLS
 need curl curl --version
 need ffmpeg ffmpeg -version                                        # makes, publishes and judges media
 need nginx test -x /usr/sbin/nginx                                 # a CDN that records what arrives
@@ -34,7 +36,6 @@ need gstreamer1.0-plugins-bad gst webrtcbin
 need gstreamer1.0-plugins-ugly gst x264enc
 need gstreamer1.0-nice gst nicesrc
 need gir1.2-gst-plugins-bad-1.0 test -f /usr/share/doc/gir1.2-gst-plugins-bad-1.0/copyright
-need openssl openssl version                                       # a certificate for it
 need librtmp-dev test -f /usr/include/librtmp/rtmp.h               # a publisher
 
 if [ -n "$missing" ]; then

@@ -11,10 +11,12 @@ use bywash::secret::Secret;
 use bywash::token::{self, Params, Purpose};
 use bywash::vendor::Target;
 use bywash::webrtc::offer::{self, Fragment, Offer};
-use bywash::webrtc::{certificate, demux, framing};
+use bywash::webrtc::{certificate, demux, dtls, framing};
 use bywash_media::Codec;
 use bywash_media::codec::{self, nal};
 use str0m::change::SdpAnswer;
+use str0m::config::{DtlsCert, DtlsVersion};
+use str0m::crypto::dtls::{DtlsInstance, DtlsOutput};
 use str0m::media::{Direction, MediaKind, Mid, Pt};
 use str0m::net::{Protocol, Receive};
 use str0m::rtp::{RtpWrite, SeqNo};
@@ -52,11 +54,9 @@ pub fn query(data: &[u8]) {
 
 /// A WHIP or WHEP offer, up to the engine's answer; and a fragment.
 pub fn sdp(data: &[u8]) {
-    static CERTIFICATE: OnceLock<str0m::config::DtlsCert> = OnceLock::new();
-    let certificate = CERTIFICATE.get_or_init(|| certificate::make().expect("the provider makes certificates"));
     for purpose in [Purpose::Publish, Purpose::Play] {
         let Ok(offer) = Offer::parse(data, purpose) else { continue };
-        let mut rtc = offer::config(purpose, certificate.clone(), JITTER_BUFFER).build(Instant::now());
+        let mut rtc = offer::config(purpose, certificate().clone(), JITTER_BUFFER).build(Instant::now());
         if let Ok(answer) = offer::accept(&mut rtc, &offer) {
             assert!(offer::fragment(&answer).matches("m=").count() <= 1, "{answer}");
         }
@@ -72,6 +72,81 @@ pub fn datagram(data: &[u8]) {
     let mut input = BytesMut::from(data);
     while let Ok(Some(datagram)) = framing::take(&mut input) {
         assert!(datagram.len() <= framing::DATAGRAM_MAX);
+    }
+}
+
+/// What comes as DTLS before, within and after a handshake: noise, and a client's own datagrams changed. Once the handshake is done, no
+/// stranger ends the session, and the client's goodbye does.
+pub fn dtls(data: &[u8]) {
+    let Some((&genuine, mut rest)) = data.split_first() else { return };
+    let certificate = certificate();
+    let end = |active| {
+        let provider = dtls::provider().dtls_provider;
+        let mut end = provider.new_dtls(certificate, Instant::now(), DtlsVersion::Dtls12, None).expect("an engine");
+        end.set_active(active);
+        end
+    };
+    let (mut client, mut server) = (end(true), end(false));
+    client.handle_packet(&[]).expect("it begins");
+    let (mut sent, mut stands) = (dtls_outputs(&mut *client).0, false);
+    for _ in 0..genuine % 4 {
+        for datagram in std::mem::take(&mut sent) {
+            server.handle_packet(&datagram).expect("it is as it should be");
+        }
+        let (answers, told) = dtls_outputs(&mut *server);
+        stands |= told.contains(&"connected");
+        for datagram in answers {
+            client.handle_packet(&datagram).expect("it is as it should be");
+        }
+        sent.extend(dtls_outputs(&mut *client).0);
+    }
+    while let Some((&[kind, length], tail)) = rest.split_first_chunk::<2>() {
+        let (noise, tail) = tail.split_at(tail.len().min(usize::from(length)));
+        rest = tail;
+        let mut datagram = match kind & 0x40 {
+            0 => noise.to_vec(),
+            // A record of any type, of the first epoch or the second.
+            _ => [&[20 | kind & 7, 0xfe, 0xfd, 0, kind >> 3 & 1, 0, 0, 0, 0, 0, length, 0, noise.len() as u8], noise]
+                .concat(),
+        };
+        if let Some(genuine) = sent.first().filter(|_| kind & 0x80 != 0) {
+            datagram.clone_from(genuine);
+            datagram.iter_mut().skip(usize::from(kind & 0x7f) * 4).zip(noise).for_each(|(byte, noise)| *byte ^= noise);
+        }
+        let _ = server.handle_packet(&datagram);
+        let (answers, told) = dtls_outputs(&mut *server);
+        // What was not changed after all is the client's own.
+        stands |= told.contains(&"connected");
+        assert!(answers.len() <= 64 && !told.contains(&"left"), "a stranger is answered {told:?}");
+        for datagram in answers {
+            let _ = client.handle_packet(&datagram);
+        }
+        let _ = server.handle_timeout(Instant::now());
+    }
+    if stands {
+        client.close().expect("it was connected");
+        for datagram in dtls_outputs(&mut *client).0 {
+            server.handle_packet(&datagram).expect("it is as it should be");
+        }
+        assert_eq!(dtls_outputs(&mut *server).1, ["left"], "the session stood to its end");
+    }
+}
+
+fn certificate() -> &'static DtlsCert {
+    static CERTIFICATE: OnceLock<DtlsCert> = OnceLock::new();
+    CERTIFICATE.get_or_init(|| certificate::make().expect("the provider makes certificates"))
+}
+
+fn dtls_outputs(engine: &mut dyn DtlsInstance) -> (Vec<Vec<u8>>, Vec<&'static str>) {
+    let (mut sent, mut told, mut buffer) = (Vec::new(), Vec::new(), [0; 2000]);
+    loop {
+        match engine.poll_output(&mut buffer) {
+            DtlsOutput::Packet(datagram) => sent.push(datagram.to_vec()),
+            DtlsOutput::Connected => told.push("connected"),
+            DtlsOutput::CloseNotify => told.push("left"),
+            DtlsOutput::Timeout(_) => return (sent, told),
+            _ => {}
+        }
     }
 }
 
@@ -111,8 +186,7 @@ impl Pair {
         let mids =
             [MediaKind::Audio, MediaKind::Video].map(|kind| api.add_media(kind, Direction::SendOnly, None, None, None));
         let (text, pending) = api.apply().expect("there are changes");
-        let certificate = certificate::make().expect("the provider makes certificates");
-        let mut ours = offer::config(Purpose::Publish, certificate, JITTER_BUFFER).build(now);
+        let mut ours = offer::config(Purpose::Publish, certificate().clone(), JITTER_BUFFER).build(now);
         ours.add_local_candidate(host(OURS));
         let offered = Offer::parse(text.to_sdp_string().as_bytes(), Purpose::Publish).expect("an offer like others");
         let answer = offer::accept(&mut ours, &offered).expect("it is taken");

@@ -46,6 +46,7 @@ proptest! {
             target::sdp(&input);
             target::datagram(&input);
             target::rtp(&input);
+            target::dtls(&input);
         }
     }
 }

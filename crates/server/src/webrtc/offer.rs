@@ -10,6 +10,7 @@ use str0m::change::SdpOffer;
 use str0m::config::DtlsCert;
 use str0m::{Candidate, IceCreds, Rtc, RtcConfig};
 
+use super::dtls;
 use crate::token::Purpose;
 
 /// The longest offer or fragment, in bytes.
@@ -181,6 +182,7 @@ pub fn config(purpose: Purpose, certificate: DtlsCert, jitter_buffer: Duration) 
     let mut config = RtcConfig::new()
         .set_ice_lite(true)
         .set_dtls_cert(certificate)
+        .set_crypto_provider(dtls::provider())
         .set_stats_interval(Some(STATS))
         .set_reordering_timeout_audio(Some(jitter_buffer))
         .clear_codecs()
