@@ -26,9 +26,11 @@ window.play = async (url, kind) => {
   it.addEventListener('error', () => told.trouble.push(it.error.message));
   if (url.endsWith('.m3u8')) {
     const hls = new Hls();
-    // A busy machine stalls.
+    // A busy machine stalls; and until its first B-frame has been put in order, there is sound alone to begin with.
     const calm = ['bufferStalledError', 'bufferNudgeOnStall'];
-    hls.on(Hls.Events.ERROR, (_, data) => calm.includes(data.details) || told.trouble.push(data.details));
+    const begins = ({ details }) => details === 'bufferSeekOverHole' && it.currentTime <= 0.1;
+    const trouble = (data) => told.trouble.push(`${data.details}: ${data.error?.message}`);
+    hls.on(Hls.Events.ERROR, (_, data) => calm.includes(data.details) || begins(data) || trouble(data));
     hls.loadSource(url);
     hls.attachMedia(it);
   } else {
