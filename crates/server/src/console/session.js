@@ -108,9 +108,9 @@ function connected(pc) {
   });
 }
 
-// Keeps a session of `door` open until `signal` says stop: opens it, shows `describe` of its numbers, and opens it again when
-// it is lost.
-async function keep(door, prepare, signal, type, describe) {
+// Keeps a session of `door` open until `signal` says stop: opens it, shows its numbers, and opens it again when it is lost.
+async function keep(door, prepare, signal) {
+  const type = door === "whip" ? "outbound-rtp" : "inbound-rtp";
   const stopped = new Promise((done) => signal.addEventListener("abort", done));
   while (!signal.aborted) {
     let session;
@@ -122,8 +122,9 @@ async function keep(door, prepare, signal, type, describe) {
       session.lost().then(() => (lost = true));
       while (!signal.aborted && !lost) {
         say(door === "whip" ? "Live." : "Playing.");
-        const numbers = await session.numbers(type);
-        at("numbers").textContent = `${numbers.kbits} kbit/s${describe(numbers)}`;
+        const { kbits, video } = await session.numbers(type);
+        const pictures = `${video?.frameWidth} × ${video?.frameHeight} · ${video?.framesPerSecond ?? 0} pictures/s`;
+        at("numbers").textContent = `${kbits} kbit/s${video?.frameWidth ? ` · ${pictures}` : ""}`;
         await Promise.race([pause(1000), stopped]);
       }
       if (lost) say("The connection was lost; trying again …", true);
