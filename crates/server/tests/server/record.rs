@@ -42,7 +42,7 @@ pub fn clip(media: Media, end: i64) -> Clip {
 }
 
 /// Whether a message is media, in the legacy form or the enhanced one.
-fn is_frame((kind, _, body): &(u8, i64, Vec<u8>)) -> bool {
+pub fn is_frame((kind, _, body): &(u8, i64, Vec<u8>)) -> bool {
     let enhanced = if *kind == 9 { body[0] & 0x80 != 0 } else { body[0] >> 4 == 9 };
     if enhanced { body[0] & 15 != 0 } else { body[1] != 0 }
 }
