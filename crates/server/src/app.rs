@@ -119,7 +119,7 @@ impl Server {
         let hub = Arc::new(Hub::new(live.clone(), config.publish.buffer));
         let lanes = Arc::new(Lanes::start(std::thread::available_parallelism().map_or(1, usize::from))?);
         let grace = Arc::new(ArcSwap::from_pointee(config.publish.grace));
-        let urls = urls(&config);
+        let urls = Urls { public_url: config.http.public_url.clone(), ttl: config.record.url_ttl };
         let folder = Folder::new(objects.folder().into(), Some(config.record.sync).filter(|it| !it.is_zero()));
 
         let renditions = Arc::<Renditions>::default();
@@ -205,7 +205,7 @@ impl Server {
             config: config.webrtc.clone(),
         });
 
-        let settings = Arc::new(ArcSwap::from_pointee(api_settings(&config, rtmp)));
+        let settings = Arc::new(ArcSwap::from_pointee(api_settings(&config, urls.clone(), rtmp)));
         let wake = plan.clone();
         let wake = Arc::new(move |Wake::Stream(key)| wake.wake(key));
         let gateway =
@@ -255,7 +255,9 @@ impl Server {
             Err(error) => error!(error = format!("{error:#}"), "relay settings stay as they were"),
         }
         self.grace.store(Arc::new(reload.config.publish.grace));
-        self.settings.store(Arc::new(api_settings(&reload.config, self.rtmp)));
+        // Addresses of media change with a restart, for all who give them at once.
+        let urls = self.settings.load().urls.clone();
+        self.settings.store(Arc::new(api_settings(&reload.config, urls, self.rtmp)));
         self.apps.replace(reload.config.apps.clone());
         self.config = reload.config;
         self.plan.reload().await;
@@ -293,13 +295,9 @@ fn relay_settings(config: &Config) -> anyhow::Result<relay::Settings> {
     Ok(relay::Settings { config: config.relay.clone(), tls })
 }
 
-fn urls(config: &Config) -> Urls {
-    Urls { public_url: config.http.public_url.clone(), ttl: config.record.url_ttl }
-}
-
-fn api_settings(config: &Config, rtmp: SocketAddr) -> api::Settings {
+fn api_settings(config: &Config, urls: Urls, rtmp: SocketAddr) -> api::Settings {
     api::Settings {
-        urls: urls(config),
+        urls,
         rtmp_listen: rtmp,
         allow_private_targets: config.relay.allow_private_targets,
         own_addresses: vec![rtmp],

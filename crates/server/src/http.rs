@@ -18,6 +18,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -36,6 +37,9 @@ const FIRST_REQUEST: Duration = Duration::from_secs(10);
 
 /// How long a connection may be silent between two requests.
 const IDLE: Duration = Duration::from_secs(75);
+
+/// How long a peer may take nothing of what waits for it: one that stopped reading holds a place, a socket and perhaps a file.
+const STALL: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
 
 /// The largest request head, in bytes.
 const HEAD_MAX: usize = 16 << 10;
@@ -107,6 +111,9 @@ async fn connection(
 ) -> anyhow::Result<()> {
     let deadline = tokio::time::Instant::now() + FIRST_REQUEST;
     socket.set_nodelay(true)?;
+    // The kernel sees what the peer takes, where a write sees room in a buffer of megabytes. A window that stays shut counts as
+    // a peer that does not answer (TCP_USER_TIMEOUT, tcp(7); Linux 5.11).
+    SockRef::from(&socket).set_tcp_user_timeout(Some(STALL))?;
     match acceptor {
         Some(acceptor) => {
             let accepted = tokio::time::timeout_at(deadline, acceptor.accept(socket)).await;
@@ -226,13 +233,15 @@ async fn acceptor(files: &config::Tls) -> anyhow::Result<TlsAcceptor> {
 mod tests {
     use std::path::PathBuf;
 
+    use axum::body::Body;
     use axum::routing::get;
+    use bytes::Bytes;
     use rustls::pki_types::ServerName;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
-    /// A server on loopback that answers `/` with `hello`; stopped when dropped.
+    /// A server on loopback that answers `/`, with `hello` if not told otherwise; stopped when dropped.
     struct Server {
         address: SocketAddr,
         stop: CancellationToken,
@@ -241,14 +250,18 @@ mod tests {
 
     impl Server {
         async fn start(tls: Option<config::Tls>) -> Server {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let address = listener.local_addr().unwrap();
-            let stop = CancellationToken::new();
             let hello = |ConnectInfo(peer): ConnectInfo<SocketAddr>| async move {
                 assert!(peer.ip().is_loopback());
                 "hello"
             };
-            let served = tokio::spawn(serve(listener, tls, Router::new().route("/", get(hello)), stop.clone()));
+            Server::of(tls, Router::new().route("/", get(hello))).await
+        }
+
+        async fn of(tls: Option<config::Tls>, router: Router) -> Server {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let stop = CancellationToken::new();
+            let served = tokio::spawn(serve(listener, tls, router, stop.clone()));
             Server { address, stop, served: Some(served) }
         }
     }
@@ -369,5 +382,27 @@ mod tests {
         let from = ([127, 0, 0, 1], 1).into();
         let ended = requests(stream, from, Router::new(), deadline, CancellationToken::new()).await;
         assert_eq!(ended.unwrap_err().to_string(), "no request in time");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_reads_slowly_is_served_and_one_that_stops_is_dropped() {
+        let gone = CancellationToken::new();
+        let guard = Arc::new(std::sync::Mutex::new(Some(gone.clone().drop_guard())));
+        let endless = async move || {
+            let held = guard.lock().unwrap().take().unwrap();
+            Body::from_stream(futures_util::stream::unfold(held, async |held| {
+                Some((Ok::<_, Infallible>(Bytes::from_static(&[7; 1 << 16])), held))
+            }))
+        };
+        let server = Server::of(None, Router::new().route("/", get(endless))).await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(GET).await.unwrap();
+        let begin = Instant::now();
+        while begin.elapsed() < 3 * STALL {
+            stream.read_exact(&mut vec![0; 1 << 18]).await.unwrap();
+            tokio::time::sleep(STALL / 4).await;
+        }
+        assert!(!gone.is_cancelled(), "it was dropped while it read");
+        tokio::time::timeout(10 * STALL, gone.cancelled()).await.expect("the body is let go of");
     }
 }

@@ -16,10 +16,9 @@ const PAGE: &str = r#"<!doctype html><title>players</title>
 <script type="module">
 import { createFile } from './mp4box.js';
 
-// Plays the beginning, seeks to the middle, then plays the last second to the end.
-window.play = async (url, kind) => {
+// An element of this kind that plays what is at `url`; trouble is told in `told`.
+const open = (url, kind, told) => {
   const it = document.createElement(kind);
-  const told = { trouble: [], step: 'load' };
   it.muted = true;
   it.crossOrigin = 'anonymous';
   document.body.append(it);
@@ -36,11 +35,26 @@ window.play = async (url, kind) => {
   } else {
     it.src = url;
   }
+  return it;
+};
+
+// Goes through steps, each of which is waited for, for at most a minute.
+const walk = async (it, told, steps) => {
   const until = async (step, is) => {
     told.step = step;
     while (!is()) await new Promise((done) => setTimeout(done, 20));
   };
-  const steps = async () => {
+  const failed = steps(until).catch((error) => told.trouble.push(String(error)));
+  await Promise.race([failed, new Promise((done) => setTimeout(done, 60000))]);
+  it.remove();
+  return told;
+};
+
+// Plays the beginning, seeks to the middle, then plays the last second to the end.
+window.play = (url, kind) => {
+  const told = { trouble: [], step: 'load' };
+  const it = open(url, kind, told);
+  return walk(it, told, async (until) => {
     await until('metadata', () => it.readyState > 0 && isFinite(it.duration));
     told.duration = it.duration;
     await it.play();
@@ -54,13 +68,23 @@ window.play = async (url, kind) => {
     await it.play();
     await until('end', () => it.ended);
     told.end = it.currentTime;
+    told.width = it.videoWidth ?? 0;
     told.step = 'done';
-  };
-  const failed = steps().catch((error) => told.trouble.push(String(error)));
-  await Promise.race([failed, new Promise((done) => setTimeout(done, 60000))]);
-  told.width = it.videoWidth ?? 0;
-  it.remove();
-  return told;
+  });
+};
+
+// Plays all of it, and tells how wide its pictures were and how many there were.
+window.watch = (url) => {
+  const told = { trouble: [], step: 'load', widths: [] };
+  const it = open(url, 'video', told);
+  it.addEventListener('resize', () => told.widths.push(it.videoWidth));
+  return walk(it, told, async (until) => {
+    await it.play();
+    await until('end', () => it.ended);
+    told.end = it.currentTime;
+    told.pictures = it.getVideoPlaybackQuality().totalVideoFrames;
+    told.step = 'done';
+  });
 };
 
 // What mp4box finds in an MP4, and that it finds each sample's bytes.
@@ -158,6 +182,27 @@ pub fn play(page: &Page<'_>, url: &str, kind: &str) -> f64 {
     assert!((sought - duration / 2.0).abs() < 0.1 && (end - duration).abs() < 0.3, "{url}: {told}");
     assert_eq!(number("width") > 0.0, kind == "video", "{url}: {told}");
     duration
+}
+
+/// What came out of a player.
+#[derive(Debug)]
+pub struct Seen {
+    /// How wide its pictures were, one after the other.
+    pub widths: Vec<u64>,
+    /// How many there were.
+    pub pictures: u64,
+    /// Where it ended, in seconds.
+    pub end: f64,
+}
+
+/// Plays all of the pictures at `url` without a seek. Panics if they do not play to their end.
+#[track_caller]
+pub fn watch(page: &Page<'_>, url: &str) -> Seen {
+    let told = page.eval(&format!("watch({})", json!(url)));
+    assert!(told["trouble"] == json!([]) && told["step"] == "done", "{url}: {told}");
+    let widths = told["widths"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+    let (pictures, end) = (told["pictures"].as_u64(), told["end"].as_f64());
+    Seen { widths, pictures: pictures.expect("a number"), end: end.expect("seconds") }
 }
 
 /// What mp4box finds in the MP4 at `url`: `fragmented`, `duration` in seconds, `boxes`, `tracks` with `codec`, `samples`, and how many of

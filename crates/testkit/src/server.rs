@@ -309,16 +309,7 @@ play_key = "playkey0123456789playkey01234567"
     /// The files of a stream that `receiver` was told of, by their keys.
     #[track_caller]
     pub fn recorded(&self, receiver: &Receiver, stream: &str) -> Vec<Recorded> {
-        let told = receiver.of("record", stream).into_iter().map(|it| {
-            let url = it["replay_url"].as_str().unwrap_or_default();
-            let key = url.split_once("/media/").unwrap_or_else(|| panic!("an address of ours: {it}")).1.to_owned();
-            let extra: Value = serde_json::from_str(it["extra_params"].as_str().unwrap_or_default()).expect("JSON");
-            let duration = extra["Duration"].as_f64().unwrap_or_else(|| panic!("seconds: {extra}"));
-            Recorded { path: self.media().join(&key), key, duration, interrupted: it["interrupted"] == "1" }
-        });
-        let mut files: Vec<_> = told.collect();
-        files.sort_by(|a, b| a.key.cmp(&b.key));
-        files
+        recorded(&self.media(), receiver, stream)
     }
 
     /// All rules of a stream as DescribeCDNTransferRules shows them.
@@ -366,6 +357,21 @@ play_key = "playkey0123456789playkey01234567"
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// The files of a stream below `media` that `receiver` was told of, by their keys.
+#[track_caller]
+pub fn recorded(media: &Path, receiver: &Receiver, stream: &str) -> Vec<Recorded> {
+    let told = receiver.of("record", stream).into_iter().map(|it| {
+        let url = it["replay_url"].as_str().unwrap_or_default();
+        let key = url.split_once("/media/").unwrap_or_else(|| panic!("an address of ours: {it}")).1.to_owned();
+        let extra: Value = serde_json::from_str(it["extra_params"].as_str().unwrap_or_default()).expect("JSON");
+        let duration = extra["Duration"].as_f64().unwrap_or_else(|| panic!("seconds: {extra}"));
+        Recorded { path: media.join(&key), key, duration, interrupted: it["interrupted"] == "1" }
+    });
+    let mut files: Vec<_> = told.collect();
+    files.sort_by(|a, b| a.key.cmp(&b.key));
+    files
 }
 
 /// A server that is down; its data is kept.

@@ -298,17 +298,34 @@ impl Lane {
         samples.iter().map(|it| self.shown_until(it)).max().unwrap_or_default()
     }
 
+    fn is_picture(&self) -> bool {
+        self.track.codec.kind() == Kind::Video
+    }
+
+    /// Whether a sample is shown. Of sound a part of a packet can be; readers differ about a part of a picture.
+    fn is_in(&self, sample: &Sample, cut: &Cut<'_>) -> bool {
+        let begins =
+            if self.is_picture() { self.shown(sample) >= cut.begin } else { self.shown_until(sample) > cut.begin };
+        begins && self.shown(sample) < cut.end
+    }
+
+    /// How long before the first picture of a cut is shown the first one is decoded, of those that are shown.
+    fn lead(&self, range: &Range<usize>, cut: &Cut<'_>) -> i64 {
+        let visible = self.samples[range.clone()].iter().filter(|it| self.is_picture() && self.is_in(it, cut));
+        let shown = visible.clone().map(|it| it.dts + i64::from(it.offset)).min();
+        shown.zip(visible.map(|it| it.dts).next()).map_or(0, |(shown, decoded)| shown - decoded)
+    }
+
     /// What must be decoded to show what is between `begin` and `end`.
     fn range(&self, begin: Time, end: Time) -> Range<usize> {
-        let is_picture = self.track.codec.kind() == Kind::Video;
-        let needed = |it: &Sample| match is_picture {
+        let needed = |it: &Sample| match self.is_picture() {
             true => it.key && self.shown(it) <= begin,
             false => self.shown(it) <= begin,
         };
         let from = self.samples.iter().rposition(needed);
         let from = match from {
             // A decoder of sound needs the packet before.
-            Some(from) if !is_picture && self.shown(&self.samples[from]) < begin => from.saturating_sub(1),
+            Some(from) if !self.is_picture() && self.shown(&self.samples[from]) < begin => from.saturating_sub(1),
             Some(from) => from,
             None => self.samples.iter().position(|it| it.key).unwrap_or_default(),
         };
@@ -391,7 +408,18 @@ struct Out {
 struct Run {
     begin: Time,
     end: Time,
-    shown: Vec<Option<(i64, Time, Time)>>,
+    shown: Vec<Option<Shown>>,
+}
+
+/// What a track shows in a run.
+#[derive(Clone, Copy)]
+struct Shown {
+    /// When its first sample is shown, in ticks of the track.
+    ticks: i64,
+    from: Time,
+    until: Time,
+    /// How long the last picture may stay where nothing follows: until a hidden one would be shown, or one of the next run.
+    hold: Time,
 }
 
 /// Makes one file of `pieces`, which must be of the same codecs and settings.
@@ -407,13 +435,18 @@ pub fn mp4(pieces: &[Piece<'_>]) -> Result<Mp4, Error> {
     let (mut copies, mut runs): (Vec<Copy>, Vec<Run>) = (Vec::new(), Vec::new());
     let start = FTYP.len() as u64 + 16;
     let (mut at, mut line) = (start, Time::ZERO);
-    for (number, piece) in pieces.iter().enumerate() {
-        let cut = piece.cut()?;
+    let cuts = pieces.iter().map(Piece::cut).collect::<Result<Vec<_>, _>>()?;
+    // FFmpeg begins each edit with the decoding time of the first picture that it shows of it, and mends the distance to when that is
+    // shown for the first edit alone: it has to be the same for all.
+    let lead = |cut: &Cut<'_>| cut.lanes.iter().map(|(lane, range)| lane.lead(range, cut)).collect::<Vec<_>>();
+    let leads: Vec<_> = cuts.iter().map(lead).collect();
+    for (number, (cut, leads_here)) in cuts.iter().zip(&leads).enumerate() {
+        let early = |nth: usize| leads.iter().map(|it| it[nth]).max().unwrap_or_default() - leads_here[nth];
         // Where the cut's first moment comes to be: not so early that a track would go back.
         let shift = |line: Time, lane: &Lane| (line - cut.first + lane.zero).as_ticks(lane.rate);
-        for ((lane, range), out) in cut.lanes.iter().zip(&outs) {
+        for (nth, ((lane, range), out)) in cut.lanes.iter().zip(&outs).enumerate() {
             let Some(first) = lane.samples[range.clone()].first() else { continue };
-            let short = out.next.saturating_sub(shift(line, lane) + first.dts);
+            let short = out.next.saturating_sub(shift(line, lane) + first.dts - early(nth));
             if short > 0 {
                 line = line + Time::from_ticks(short, lane.rate);
             }
@@ -428,11 +461,7 @@ pub fn mp4(pieces: &[Piece<'_>]) -> Result<Mp4, Error> {
         let mut order: Vec<(usize, Sample)> = Vec::new();
         for (nth, (lane, range)) in cut.lanes.iter().enumerate() {
             let (samples, shift) = (&lane.samples[range.clone()], shift(line, lane));
-            // Of sound a part of a packet can be shown; readers differ about a part of a picture.
-            let whole = lane.track.codec.kind() == Kind::Video;
-            let from =
-                |it: &&Sample| if whole { lane.shown(it) >= cut.begin } else { lane.shown_until(it) > cut.begin };
-            let visible = samples.iter().filter(from).filter(|it| lane.shown(it) < cut.end);
+            let visible = samples.iter().filter(|it| lane.is_in(it, cut));
             if let Some(from) = visible.clone().min_by_key(|it| it.dts + i64::from(it.offset)) {
                 let moved = |time: Time| line + (time - cut.first);
                 let until = moved(lane.until(&visible.copied().collect::<Vec<_>>()).min(cut.end));
@@ -440,10 +469,17 @@ pub fn mp4(pieces: &[Piece<'_>]) -> Result<Mp4, Error> {
                 // A first sample that is shown whole is told in its own ticks: one less would be a sample too many.
                 let inside = if at >= cut.begin { 0 } else { (cut.begin - at).as_ticks(lane.rate) };
                 let ticks = from.dts + i64::from(from.offset) + shift + inside;
-                let slot = run.shown[nth].get_or_insert((ticks, moved(at.max(cut.begin)), until));
-                slot.2 = slot.2.max(until);
+                let slot =
+                    run.shown[nth].get_or_insert(Shown { ticks, from: moved(at.max(cut.begin)), until, hold: until });
+                slot.until = slot.until.max(until);
+                let hidden = samples.iter().map(|it| lane.shown(it)).filter(|at| *at >= cut.end).min().map(moved);
+                slot.hold = if lane.is_picture() { hidden.unwrap_or(moved(cut.last)) } else { slot.until };
             }
-            order.extend(samples.iter().map(|it| (nth, Sample { dts: it.dts + shift, ..*it })));
+            let early = early(nth);
+            order.extend(samples.iter().map(|it| {
+                let offset = it.offset.saturating_add(early as u32);
+                (nth, Sample { dts: it.dts + shift - early, offset, ..*it })
+            }));
         }
         order.sort_by_key(|(_, sample)| sample.at);
         for chunk in order.chunk_by(|a, b| a.0 == b.0) {
@@ -478,16 +514,21 @@ pub fn mp4(pieces: &[Piece<'_>]) -> Result<Mp4, Error> {
 fn edit(runs: &[Run], nth: usize, first: i64) -> Edit {
     // Moments are rounded, not lengths, so that rounding does not add up.
     let movie = |time: Time| time.as_ticks(MOVIE_TIMESCALE).max(0) as u64;
-    let (mut parts, mut presented, mut told) = (Vec::new(), Time::ZERO, 0);
+    let (mut parts, mut presented, mut told, mut hold) = (Vec::<Part>::new(), Time::ZERO, 0, 0);
     for run in runs {
-        if let Some((ticks, from, until)) = run.shown[nth] {
+        if let Some(Shown { ticks, from, until, hold: last }) = run.shown[nth] {
             let (begin, end) = (movie(presented + (from - run.begin)), movie(presented + (until - run.begin)));
+            // FFmpeg knows empty edits at the beginning alone.
+            if let Some(before) = parts.last_mut().filter(|_| begin <= hold) {
+                before.length += begin.saturating_sub(told);
+                told = told.max(begin);
+            }
             parts.push(Part {
                 delay: begin.saturating_sub(told),
                 length: end.saturating_sub(begin),
                 from: (ticks - first).max(0) as u64,
             });
-            told = end;
+            (told, hold) = (end, movie(presented + (last - run.begin)));
         }
         presented = presented + (run.end - run.begin);
     }

@@ -93,12 +93,8 @@ fn check(name: &str, stream: &Stream, file: &[u8], index: &Index, spans: &[Span]
     assert_eq!(decoded(&to)[0], hashes, "{name}");
     let (pictures, sound) = presented(&to);
     assert_eq!(pictures.len(), want.len(), "{name}");
-    // Where reordered pictures are cut, FFmpeg begins an edit at a decoding time: off by as much as pictures are reordered.
-    let reordered = stream.frames.iter().any(|it| it.cts > Time::ZERO);
-    let trimmed = spans.iter().any(|span| *span != (0, 0));
-    let tolerance = if reordered && trimmed { 0.082 } else { 0.002 };
     for (got, (want, _)) in pictures.iter().zip(&want) {
-        assert!((got - want).abs() < tolerance, "{name}: {got} {want}");
+        assert!((got - want).abs() < 0.002, "{name}: {got} {want}");
     }
     assert!((sound - at).abs() < 0.05 || stream.tracks.audio.is_none(), "{name}: {sound} {at}");
 }

@@ -12,15 +12,26 @@ use axum::routing::get;
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       media-src 'self' blob: mediastream:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+const HTML: &str = "text/html; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
 /// The pages, by path, with their media types.
 static FILES: [(&str, &str, &str); 8] = [
-    ("/console", "text/html; charset=utf-8", include_str!("index.html")),
-    ("/console/index.js", "text/javascript; charset=utf-8", include_str!("index.js")),
-    ("/console/publish", "text/html; charset=utf-8", include_str!("publish.html")),
-    ("/console/publish.js", "text/javascript; charset=utf-8", include_str!("publish.js")),
-    ("/console/play", "text/html; charset=utf-8", include_str!("play.html")),
-    ("/console/play.js", "text/javascript; charset=utf-8", include_str!("play.js")),
-    ("/console/session.js", "text/javascript; charset=utf-8", include_str!("session.js")),
+    ("/console", HTML, concat!(include_str!("head.html"), include_str!("index.html"))),
+    ("/console/index.js", SCRIPT, include_str!("index.js")),
+    (
+        "/console/publish",
+        HTML,
+        concat!(include_str!("head.html"), include_str!("publish.html"), include_str!("session.html")),
+    ),
+    ("/console/publish.js", SCRIPT, include_str!("publish.js")),
+    (
+        "/console/play",
+        HTML,
+        concat!(include_str!("head.html"), include_str!("play.html"), include_str!("session.html")),
+    ),
+    ("/console/play.js", SCRIPT, include_str!("play.js")),
+    ("/console/session.js", SCRIPT, include_str!("session.js")),
     ("/console/page.css", "text/css; charset=utf-8", include_str!("page.css")),
 ];
 

@@ -3,8 +3,7 @@
 async function play(signal) {
   const video = at("video");
   try {
-    await keep("whep", receive, signal, "inbound-rtp", ({ video }) =>
-      video?.frameWidth ? ` · ${video.frameWidth} × ${video.frameHeight} · ${video.framesPerSecond ?? 0} pictures/s` : "");
+    await keep("whep", receive, signal);
   } finally {
     video.srcObject = null;
   }

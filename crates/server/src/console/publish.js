@@ -29,8 +29,7 @@ const publish = (capture) => async (signal) => {
   // "Stop sharing" in the browser's own bar.
   media.getVideoTracks()[0]?.addEventListener("ended", () => stop.click());
   try {
-    await keep("whip", (pc) => send(pc, media), signal, "outbound-rtp", ({ video }) =>
-      video?.frameWidth ? ` · ${video.frameWidth} × ${video.frameHeight} · ${video.framesPerSecond ?? 0} pictures/s` : "");
+    await keep("whip", (pc) => send(pc, media), signal);
   } finally {
     media.getTracks().forEach((track) => track.stop());
     at("video").srcObject = null;

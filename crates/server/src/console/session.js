@@ -69,15 +69,32 @@ class Session {
     });
   }
 
-  // Bits a second since the last call and what else `type` of the statistics says: of each kind, and of both.
+  // Bits a second since the last call and what else `type` of the statistics says, of each kind; and how many seconds a question and
+  // its answer take.
   async numbers(type) {
-    const rows = [...(await this.pc.getStats()).values()].filter((row) => row.type === type);
+    const all = [...(await this.pc.getStats()).values()];
+    const pair = all.find((row) => row.type === "candidate-pair" && row.nominated);
+    const trip = (pair?.totalRoundTripTime ?? 0) / (pair?.responsesReceived || 1);
+    const rows = all.filter((row) => row.type === type);
     const bytes = rows.reduce((sum, row) => sum + (row.bytesSent ?? row.bytesReceived ?? 0), 0);
     const now = performance.now();
     const before = this.before ?? { bytes, now: now - 1000 };
     this.before = { bytes, now };
     const kbits = Math.max(0, Math.round(((bytes - before.bytes) * 8) / (now - before.now)));
-    return { kbits, video: rows.find((row) => row.kind === "video"), audio: rows.find((row) => row.kind === "audio") };
+    const of = (kind) => rows.find((row) => row.kind === kind);
+    return { kbits, trip, video: of("video"), audio: of("audio") };
+  }
+
+  // A browser plays as soon as it can, and stands still while a packet that was lost is sent again. Where that happens it is to play
+  // so much later that there is time for two tries; half a minute after the last loss no longer.
+  steady({ trip, video }) {
+    const asked = video?.nackCount ?? 0;
+    const was = this.lossy ?? 0;
+    this.lossy = asked > (this.asked ?? 0) + 2 ? 30 : Math.max(0, was - 1);
+    this.asked = asked;
+    if (!was === !this.lossy) return;
+    const target = this.lossy ? Math.min(1000, 3000 * trip + 50) : null;
+    for (const receiver of this.pc.getReceivers()) receiver.jitterBufferTarget = target;
   }
 
   close() {
@@ -108,9 +125,9 @@ function connected(pc) {
   });
 }
 
-// Keeps a session of `door` open until `signal` says stop: opens it, shows `describe` of its numbers, and opens it again when
-// it is lost.
-async function keep(door, prepare, signal, type, describe) {
+// Keeps a session of `door` open until `signal` says stop: opens it, shows its numbers, and opens it again when it is lost.
+async function keep(door, prepare, signal) {
+  const type = door === "whip" ? "outbound-rtp" : "inbound-rtp";
   const stopped = new Promise((done) => signal.addEventListener("abort", done));
   while (!signal.aborted) {
     let session;
@@ -123,7 +140,10 @@ async function keep(door, prepare, signal, type, describe) {
       while (!signal.aborted && !lost) {
         say(door === "whip" ? "Live." : "Playing.");
         const numbers = await session.numbers(type);
-        at("numbers").textContent = `${numbers.kbits} kbit/s${describe(numbers)}`;
+        if (door === "whep") session.steady(numbers);
+        const { kbits, video } = numbers;
+        const pictures = `${video?.frameWidth} × ${video?.frameHeight} · ${video?.framesPerSecond ?? 0} pictures/s`;
+        at("numbers").textContent = `${kbits} kbit/s${video?.frameWidth ? ` · ${pictures}` : ""}`;
         await Promise.race([pause(1000), stopped]);
       }
       if (lost) say("The connection was lost; trying again …", true);

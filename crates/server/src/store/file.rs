@@ -21,6 +21,9 @@ pub const TOTAL_MAX: i64 = 5000;
 /// How many files one [`Tx::files_expire`] takes at most.
 const EXPIRE_MAX: i64 = 1000;
 
+/// Files whose time is over at `$2`.
+pub(super) const EXPIRED: &str = "state = 2 AND expire_ms > 0 AND expire_ms <= $2";
+
 /// A name that so many files have is searched by name; of a name that more have, some are found soon by time.
 const NARROW: i64 = 20_000;
 
@@ -207,22 +210,23 @@ impl Tx {
 
     /// Marks ready files whose time is over for deletion, at most 1000 of them; says how many.
     pub async fn files_expire(&mut self, now_ms: i64) -> Result<u64, Error> {
-        let sql = "UPDATE file SET state = 3, updated_ms = $1 WHERE id IN (SELECT id FROM file \
-                   WHERE state = 2 AND expire_ms > 0 AND expire_ms <= $1 ORDER BY expire_ms LIMIT $2)";
-        self.run(sqlx::query(sql).bind(now_ms).bind(EXPIRE_MAX)).await
+        let sql = format!(
+            "UPDATE file SET state = 3, updated_ms = $2 \
+             WHERE id IN (SELECT id FROM file WHERE {EXPIRED} ORDER BY expire_ms LIMIT $1)"
+        );
+        self.run(sqlx::query(AssertSqlSafe(sql)).bind(EXPIRE_MAX).bind(now_ms)).await
     }
 
     /// One file of an app by its id, whatever its state.
     pub async fn file(&mut self, app: u32, environment: Environment, id: &str) -> Result<Option<File>, Error> {
         let sql = "SELECT * FROM file WHERE app = $1 AND environment = $2 AND id = $3";
         let sql = sqlx::query(sql).bind(i64::from(app)).bind(environment_to_row(environment)).bind(id.to_owned());
-        self.optional(sql).await?.as_ref().map(file_of).transpose()
+        self.first(sql, file_of).await
     }
 
     /// One file by its key, whatever its state.
     pub async fn file_by_path(&mut self, path: &str) -> Result<Option<File>, Error> {
-        let row = self.optional(sqlx::query("SELECT * FROM file WHERE path = $1").bind(path.to_owned())).await?;
-        row.as_ref().map(file_of).transpose()
+        self.first(sqlx::query("SELECT * FROM file WHERE path = $1").bind(path.to_owned()), file_of).await
     }
 
     /// A ready file as callers name it: by its id or its key.
@@ -284,14 +288,13 @@ impl Tx {
             true if search.prefix.is_empty() => Walk::created(),
             true => {
                 let (any_time, named) = (Search { created: i64::MIN..i64::MAX, ..search.clone() }, Walk::named(search));
-                let few = self.count(place, &any_time, &named, NARROW).await? < NARROW;
+                let few = self.count(place, &any_time, &named, NARROW).await? < NARROW.unsigned_abs();
                 if few { named } else { Walk::created() }
             }
         };
         let total = self.count(place, search, &walk, TOTAL_MAX).await?;
         let sql = walk.bind(sqlx::query(AssertSqlSafe(walk.page())), place, search);
-        let rows = self.all(sql.bind(page.limit()).bind(page.offset())).await?;
-        Ok((total.unsigned_abs(), rows.iter().map(file_of).collect::<Result<_, _>>()?))
+        Ok((total, self.each(sql.bind(page.limit()).bind(page.offset()), file_of).await?))
     }
 
     /// At most `limit` ready files of an app whose keys begin with `prefix` and follow `marker`, in the order of keys.
@@ -311,18 +314,18 @@ impl Tx {
             let (path, etag) = (row.try_get("path")?, row.try_get("etag")?);
             Ok(Listed { path, etag, size: row.try_get("size")?, created_ms: row.try_get("created_ms")? })
         };
-        self.all(sql.bind(limit)).await?.iter().map(listed).collect()
+        self.each(sql.bind(limit), listed).await
     }
 
     async fn files_in(&mut self, state: FileState, limit: i64) -> Result<Vec<File>, Error> {
         let sql = "SELECT * FROM file WHERE state <> 2 AND state = $1 ORDER BY updated_ms LIMIT $2";
-        self.all(sqlx::query(sql).bind(state as i64).bind(limit)).await?.iter().map(file_of).collect()
+        self.each(sqlx::query(sql).bind(state as i64).bind(limit), file_of).await
     }
 
     /// How many files a walk finds, at most `most`.
-    async fn count(&mut self, place: Place, search: &Search, walk: &Walk, most: i64) -> Result<i64, Error> {
+    async fn count(&mut self, place: Place, search: &Search, walk: &Walk, most: i64) -> Result<u64, Error> {
         let sql = walk.bind(sqlx::query(AssertSqlSafe(walk.count())), place, search).bind(most);
-        Ok(self.one(sql).await?.try_get("total")?)
+        self.total(sql).await
     }
 }
 

@@ -2,8 +2,8 @@
 
 use bywash_media::Environment;
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
 use sqlx::any::AnyRow;
+use sqlx::{AssertSqlSafe, Row};
 
 use super::{Error, Tx, app_of, environment_of, environment_to_row, json_of, unknown, vendor_of};
 use crate::config::{Format, Vendor};
@@ -74,6 +74,9 @@ pub struct Part {
     pub end_ms: Option<i64>,
 }
 
+/// Jobs that are forgotten once `$1` is later than their end.
+pub(super) const OVER: &str = "state IN (2, 3) AND ended_ms < $1";
+
 impl Tx {
     /// Puts a job.
     pub async fn job_put(&mut self, job: &Job) -> Result<(), Error> {
@@ -91,13 +94,13 @@ impl Tx {
     pub async fn job(&mut self, app: u32, environment: Environment, id: &str) -> Result<Option<Job>, Error> {
         let sql = "SELECT * FROM job WHERE app = $1 AND environment = $2 AND id = $3";
         let sql = sqlx::query(sql).bind(i64::from(app)).bind(environment_to_row(environment)).bind(id.to_owned());
-        self.optional(sql).await?.as_ref().map(job_of).transpose()
+        self.first(sql, job_of).await
     }
 
     /// Jobs that are not over, the oldest first.
     pub async fn jobs_due(&mut self, limit: i64) -> Result<Vec<Job>, Error> {
         let sql = "SELECT * FROM job WHERE state IN (0, 1) ORDER BY created_ms, id LIMIT $1";
-        self.all(sqlx::query(sql).bind(limit)).await?.iter().map(job_of).collect()
+        self.each(sqlx::query(sql).bind(limit), job_of).await
     }
 
     /// Notes how a job goes; `false` if it is gone.
@@ -112,14 +115,13 @@ impl Tx {
     /// How many jobs of an app are not over.
     pub async fn jobs_count(&mut self, app: u32) -> Result<u64, Error> {
         let sql = "SELECT COUNT(*) AS total FROM job WHERE app = $1 AND state IN (0, 1)";
-        let total: i64 = self.one(sqlx::query(sql).bind(i64::from(app))).await?.try_get("total")?;
-        Ok(total.unsigned_abs())
+        self.total(sqlx::query(sql).bind(i64::from(app))).await
     }
 
     /// Forgets jobs that were over before `before_ms`.
     pub async fn jobs_forget(&mut self, before_ms: i64) -> Result<(), Error> {
-        let sql = "DELETE FROM job WHERE state IN (2, 3) AND ended_ms < $1";
-        self.run(sqlx::query(sql).bind(before_ms)).await.map(drop)
+        let sql = format!("DELETE FROM job WHERE {OVER}");
+        self.run(sqlx::query(AssertSqlSafe(sql)).bind(before_ms)).await.map(drop)
     }
 }
 
@@ -194,6 +196,7 @@ mod tests {
         assert_eq!((tx.jobs_count(7).await.unwrap(), tx.jobs_count(8).await.unwrap()), (2, 0));
         assert_eq!(tx.job(7, Environment::Test, "b").await.unwrap(), None);
         for (before_ms, there) in [(50, Some(over)), (51, None)] {
+            assert_eq!(tx.anything_over(0, before_ms).await.unwrap(), there.is_none());
             tx.jobs_forget(before_ms).await.unwrap();
             assert_eq!(tx.job(7, Environment::Production, "b").await.unwrap(), there);
         }

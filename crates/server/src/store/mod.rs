@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use sqlx::any::{Any, AnyArguments, AnyConnectOptions, AnyPoolOptions, AnyRow};
 use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
-use sqlx::{AnyPool, ConnectOptions, Row};
+use sqlx::{AnyPool, AssertSqlSafe, ConnectOptions, Row};
 use tokio::sync::{Notify, watch};
 
 use crate::config::{self, Vendor};
@@ -219,6 +219,18 @@ impl Tx {
         Ok(())
     }
 
+    /// Whether there is something for [`files_expire`](Tx::files_expire) at `now_ms`, or something to forget from before `before_ms`.
+    pub async fn anything_over(&mut self, now_ms: i64, before_ms: i64) -> Result<bool, Error> {
+        let sql = format!(
+            "SELECT EXISTS (SELECT 1 FROM file WHERE {}) OR EXISTS (SELECT 1 FROM record WHERE {}) \
+             OR EXISTS (SELECT 1 FROM job WHERE {}) AS total",
+            file::EXPIRED,
+            record::OVER,
+            job::OVER
+        );
+        Ok(self.total(sqlx::query(AssertSqlSafe(sql)).bind(before_ms).bind(now_ms)).await? > 0)
+    }
+
     /// Runs a change; says how many rows it touched.
     async fn run(&mut self, sql: Sql<'_>) -> Result<u64, Error> {
         self.usable()?;
@@ -234,6 +246,19 @@ impl Tx {
 
     async fn optional(&mut self, sql: Sql<'_>) -> Result<Option<AnyRow>, Error> {
         Ok(self.all(sql).await?.pop())
+    }
+
+    async fn first<T>(&mut self, sql: Sql<'_>, of: fn(&AnyRow) -> Result<T, Error>) -> Result<Option<T>, Error> {
+        self.optional(sql).await?.as_ref().map(of).transpose()
+    }
+
+    async fn each<T>(&mut self, sql: Sql<'_>, of: fn(&AnyRow) -> Result<T, Error>) -> Result<Vec<T>, Error> {
+        self.all(sql).await?.iter().map(of).collect()
+    }
+
+    /// What a statement counts as `total`.
+    async fn total(&mut self, sql: Sql<'_>) -> Result<u64, Error> {
+        Ok(self.one(sql).await?.try_get::<i64, _>("total")?.unsigned_abs())
     }
 
     async fn one(&mut self, sql: Sql<'_>) -> Result<AnyRow, Error> {

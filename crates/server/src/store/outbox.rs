@@ -98,7 +98,7 @@ impl Tx {
                    AND older.id < it.id)) AS due ON due.id = outbox.id \
                    WHERE place <= $2 ORDER BY place, due_ms, outbox.id LIMIT $3";
         let sql = sqlx::query(sql).bind(now_ms).bind(per_receiver).bind(limit);
-        self.all(sql).await?.iter().map(callback_of).collect()
+        self.each(sql, callback_of).await
     }
 
     /// When the next callback becomes due after `now_ms`.
@@ -141,11 +141,10 @@ impl Tx {
             let sql = sqlx::query(sql).bind(i64::from(app)).bind(environment_to_row(environment));
             sql.bind(low).bind(high)
         };
-        let total: i64 = self.one(scope(sql)).await?.try_get("total")?;
+        let total = self.total(scope(sql)).await?;
         let sql = "SELECT * FROM outbox WHERE app = $1 AND environment = $2 AND state BETWEEN $3 AND $4 \
                    ORDER BY id DESC LIMIT $5 OFFSET $6";
-        let rows = self.all(scope(sql).bind(page.limit()).bind(page.offset())).await?;
-        Ok((total.unsigned_abs(), rows.iter().map(callback_of).collect::<Result<_, _>>()?))
+        Ok((total, self.each(scope(sql).bind(page.limit()).bind(page.offset()), callback_of).await?))
     }
 
     /// Makes callbacks of an app due now with all their attempts before them; says how many.

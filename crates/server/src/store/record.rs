@@ -4,8 +4,8 @@
 
 use bywash_media::{Environment, StreamKey};
 use rand::Rng;
-use sqlx::Row;
 use sqlx::any::AnyRow;
+use sqlx::{AssertSqlSafe, Row};
 
 use super::{Error, File, Origin, Page, Tx, bind_key, environment_to_row, key_of, origin_of, unknown, vendor_of};
 use crate::config::Vendor;
@@ -80,6 +80,10 @@ pub fn task_id() -> String {
     hex::encode(rand::rng().random::<[u8; 16]>())
 }
 
+/// Records that are forgotten once `$1` is later than their end.
+pub(super) const OVER: &str = "closed_ms > 0 AND closed_ms < $1 AND state NOT BETWEEN 1 AND 2 \
+                               AND NOT EXISTS (SELECT 1 FROM file WHERE file.record = record.id)";
+
 impl Tx {
     /// Puts a recording; its stream must have none wished for the vendor.
     pub async fn record_put(&mut self, record: &Record) -> Result<(), Error> {
@@ -97,21 +101,19 @@ impl Tx {
     pub async fn record_wished(&mut self, key: &StreamKey, vendor: Vendor) -> Result<Option<Record>, Error> {
         let sql = "SELECT * FROM record \
                    WHERE app = $1 AND environment = $2 AND stream = $3 AND vendor = $4 AND closed_ms = 0";
-        let row = self.optional(bind_key(sqlx::query(sql), key).bind(vendor.name())).await?;
-        row.as_ref().map(record_of).transpose()
+        self.first(bind_key(sqlx::query(sql), key).bind(vendor.name()), record_of).await
     }
 
     /// The wished recordings of a stream, ordered by vendor.
     pub async fn records_wished_of(&mut self, key: &StreamKey) -> Result<Vec<Record>, Error> {
         let sql = "SELECT * FROM record \
                    WHERE app = $1 AND environment = $2 AND stream = $3 AND closed_ms = 0 ORDER BY vendor";
-        self.all(bind_key(sqlx::query(sql), key)).await?.iter().map(record_of).collect()
+        self.each(bind_key(sqlx::query(sql), key), record_of).await
     }
 
     /// One recording.
     pub async fn record(&mut self, id: &str) -> Result<Option<Record>, Error> {
-        let row = self.optional(sqlx::query("SELECT * FROM record WHERE id = $1").bind(id.to_owned())).await?;
-        row.as_ref().map(record_of).transpose()
+        self.first(sqlx::query("SELECT * FROM record WHERE id = $1").bind(id.to_owned()), record_of).await
     }
 
     /// A call asks for a recording that is there: it takes the call's end, and is the call's from now on.
@@ -130,7 +132,7 @@ impl Tx {
     /// The wished recordings whose end has come.
     pub async fn records_due(&mut self, now_ms: i64) -> Result<Vec<Record>, Error> {
         let sql = "SELECT * FROM record WHERE closed_ms = 0 AND end_ms > 0 AND end_ms <= $1 ORDER BY end_ms";
-        self.all(sqlx::query(sql).bind(now_ms)).await?.iter().map(record_of).collect()
+        self.each(sqlx::query(sql).bind(now_ms), record_of).await
     }
 
     /// When the next end of a wished recording is.
@@ -142,7 +144,7 @@ impl Tx {
     /// The recordings of all apps that record or pause. Right after a start: those that the stop cut.
     pub async fn records_running(&mut self) -> Result<Vec<Record>, Error> {
         let sql = "SELECT * FROM record WHERE state BETWEEN 1 AND 2 ORDER BY app, environment, stream, vendor";
-        self.all(sqlx::query(sql)).await?.iter().map(record_of).collect()
+        self.each(sqlx::query(sql), record_of).await
     }
 
     /// Recordings that were ended and do not say so yet, of one stream or all.
@@ -157,7 +159,7 @@ impl Tx {
             ),
             None => sqlx::query("SELECT * FROM record WHERE closed_ms > 0 AND state < 3"),
         };
-        self.all(sql).await?.iter().map(record_of).collect()
+        self.each(sql, record_of).await
     }
 
     /// Ends the wished recordings of a stream that no call has asked for.
@@ -214,15 +216,14 @@ impl Tx {
                 None => sql,
             }
         };
-        let total: i64 = self.one(scope(count)).await?.try_get("total")?;
-        let rows = self.all(scope(list).bind(page.limit()).bind(page.offset())).await?;
-        Ok((total.unsigned_abs(), rows.iter().map(record_of).collect::<Result<_, _>>()?))
+        let total = self.total(scope(count)).await?;
+        Ok((total, self.each(scope(list).bind(page.limit()).bind(page.offset()), record_of).await?))
     }
 
     /// The files of a recording, whatever their state, in the order of their making.
     pub async fn files_of_record(&mut self, id: &str) -> Result<Vec<File>, Error> {
         let sql = "SELECT * FROM file WHERE record = $1 ORDER BY begin_ms, path";
-        self.all(sqlx::query(sql).bind(id.to_owned())).await?.iter().map(super::file::file_of).collect()
+        self.each(sqlx::query(sql).bind(id.to_owned()), super::file::file_of).await
     }
 
     /// The keys of a recording's newest ready files, at most `limit`, in the order of their making.
@@ -234,9 +235,8 @@ impl Tx {
 
     /// Forgets recordings that were ended before `before_ms` and have no file any more.
     pub async fn records_forget(&mut self, before_ms: i64) -> Result<(), Error> {
-        let sql = "DELETE FROM record WHERE closed_ms > 0 AND closed_ms < $1 AND state NOT BETWEEN 1 AND 2 \
-                   AND NOT EXISTS (SELECT 1 FROM file WHERE file.record = record.id)";
-        self.run(sqlx::query(sql).bind(before_ms)).await.map(drop)
+        let sql = format!("DELETE FROM record WHERE {OVER}");
+        self.run(sqlx::query(AssertSqlSafe(sql)).bind(before_ms)).await.map(drop)
     }
 }
 
@@ -397,6 +397,7 @@ mod tests {
         tx.record_close("2", 10).await.unwrap();
         let page = Page { number: 0, size: 2 };
         for (before_ms, left) in [(10, "321"), (11, "31")] {
+            assert_eq!(tx.anything_over(0, before_ms).await.unwrap(), left.len() < 3);
             tx.records_forget(before_ms).await.unwrap();
             let (total, page) = tx.records_page(7, Environment::Production, None, None, page).await.unwrap();
             assert_eq!(total, left.len() as u64);

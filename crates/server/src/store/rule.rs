@@ -133,14 +133,13 @@ impl Tx {
     /// One rule.
     pub async fn rule(&mut self, key: &StreamKey, address: &str) -> Result<Option<Rule>, Error> {
         let sql = "SELECT * FROM rule WHERE app = $1 AND environment = $2 AND stream = $3 AND address = $4";
-        let row = self.optional(bind_key(sqlx::query(sql), key).bind(address.to_owned())).await?;
-        row.as_ref().map(rule_of).transpose()
+        self.first(bind_key(sqlx::query(sql), key).bind(address.to_owned()), rule_of).await
     }
 
     /// How many rules a stream has.
     pub async fn rule_count(&mut self, key: &StreamKey) -> Result<u64, Error> {
         let sql = "SELECT COUNT(*) AS total FROM rule WHERE app = $1 AND environment = $2 AND stream = $3";
-        total_of(&self.one(bind_key(sqlx::query(sql), key)).await?)
+        self.total(bind_key(sqlx::query(sql), key)).await
     }
 
     /// Takes a rule away; says whether there was one.
@@ -182,7 +181,7 @@ impl Tx {
     /// The rules of a stream, ordered by address.
     pub async fn rules_of(&mut self, key: &StreamKey) -> Result<Vec<Rule>, Error> {
         let sql = "SELECT * FROM rule WHERE app = $1 AND environment = $2 AND stream = $3 ORDER BY address";
-        self.all(bind_key(sqlx::query(sql), key)).await?.iter().map(rule_of).collect()
+        self.each(bind_key(sqlx::query(sql), key), rule_of).await
     }
 
     /// How many rules a stream, or the app, has, and one page of them, ordered by stream and address.
@@ -205,10 +204,9 @@ impl Tx {
                  ORDER BY stream, address LIMIT $3 OFFSET $4",
             ),
         };
-        let total = total_of(&self.one(bind_scope(sqlx::query(count), app, environment, stream)).await?)?;
+        let total = self.total(bind_scope(sqlx::query(count), app, environment, stream)).await?;
         let list = bind_scope(sqlx::query(list), app, environment, stream).bind(page.limit()).bind(page.offset());
-        let rules = self.all(list).await?.iter().map(rule_of).collect::<Result<_, _>>()?;
-        Ok((total, rules))
+        Ok((total, self.each(list, rule_of).await?))
     }
 
     /// Notes how a relay goes; `false` if its rule is gone.
@@ -231,7 +229,7 @@ impl Tx {
     /// The rules of all apps whose state is not [`State::None`]. Right after a start: those to set back.
     pub async fn rules_running(&mut self) -> Result<Vec<Rule>, Error> {
         let sql = "SELECT * FROM rule WHERE state <> 0 ORDER BY app, environment, stream, address";
-        self.all(sqlx::query(sql)).await?.iter().map(rule_of).collect()
+        self.each(sqlx::query(sql), rule_of).await
     }
 }
 
@@ -242,10 +240,6 @@ fn bind_scope<'q>(sql: super::Sql<'q>, app: u32, environment: Environment, strea
         Some(stream) => sql.bind(stream.to_owned()),
         None => sql,
     }
-}
-
-fn total_of(row: &AnyRow) -> Result<u64, Error> {
-    Ok(row.try_get::<i64, _>("total")?.unsigned_abs())
 }
 
 fn rule_of(row: &AnyRow) -> Result<Rule, Error> {

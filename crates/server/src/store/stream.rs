@@ -59,13 +59,13 @@ impl Tx {
     /// The newest publish of a stream.
     pub async fn stream(&mut self, key: &StreamKey) -> Result<Option<Session>, Error> {
         let sql = "SELECT * FROM stream WHERE app = $1 AND environment = $2 AND stream = $3 ORDER BY seq DESC LIMIT 1";
-        self.optional(bind_key(sqlx::query(sql), key)).await?.as_ref().map(session_of).transpose()
+        self.first(bind_key(sqlx::query(sql), key), session_of).await
     }
 
     /// All live publishes. Right after a start: those that the stop cut.
     pub async fn streams_open(&mut self) -> Result<Vec<Session>, Error> {
         let sql = "SELECT * FROM stream WHERE closed_ms = 0 ORDER BY app, environment, stream, seq";
-        self.all(sqlx::query(sql)).await?.iter().map(session_of).collect()
+        self.each(sqlx::query(sql), session_of).await
     }
 
     /// The `seq` of the next publish of a stream, from 1.

@@ -345,24 +345,8 @@ mod tests {
         config(Purpose::Publish, certificate, Duration::from_millis(100)).build(Instant::now())
     }
 
-    const OFFER: &str = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0 1\r\na=sendonly\r\n\
-        a=ice-ufrag:abcd\r\na=ice-pwd:0123456789abcdef01234567\r\na=setup:actpass\r\n\
-        a=fingerprint:sha-256 AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB\r\n\
-        m=audio 9 UDP/TLS/RTP/SAVPF 111\r\nc=IN IP4 0.0.0.0\r\na=mid:0\r\na=rtcp-mux\r\n\
-        a=rtpmap:111 opus/48000/2\r\na=fmtp:111 minptime=10;useinbandfec=1;usedtx=1\r\n\
-        m=video 9 UDP/TLS/RTP/SAVPF 96 97 98\r\nc=IN IP4 0.0.0.0\r\na=mid:1\r\na=rtcp-mux\r\n\
-        a=rtpmap:96 VP8/90000\r\na=rtpmap:97 H264/90000\r\na=fmtp:97 packetization-mode=1;profile-level-id=PROFILE\r\n\
-        a=rtpmap:98 AV1/90000\r\na=candidate:1 1 udp 2130706431 127.0.0.1 9 typ host\r\n";
-
-    /// Answers an offer with `profile` for H.264, after changing `from` to `to` in it; gives the answer.
-    fn answer(profile: &str, (from, to): (&str, &str)) -> Result<String, Unfit> {
-        let text = OFFER.replace("PROFILE", profile).replace(from, to);
-        let offer = Offer::parse(text.as_bytes(), Purpose::Publish)?;
-        let mut rtc = engine();
-        accept(&mut rtc, &offer)
-    }
-
-    /// What a client writes into its offer: before the sections, in each of them, of sound and of pictures.
+    /// What a client writes into its offer: before the sections, in each of them, of sound and of pictures. `|` ends a line; ICE are
+    /// its credentials.
     struct Client {
         name: &'static str,
         session: &'static str,
@@ -371,6 +355,40 @@ mod tests {
         video: (&'static str, &'static str),
         /// Lines of the answer, of which the first is the DTLS role.
         want: &'static [&'static str],
+    }
+
+    impl Client {
+        fn offer(&self) -> String {
+            let Client { session, transport, audio, video, .. } = self;
+            let section = |kind: &str, mid: u8, (payloads, lines): (&str, &str)| {
+                format!("m={kind} 9 UDP/TLS/RTP/SAVPF {payloads}|c=IN IP4 0.0.0.0|a=mid:{mid}|{transport}|{lines}|")
+            };
+            let ice = "a=ice-ufrag:abcd|a=ice-pwd:0123456789abcdef01234567|a=fingerprint:sha-256 FINGER|";
+            let text = format!("v=0|o=x 1 2 IN IP4 127.0.0.1|s=-|t=0 0|{session}|")
+                + &section("audio", 0, *audio)
+                + &section("video", 1, *video);
+            text.replace("ICE|", ice).replace("FINGER", &["AB"; 32].join(":")).replace('|', "\r\n")
+        }
+    }
+
+    const PLAIN: Client = Client {
+        name: "plain",
+        session: "a=group:BUNDLE 0 1|a=sendonly|a=setup:actpass|ICE",
+        transport: "a=rtcp-mux",
+        audio: ("111", "a=rtpmap:111 opus/48000/2|a=fmtp:111 minptime=10;useinbandfec=1;usedtx=1"),
+        video: (
+            "96 97 98",
+            "a=rtpmap:96 VP8/90000|a=rtpmap:97 H264/90000|a=fmtp:97 packetization-mode=1;profile-level-id=42e01f|\
+             a=rtpmap:98 AV1/90000|a=candidate:1 1 udp 2130706431 127.0.0.1 9 typ host",
+        ),
+        want: &[],
+    };
+
+    /// Answers the plain offer, after changing `from` to `to` in it; gives the answer.
+    fn answer((from, to): (&str, &str)) -> Result<String, Unfit> {
+        let offer = Offer::parse(PLAIN.offer().replace(from, to).as_bytes(), Purpose::Publish)?;
+        let mut rtc = engine();
+        accept(&mut rtc, &offer)
     }
 
     const CLIENTS: [Client; 6] = [
@@ -484,18 +502,10 @@ mod tests {
 
     #[test]
     fn what_clients_offer_is_answered_as_they_need_it() {
-        for Client { name, session, transport, audio, video, want } in CLIENTS {
-            let section = |kind: &str, mid: u8, (payloads, lines): (&str, &str)| {
-                format!("m={kind} 9 UDP/TLS/RTP/SAVPF {payloads}|c=IN IP4 0.0.0.0|a=mid:{mid}|{transport}|{lines}|")
-            };
-            let ice = "a=ice-ufrag:abcd|a=ice-pwd:0123456789abcdef01234567|a=fingerprint:sha-256 FINGER";
-            let text = format!("v=0|o=x 1 2 IN IP4 127.0.0.1|s=-|t=0 0|{session}|")
-                + &section("audio", 0, audio)
-                + &section("video", 1, video);
-            let text =
-                text.replace("ICE|", &format!("{ice}|")).replace("FINGER", &["AB"; 32].join(":")).replace('|', "\r\n");
-            let offer =
-                Offer::parse(text.as_bytes(), Purpose::Publish).unwrap_or_else(|unfit| panic!("{name}: {unfit}"));
+        for client in CLIENTS {
+            let Client { name, want, .. } = client;
+            let offer = Offer::parse(client.offer().as_bytes(), Purpose::Publish);
+            let offer = offer.unwrap_or_else(|unfit| panic!("{name}: {unfit}"));
             let mut rtc = engine();
             let address = "192.0.2.1:8000".parse().unwrap();
             let tcp = Candidate::builder().tcp().host(address).tcptype(str0m::net::TcpType::Passive).build();
@@ -518,7 +528,7 @@ mod tests {
     #[test]
     fn every_profile_is_taken_in_packetization_mode_1_and_vp8_left_out() {
         for profile in ["42001f", "42e01f", "42c01f", "4d001f", "4d401f", "640034", "640c1f", "f4001f", "6e0028"] {
-            let answer = answer(profile, ("", "")).unwrap();
+            let answer = answer(("42e01f", profile)).unwrap();
             assert!(answer.contains("a=rtpmap:97 H264/90000") && answer.contains("AV1/90000"), "{profile}: {answer}");
             assert!(!answer.contains("VP8"), "{profile}: {answer}");
         }
@@ -526,9 +536,9 @@ mod tests {
 
     #[test]
     fn the_answer_asks_for_stereo_and_for_dtx_where_offered() {
-        let with = answer("42e01f", ("", "")).unwrap();
+        let with = answer(("", "")).unwrap();
         assert!(with.contains("stereo=1;sprop-stereo=1;usedtx=1\r\n") && with.contains("useinbandfec=1"), "{with}");
-        let without = answer("42e01f", (";usedtx=1", "")).unwrap();
+        let without = answer((";usedtx=1", "")).unwrap();
         assert!(without.contains("sprop-stereo=1\r\n"), "{without}");
     }
 
@@ -538,17 +548,17 @@ mod tests {
         for payloads in ["111 63", "63 111"] {
             let section = "SAVPF 111\r\nc=IN IP4 0.0.0.0\r\n";
             let red = section.replace("111", payloads) + "a=rtpmap:63 red/48000/2\r\na=fmtp:63 111/111\r\n";
-            let with = answer("42e01f", (section, &red)).unwrap();
+            let with = answer((section, &red)).unwrap();
             assert!(with.contains("SAVPF 63 111\r\n") && with.contains("a=fmtp:63 111/111\r\n"), "{with}");
             assert!(with.contains("a=rtpmap:111 opus/48000/2") && with.contains("sprop-stereo=1"), "{with}");
         }
-        assert!(!answer("42e01f", ("", "")).unwrap().contains("red/"));
+        assert!(!answer(("", "")).unwrap().contains("red/"));
     }
 
     #[test]
     fn what_cannot_be_taken_is_told() {
         let check = |change: (&str, &str), want: &str| {
-            let unfit = answer("42e01f", change).unwrap_err();
+            let unfit = answer(change).unwrap_err();
             assert!(unfit.to_string().contains(want), "{unfit}");
         };
         check(("a=sendonly", "a=recvonly"), "no sendonly audio or video");
@@ -556,13 +566,13 @@ mod tests {
         check(("ice-ufrag", "ice-x"), "no a=ice-ufrag");
         check(("m=audio", "m=application"), "m=application is not taken");
         check(("v=0", "v=1"), "not SDP");
-        let video = answer("42e01f", ("H264/90000", "VP9/90000")).unwrap();
+        let video = answer(("H264/90000", "VP9/90000")).unwrap();
         assert!(video.contains("AV1/90000"), "one codec that will do is enough: {video}");
     }
 
     #[test]
     fn a_restart_is_the_same_offer_with_other_credentials() {
-        let offer = Offer::parse(OFFER.replace("PROFILE", "42e01f").as_bytes(), Purpose::Publish).unwrap();
+        let offer = Offer::parse(PLAIN.offer().as_bytes(), Purpose::Publish).unwrap();
         let mut rtc = engine();
         let first = accept(&mut rtc, &offer).unwrap();
         let creds = IceCreds { ufrag: "efgh".into(), pass: "0123456789abcdef01234568".into() };

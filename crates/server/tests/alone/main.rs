@@ -198,7 +198,7 @@ fn a_player_behind_a_bad_network_goes_on_decoding() {
     let ((lost, _), nacks) = (forwarder.counts(), video("nackCount"));
     println!("{lost} datagrams lost, {nacks} asked for again; {decoded} pictures in {took:.1} s, {frozen:.2} s frozen");
     assert!(lost > 30 && nacks > 0.0, "{lost} datagrams lost, {nacks} asked for again");
-    assert!(decoded > 25.0 * took * 0.9 && frozen < 0.15 * took, "{decoded} pictures in {took} s, {frozen} s frozen");
+    assert!(decoded > 25.0 * took * 0.9 && frozen < 0.1 * took, "{decoded} pictures in {took} s, {frozen} s frozen");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod crash;
 mod enhanced;
 mod growth;
 mod hostile;
+mod interval;
 mod media;
 mod merge;
 mod object;

@@ -42,7 +42,7 @@ pub fn clip(media: Media, end: i64) -> Clip {
 }
 
 /// Whether a message is media, in the legacy form or the enhanced one.
-fn is_frame((kind, _, body): &(u8, i64, Vec<u8>)) -> bool {
+pub fn is_frame((kind, _, body): &(u8, i64, Vec<u8>)) -> bool {
     let enhanced = if *kind == 9 { body[0] & 0x80 != 0 } else { body[0] >> 4 == 9 };
     if enhanced { body[0] & 15 != 0 } else { body[1] != 0 }
 }
@@ -57,10 +57,10 @@ fn with_opus(end: i64) -> Clip {
     clip
 }
 
-/// H.265 that ffmpeg encodes, with the sound of [`Media::Plain`].
-fn with_hevc(end: i64) -> Clip {
+/// H.265 of this size that ffmpeg encodes, with the sound of [`Media::Plain`].
+pub fn with_hevc(size: &str, end: i64) -> Clip {
     let x265 = ["-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none:bframes=0:keyint=25"];
-    let (record, raw) = encoded(end, &[&x265[..], &["-tag:v", "hvc1"]].concat(), b"hvcC", "a.hevc");
+    let (record, raw) = encoded(size, end, &[&x265[..], &["-tag:v", "hvc1"]].concat(), b"hvcC", "a.hevc");
     let mut pictures: Vec<Vec<u8>> = Vec::new();
     let units = nal::from_annex_b(&raw);
     for unit in nal::nals(&units, 4).filter(|unit| codec::h265::is_slice(unit)) {
@@ -74,10 +74,10 @@ fn with_hevc(end: i64) -> Clip {
     enhanced(Codec::H265, record, pictures, end)
 }
 
-/// AV1 that ffmpeg encodes, with the sound of [`Media::Plain`].
-pub fn with_av1(end: i64) -> Clip {
+/// AV1 of this size that ffmpeg encodes, with the sound of [`Media::Plain`].
+pub fn with_av1(size: &str, end: i64) -> Clip {
     let aom = ["-c:v", "libaom-av1", "-cpu-used", "8", "-usage", "realtime", "-g", "25", "-b:v", "300k"];
-    let (record, ivf) = encoded(end, &aom, b"av1C", "a.ivf");
+    let (record, ivf) = encoded(size, end, &aom, b"av1C", "a.ivf");
     let (mut pictures, mut rest) = (Vec::new(), &ivf[32..]);
     while let Some((head, more)) = rest.split_at_checked(12) {
         let size = u32::from_le_bytes(*head.first_chunk().expect("12 bytes")) as usize;
@@ -90,14 +90,14 @@ pub fn with_av1(end: i64) -> Clip {
 }
 
 /// Pictures that ffmpeg encodes with these arguments: the record in an MP4's box of this name, and all of them in a raw file.
-fn encoded(end: i64, args: &[&str], name: &[u8; 4], raw: &str) -> (Vec<u8>, Vec<u8>) {
+fn encoded(size: &str, end: i64, args: &[&str], name: &[u8; 4], raw: &str) -> (Vec<u8>, Vec<u8>) {
     let dir = Scratch::new();
     let file = |name: &str| dir.join(name);
     let run = |args: &[&str], out: &str| {
         let done = Command::new("ffmpeg").args(["-v", "error", "-y"]).args(args).arg(file(out)).status();
         assert!(done.is_ok_and(|it| it.success()), "ffmpeg makes {out}; run `make setup`");
     };
-    let seconds = format!("testsrc2=s=320x180:r=25:d={},format=yuv420p", end / 1000);
+    let seconds = format!("testsrc2=s={size}:r=25:d={},format=yuv420p", end / 1000);
     run(&[&["-f", "lavfi", "-i", &seconds][..], args].concat(), "a.mp4");
     run(&["-i", file("a.mp4").to_str().expect("UTF-8"), "-c", "copy"], raw);
     let mp4 = std::fs::read(file("a.mp4")).expect("made just now");
@@ -161,7 +161,7 @@ fn every_kind_of_stream_becomes_whole_files_in_every_format() {
     let cases = vec![
         case("plain", clip(Media::Plain, END)),
         case("opus", with_opus(END)),
-        case("hevc", with_hevc(END)),
+        case("hevc", with_hevc("320x180", END)),
         case("sound", clip(Media::AudioOnly, END)),
         case("pictures", clip(Media::VideoOnly, END)),
         case("b-frames", clip(Media::BFrames, END)),

@@ -228,12 +228,13 @@ impl Take {
         let main = |&&(input, _): &&(Input, Frame)| input == Input::Main;
         let Some((_, first)) = frames.iter().find(main) else { return };
         self.tracks = (*self.present).clone();
-        self.cut(first.dts);
+        self.cut(first);
         frames.iter().for_each(|(input, frame)| self.write(*input, frame));
     }
 
-    /// Ends the files in hand at `at` and begins others. HLS goes on if it can.
-    fn cut(&mut self, at: Time) {
+    /// Ends the files in hand and begins others with `first`. HLS goes on if it can.
+    fn cut(&mut self, first: &Frame) {
+        let at = first.dts;
         self.end_late();
         let mut openings = Vec::new();
         let mut open = |format| {
@@ -261,7 +262,7 @@ impl Take {
         if let Some(files) = self.files.take() {
             let sound = files.tracks.audio.is_some() && files.tracks.audio == self.tracks.audio;
             let mp3 = sound && files.muxes.iter().any(|it| matches!(it.mux, Mux::Mp3));
-            self.ending = Some(Ending { files, at, awaits: [sound, mp3] });
+            self.ending = Some(Ending { files, at: at + first.cts, awaits: [sound, mp3] });
         }
         let muxes = files.into_iter().map(|(file, format)| Muxing::new(file, format, &self.tracks, &mut self.out));
         let (muxes, tracks) = (muxes.collect(), self.tracks.clone());
@@ -277,7 +278,7 @@ impl Take {
         let leads = input == Input::Main && frame.track == leading && frame.key;
         if leads && self.files.as_ref().is_some_and(|files| frame.dts - files.begun >= self.settings.interval) {
             self.tracks = (*self.present).clone();
-            self.cut(frame.dts);
+            self.cut(frame);
         }
         let mut late = false;
         if let Some(ending) = &mut self.ending {
@@ -332,6 +333,7 @@ struct Files {
 /// Files before a cut, as long as sound that belongs to them may come.
 struct Ending {
     files: Files,
+    /// When the first picture behind the cut is shown: sound that is heard by then is heard with the pictures before it.
     at: Time,
     /// By [`Input`].
     awaits: [bool; 2],
@@ -675,12 +677,13 @@ mod tests {
     }
 
     /// Publishes what `script` says, with 25 pictures and 50 packets a second and a keyframe each second, sound being `behind` the pictures by
-    /// so many milliseconds: `L`, `S`, `a` and their like set tracks, a number is so many milliseconds of their frames, `!` frames that are missing. Tells
+    /// so many milliseconds: `L`, `S`, `a` and their like set tracks, a number is so many milliseconds of their frames, `!` frames that are missing,
+    /// after `~` pictures are shown 80 ms after they are decoded. Tells
     /// the files that are opened (`+`) and closed (`-`, with the packets of an AAC file), and HLS's segments with their milliseconds.
     fn check(formats: &[Format], behind: i64, script: &str, want: &str) {
         let (interval, segment) = (Time::from_millis(2_000), Time::from_millis(1_000));
         let mut take = Take::new(Settings { formats: formats.to_vec(), interval, segment });
-        let (begin, mut at, mut has) = (Instant::now(), 0, tracks(""));
+        let (begin, mut at, mut has, mut shown) = (Instant::now(), 0, tracks(""), Time::ZERO);
         let mut ops = Vec::new();
         for word in script.split(' ') {
             let now = begin + Duration::from_millis(at as u64);
@@ -691,7 +694,7 @@ mod tests {
                         let frame = |track, ms, key, len: usize| Frame {
                             track,
                             dts: Time::from_millis(ms),
-                            cts: Time::ZERO,
+                            cts: if track == Kind::Video { shown } else { Time::ZERO },
                             key,
                             payload: vec![if key { 0x65 } else { 0x41 }; len].into(),
                         };
@@ -707,6 +710,7 @@ mod tests {
                     at += span;
                 }
                 Err(_) if word == "!" => take.skip(),
+                Err(_) if word == "~" => shown = Time::from_millis(80),
                 Err(_) => {
                     has = tracks(word);
                     take.set_tracks(has.clone(), now);
@@ -742,6 +746,8 @@ mod tests {
         check(&[Format::Mp4], 0, "La 5000", "+1 +2 -1 +3 -2 -3");
         // 2 s are 100 packets, though the last ones come when the next file has begun.
         check(&[Format::Aac], 100, "La 5000", "+1 +2 -1:100 +3 -2:100 -3:45");
+        // It belongs to the pictures that are shown with it.
+        check(&[Format::Aac], 100, "La ~ 5000", "+1 +2 -1:104 +3 -2:100 -3:41");
         // Without sound there is no file of sound.
         check(&[Format::Aac, Format::Mp4], 0, "L 3000", "+1 +2 -1 -2");
     }
