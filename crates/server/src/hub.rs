@@ -26,6 +26,9 @@ use crate::live;
 /// How much sound may wait for a picture, in media time. Where no picture comes, this is the delay.
 const HOLD: Time = Time::from_millis(50);
 
+/// How far before the newest sound a reader of sound alone begins, at the most.
+const STEP_BACK: Time = Time::from_millis(500);
+
 /// Pictures that one read takes at the most, in bytes: a reader far behind shares the thread with the others.
 const BATCH: usize = 512 * 1024;
 
@@ -223,7 +226,7 @@ impl Stream {
     /// `max_lag` behind, it skips to the newest keyframe.
     pub fn read(&self, max_lag: Time) -> Reader {
         let mut ring = self.shared.ring();
-        let place = ring.start.unwrap_or(ring.next());
+        let place = ring.beginning();
         let slot = ring.take_slot(place);
         self.shared.live.outputs.fetch_add(1, Ordering::Relaxed);
         self.want_keyframe();
@@ -411,6 +414,16 @@ impl Ring {
     /// The number that the next frame will have.
     fn next(&self) -> u64 {
         self.first + self.frames.len() as u64
+    }
+
+    /// Where a new reader begins. Sound alone can be begun anywhere, so that is with what another reader has had no time for, or only
+    /// just: who begins a stream in several steps misses nothing of it.
+    fn beginning(&self) -> u64 {
+        let Some(start) = self.start else { return self.next() };
+        let Some((from, _)) = self.tracks.back().filter(|(_, tracks)| tracks.video.is_none()) else { return start };
+        let dts = |number: u64| self.frames[(number - self.first) as usize].dts;
+        let near = |number: &u64| dts(start) - dts(*number) <= STEP_BACK;
+        (self.first.max(*from)..start).rev().take_while(near).last().unwrap_or(start)
     }
 
     fn take_slot(&mut self, next: u64) -> usize {
@@ -620,6 +633,8 @@ mod tests {
     #[tokio::test]
     async fn sound_alone_starts_anywhere() {
         check("AaaaRa", "a23").await;
+        // What the first reader has yet to take is there for the second.
+        check("AaR.aaRa", "a0a123").await;
     }
 
     #[tokio::test]

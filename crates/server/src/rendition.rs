@@ -14,7 +14,7 @@ use bywash_media::{Codec, Frame, Kind, Time, Tracks};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, info, info_span, warn};
 
-use crate::hub::{self, Event, Publisher};
+use crate::hub::{self, Event, Publisher, Reader};
 use crate::lane::Lane;
 
 /// How far a rendition may fall behind its source before it skips to a keyframe.
@@ -119,7 +119,10 @@ impl Renditions {
         }
         let (publisher, stream) = source.beside();
         let twin = Twin::new(publisher, sound)?;
-        let run = run(source.clone(), stream.clone(), twin, lane.clone()).instrument(info_span!("rendition", ?sound));
+        // Here and not in its task: what its output has seen of the stream is still there.
+        let reader = source.read(MAX_LAG);
+        let run = run(source.clone(), reader, stream.clone(), twin, lane.clone());
+        let run = run.instrument(info_span!("rendition", ?sound));
         let task = AbortOnDropHandle::new(lane.spawn(run));
         let one = Arc::new(Running { source: source.clone(), sound, stream, _task: task });
         running.push(Arc::downgrade(&one));
@@ -128,10 +131,9 @@ impl Renditions {
 }
 
 /// Follows `source` to its end.
-async fn run(source: hub::Stream, stream: hub::Stream, mut twin: Twin, lane: Lane) {
+async fn run(source: hub::Stream, mut reader: Reader, stream: hub::Stream, mut twin: Twin, lane: Lane) {
     info!("rendition begins");
     let _end = End(stream);
-    let mut reader = source.read(MAX_LAG);
     let mut sweeps = lane.sweeps();
     let mut batch = Vec::new();
     loop {
