@@ -222,8 +222,8 @@ impl Stream {
         })
     }
 
-    /// A reader that starts at the newest keyframe, or at the next where there is none. Once it is more than
-    /// `max_lag` behind, it skips to the newest keyframe.
+    /// A reader that starts at the newest keyframe, or at the next where there is none; of sound alone up to half a second back,
+    /// as far as the ring still has it. Once it is more than `max_lag` behind, it skips to the newest keyframe.
     pub fn read(&self, max_lag: Time) -> Reader {
         let mut ring = self.shared.ring();
         let place = ring.beginning();
@@ -416,8 +416,8 @@ impl Ring {
         self.first + self.frames.len() as u64
     }
 
-    /// Where a new reader begins. Sound alone can be begun anywhere, so that is with what another reader has had no time for, or only
-    /// just: who begins a stream in several steps misses nothing of it.
+    /// Where a new reader begins. Sound alone can be begun anywhere, so it is with what another reader has yet to take or has taken
+    /// this moment: who begins a stream in several steps misses nothing of it.
     fn beginning(&self) -> u64 {
         let Some(start) = self.start else { return self.next() };
         let Some((from, _)) = self.tracks.back().filter(|(_, tracks)| tracks.video.is_none()) else { return start };

@@ -63,6 +63,13 @@ struct Sample {
     key: bool,
 }
 
+impl Sample {
+    /// When it is shown, in ticks.
+    fn pts(&self) -> i64 {
+        self.dts + i64::from(self.offset)
+    }
+}
+
 impl Index {
     /// Of a finished MP4 file of ours.
     pub fn mp4<S: Source + ?Sized>(file: &S) -> Result<Index, Error> {
@@ -281,7 +288,7 @@ impl Lane {
     }
 
     fn shown(&self, sample: &Sample) -> Time {
-        self.zero + Time::from_ticks(sample.dts + i64::from(sample.offset), self.rate)
+        self.zero + Time::from_ticks(sample.pts(), self.rate)
     }
 
     fn first(&self) -> Option<Time> {
@@ -289,8 +296,7 @@ impl Lane {
     }
 
     fn shown_until(&self, sample: &Sample) -> Time {
-        let ticks = sample.dts + i64::from(sample.offset) + i64::from(sample.duration);
-        self.zero + Time::from_ticks(ticks, self.rate)
+        self.zero + Time::from_ticks(sample.pts() + i64::from(sample.duration), self.rate)
     }
 
     /// When the last of `samples` has been shown.
@@ -312,7 +318,7 @@ impl Lane {
     /// How long before the first picture of a cut is shown the first one is decoded, of those that are shown.
     fn lead(&self, range: &Range<usize>, cut: &Cut<'_>) -> i64 {
         let visible = self.samples[range.clone()].iter().filter(|it| self.is_picture() && self.is_in(it, cut));
-        let shown = visible.clone().map(|it| it.dts + i64::from(it.offset)).min();
+        let shown = visible.clone().map(Sample::pts).min();
         shown.zip(visible.map(|it| it.dts).next()).map_or(0, |(shown, decoded)| shown - decoded)
     }
 
@@ -440,8 +446,10 @@ pub fn mp4(pieces: &[Piece<'_>]) -> Result<Mp4, Error> {
     // shown for the first edit alone: it has to be the same for all.
     let lead = |cut: &Cut<'_>| cut.lanes.iter().map(|(lane, range)| lane.lead(range, cut)).collect::<Vec<_>>();
     let leads: Vec<_> = cuts.iter().map(lead).collect();
-    for (number, (cut, leads_here)) in cuts.iter().zip(&leads).enumerate() {
-        let early = |nth: usize| leads.iter().map(|it| it[nth]).max().unwrap_or_default() - leads_here[nth];
+    let most = |nth| leads.iter().map(|it| it[nth]).max().unwrap_or_default();
+    let most: Vec<_> = (0..outs.len()).map(most).collect();
+    for (number, (cut, leads)) in cuts.iter().zip(&leads).enumerate() {
+        let early = |nth: usize| most[nth] - leads[nth];
         // Where the cut's first moment comes to be: not so early that a track would go back.
         let shift = |line: Time, lane: &Lane| (line - cut.first + lane.zero).as_ticks(lane.rate);
         for (nth, ((lane, range), out)) in cut.lanes.iter().zip(&outs).enumerate() {
@@ -462,13 +470,13 @@ pub fn mp4(pieces: &[Piece<'_>]) -> Result<Mp4, Error> {
         for (nth, (lane, range)) in cut.lanes.iter().enumerate() {
             let (samples, shift) = (&lane.samples[range.clone()], shift(line, lane));
             let visible = samples.iter().filter(|it| lane.is_in(it, cut));
-            if let Some(from) = visible.clone().min_by_key(|it| it.dts + i64::from(it.offset)) {
+            if let Some(from) = visible.clone().min_by_key(|it| it.pts()) {
                 let moved = |time: Time| line + (time - cut.first);
                 let until = moved(lane.until(&visible.copied().collect::<Vec<_>>()).min(cut.end));
                 let at = lane.shown(from);
                 // A first sample that is shown whole is told in its own ticks: one less would be a sample too many.
                 let inside = if at >= cut.begin { 0 } else { (cut.begin - at).as_ticks(lane.rate) };
-                let ticks = from.dts + i64::from(from.offset) + shift + inside;
+                let ticks = from.pts() + shift + inside;
                 let slot =
                     run.shown[nth].get_or_insert(Shown { ticks, from: moved(at.max(cut.begin)), until, hold: until });
                 slot.until = slot.until.max(until);

@@ -32,8 +32,8 @@ const DELAY: i64 = 63_000;
 const SOUND_MAX: usize = 2900;
 const SOUND_LENGTH: Time = Time::from_millis(70);
 
-/// The most that [`Writer::push`] appends for a frame with a payload of `len` bytes, if its parameter sets are not unusually long: its packets, and those of the
-/// sound that was held back.
+/// The most that [`Writer::push`] appends for a frame with a payload of `len` bytes, if its parameter sets are not unusually long:
+/// its packets, and those of the sound that was held back.
 pub const fn room(len: usize) -> usize {
     (len + SOUND_MAX + 2048) / ROOM * PACKET + 4 * PACKET
 }

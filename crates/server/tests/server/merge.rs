@@ -151,19 +151,8 @@ fn shown(path: &Path) -> Vec<(f64, String)> {
 fn beeps(path: &Path) -> Vec<f64> {
     let mut ffmpeg = Command::new("ffmpeg");
     ffmpeg.args(["-v", "error", "-i"]).arg(path);
-    ffmpeg.args([
-        "-map",
-        "0:a",
-        "-af",
-        "aresample=async=1:first_pts=0",
-        "-ac",
-        "1",
-        "-ar",
-        "48000",
-        "-f",
-        "f32le",
-        "-",
-    ]);
+    ffmpeg.args(["-map", "0:a", "-af", "aresample=async=1:first_pts=0"]);
+    ffmpeg.args(["-ac", "1", "-ar", "48000", "-f", "f32le", "-"]);
     let pcm = ffmpeg.output().expect("ffmpeg; run `make setup`").stdout;
     let pcm: Vec<_> = pcm.chunks_exact(4).map(|it| f32::from_le_bytes([it[0], it[1], it[2], it[3]])).collect();
     let (mut found, mut quiet) = (Vec::new(), 0);
