@@ -51,9 +51,10 @@ if [ -n "$missing" ]; then
 fi
 
 venv=$(dirname "$0")/../target/venv
-if ! "$venv/bin/python" -c "import aiortc" 2>/dev/null; then        # a WebRTC publisher
+# A WebRTC publisher; FFmpeg 8, which publishes by WHIP and enhanced RTMP.
+if ! "$venv/bin/python" -c "import aiortc, av; av.open('/dev/null', 'w', format='whip')" 2>/dev/null; then
     python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check "aiortc>=1.9,<2"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check "aiortc>=1.9,<2" "av>=18.1,<19"
 fi
 
 modules() { # NAME: what crates/testkit/NAME asks for, from npm, is in target/NAME

@@ -333,6 +333,8 @@ fn context(certificate: &DtlsCert) -> Result<SslContext, ErrorStack> {
     builder.set_max_proto_version(Some(SslVersion::DTLS1_2))?;
     builder.set_cipher_list("ECDHE+AESGCM")?;
     builder.set_security_level(2);
+    // The curves of certificates too. FFmpeg's with GnuTLS is the last, which OpenSSL does not take by itself.
+    builder.set_groups_list("X25519:P-256:P-384:P-521:P-224")?;
     // What str0m's own engine prefers. The name of the last is OpenSSL's.
     builder.set_tlsext_use_srtp("SRTP_AEAD_AES_256_GCM:SRTP_AEAD_AES_128_GCM:SRTP_AES128_CM_SHA1_80")?;
     builder.set_private_key(&key)?;
@@ -377,8 +379,11 @@ mod tests {
     }
 
     fn ec() -> PKey<Private> {
-        let curve = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
-        PKey::from_ec_key(EcKey::generate(&curve).unwrap()).unwrap()
+        on_curve(Nid::X9_62_PRIME256V1)
+    }
+
+    fn on_curve(curve: Nid) -> PKey<Private> {
+        PKey::from_ec_key(EcKey::generate(&EcGroup::from_curve_name(curve).unwrap()).unwrap()).unwrap()
     }
 
     /// One end and what it has told.
@@ -468,6 +473,7 @@ mod tests {
     fn both_ends_have_the_same_keys_whoever_calls_and_whatever_the_certificate() {
         let (ours, theirs) = (provider().dtls_provider, from_feature_flags().dtls_provider);
         let (ec, rsa, large) = (certificate(&ec()), certificate(&rsa(2048)), certificate(&rsa(4096)));
+        let small = certificate(&on_curve(Nid::SECP224R1));
         for (what, active, passive) in [
             ("ECDSA", (ours, &ec), (ours, &ec)),
             ("GStreamer: RSA", (ours, &rsa), (ours, &ec)),
@@ -475,6 +481,8 @@ mod tests {
             ("another engine as a client", (theirs, &ec), (ours, &ec)),
             ("another engine as a server", (ours, &ec), (theirs, &ec)),
             ("a server with RSA", (ours, &ec), (ours, &rsa)),
+            ("FFmpeg with GnuTLS: P-224", (ours, &ec), (ours, &small)),
+            ("the same as a client", (ours, &small), (ours, &ec)),
         ] {
             let mut ends = [End::of(active.0, active.1, true), End::of(passive.0, passive.1, false)];
             let sent = [Cell::new(0), Cell::new(0)];

@@ -425,7 +425,7 @@ mod tests {
         },
         Client {
             // It waits for our DTLS, sends to the first candidate alone, and has one H.264 and no way to send again.
-            name: "ffmpeg 8",
+            name: "ffmpeg 8.0",
             session: "a=group:BUNDLE 0 1|a=extmap-allow-mixed|a=msid-semantic: WMS",
             transport: "ICE|a=setup:passive|a=sendonly|a=msid:FFmpeg x|a=rtcp-mux|a=rtcp-rsize|a=ssrc:9 cname:FFmpeg|a=ssrc:9 msid:FFmpeg x",
             audio: ("111", "a=rtpmap:111 opus/48000/2"),

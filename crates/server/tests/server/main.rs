@@ -4,6 +4,7 @@
 
 mod browser;
 mod callback;
+mod client;
 mod command;
 mod crash;
 mod enhanced;

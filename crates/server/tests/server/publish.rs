@@ -5,12 +5,16 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use bywash_testkit::media::judge;
 use bywash_testkit::publisher::{Flow, Pace};
 use bywash_testkit::rtmp::Message;
 use bywash_testkit::server::{PUBLISH_KEY, publish_query};
 use bywash_testkit::{
     Manner, Media, Nginx, Process, Publisher, Receiver, Scratch, Server, Setup, Sink, eventually, media, secs, stays,
 };
+
+use super::client::Client;
+use super::record;
 
 #[test]
 fn forbidden_stream_is_cut_and_refused() {
@@ -137,4 +141,25 @@ fn a_quiet_publisher_is_dropped_and_the_others_stay() {
     eventually("the silent one is dropped", secs(20), || waiting.is_finished().then_some(()));
     assert!(waiting.join().expect("no panic").is_ok_and(|n| n == 0));
     stays("the stream goes on", Duration::from_millis(300), || !sink.session("show").expect("a session").closed);
+}
+
+#[test]
+fn what_ffmpeg_publishes_in_newer_codecs_is_recorded() {
+    let receiver = Receiver::start();
+    let server = Server::start(Setup::app(record::told(&receiver, r#"["mp4"]"#)));
+    let clients = [("hevc", "libx265", "libopus"), ("av1", "libsvtav1", "aac"), ("avc", "libx264", "libopus")];
+    let clients = clients.map(|(stream, pictures, sound)| {
+        server.record(stream);
+        (stream, Client::ffmpeg(&server.rtmp(stream), ["flv", pictures, sound]))
+    });
+    for (stream, client) in clients {
+        client.wait("pictures 90");
+        client.end();
+        receiver.wait_any("record", stream);
+        let [file] = &server.recorded(&receiver, stream)[..] else { panic!("one file of {stream}") };
+        let found = judge(&file.path);
+        let ((pictures, shown), (sounds, heard)) = found.video.zip(found.audio).expect("both tracks");
+        assert!(pictures >= 90 && sounds >= 120 && file.duration > 2.9, "{stream}: {found:?}");
+        assert!((shown - heard).abs() < 0.05, "{stream}: {found:?}");
+    }
 }

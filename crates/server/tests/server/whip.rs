@@ -1,70 +1,16 @@
-//! WebRTC publishers and players: aiortc as a client of other people's making, and HTTP as it should not be spoken.
+//! WebRTC publishers and players of other people's making, and HTTP as it should not be spoken.
 
 use std::io::Write;
 use std::net::{TcpStream, UdpSocket};
-use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bywash_media::Codec;
 use bywash_media::codec::nal;
 use bywash_testkit::server::{APP, PUBLISH_KEY, publish_query};
-use bywash_testkit::{Manner, Media, Nginx, Process, Receiver, Scratch, Server, Setup, Sink, eventually, media, secs};
+use bywash_testkit::{Manner, Media, Nginx, Receiver, Server, Setup, Sink, eventually, media, secs};
 
+use crate::client::Client;
 use crate::enhanced::{decodes, enhanced};
-
-/// The client that `whip.py` is, or `gst.py`.
-struct Client {
-    process: Process,
-    dir: Scratch,
-}
-
-impl Client {
-    fn start(url: &str, options: &[&str]) -> Client {
-        let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/venv/bin/python");
-        assert!(python.is_file(), "aiortc is not installed; run `make setup`");
-        Client::run(&python, "whip.py", url, options)
-    }
-
-    /// One of GStreamer, which only the system's Python knows.
-    fn start_gst(url: &str, codec: &str) -> Client {
-        Client::run(Path::new("/usr/bin/python3"), "gst.py", url, &[codec])
-    }
-
-    fn run(python: &Path, script: &str, url: &str, options: &[&str]) -> Client {
-        let (root, dir) = (Path::new(env!("CARGO_MANIFEST_DIR")), Scratch::new());
-        let output = || std::fs::OpenOptions::new().create(true).append(true).open(dir.join("said")).expect("a file");
-        let mut command = Command::new(python);
-        command.arg(root.join("tests/server").join(script)).arg(url).args(options);
-        let process = Process::start(command.stdin(Stdio::piped()).stdout(output()).stderr(output()));
-        Client { process, dir }
-    }
-
-    fn publish(server: &Server, stream: &str, options: &[&str]) -> Client {
-        let client = Client::start(&server.whip(stream), options);
-        client.wait("connected");
-        client
-    }
-
-    fn said(&self) -> String {
-        std::fs::read_to_string(self.dir.join("said")).unwrap_or_default()
-    }
-
-    #[track_caller]
-    fn wait(&self, word: &str) {
-        let begin = Instant::now();
-        while !self.said().lines().any(|line| line == word) {
-            assert!(begin.elapsed() < secs(30), "not {word}:\n{}", self.said());
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    /// Ends in order, by DELETE.
-    fn end(mut self) {
-        drop(self.process.child().stdin.take());
-        eventually("the client ends", secs(10), || self.process.exit_code());
-    }
-}
 
 #[test]
 fn whip_is_relayed_and_told_of() {
@@ -89,10 +35,25 @@ fn whip_is_relayed_and_told_of() {
 }
 
 #[test]
+fn ffmpeg_is_relayed_by_whip() {
+    let (cdn, server) = (Nginx::start(), Server::start(Setup::default()));
+    server.relay("show", &cdn.url("show"));
+    let client = Client::ffmpeg(&server.whip("show"), ["whip", "libx264", "libopus"]);
+    client.wait("pictures 30");
+    let recorded = cdn.wait_for("show", 200);
+    client.end();
+    eventually("DELETE ends the stream", secs(5), || {
+        server.ok("DescribeStreams", &[])["Streams"].as_array()?.is_empty().then_some(())
+    });
+    let (pictures, sounds) = media::count(&media::assert_clean(&recorded));
+    assert!(pictures > 50 && sounds > 80, "{pictures} pictures, {sounds} packets of sound");
+}
+
+#[test]
 fn gstreamer_is_relayed_in_h264() {
     let (cdn, server) = (Nginx::start(), Server::start(Setup::default()));
     server.relay("show", &cdn.url("show"));
-    let client = Client::start_gst(&server.whip("show"), "H264");
+    let client = Client::gstreamer(&server.whip("show"), "H264");
     client.wait("connected");
     let recorded = cdn.wait_for("show", 200);
     client.end();
@@ -104,7 +65,7 @@ fn gstreamer_is_relayed_in_h264() {
 fn gstreamer_is_relayed_in_h265_to_a_target_that_takes_it() {
     let (sink, server) = (Sink::start(Manner::Keep), Server::start(Setup::default()));
     server.relay("show", &sink.url("show"));
-    let client = Client::start_gst(&server.whip("show"), "H265");
+    let client = Client::gstreamer(&server.whip("show"), "H265");
     client.wait("connected");
     eventually("pictures", secs(20), || (sink.pictures("show") > 60).then_some(()));
     assert_eq!(server.ok("DescribeStreams", &[("StreamId", "show")])["Streams"][0]["VideoCodec"], "H.265");
@@ -126,7 +87,7 @@ fn a_whip_publisher_that_vanishes_comes_back_into_the_same_cdn_session() {
     drop(client);
     // Its session is not known to be dead for seconds: until it has been silent for a while it keeps its place.
     let client = eventually("it is taken again", secs(20), || {
-        let again = Client::start(&server.whip("show"), &["--video-only"]);
+        let again = Client::aiortc(&server.whip("show"), &["--video-only"]);
         let said = eventually("taken or refused", secs(15), || {
             let said = again.said();
             (said.contains("connected") || said.contains("409")).then_some(said)
@@ -158,7 +119,7 @@ fn whep_plays_what_rtmp_publishes() {
     eventually("the stream is live", secs(5), || {
         (server.ok("DescribeStreams", &[("StreamId", "show")])["Total"] == 1).then_some(())
     });
-    let player = Client::start(&server.whep("show"), &["--play"]);
+    let player = Client::aiortc(&server.whep("show"), &["--play"]);
     player.wait("connected");
     eventually("pictures are decoded", secs(20), || {
         let said = player.said();
