@@ -90,8 +90,15 @@ pub struct Request {
     pub tc_url: String,
     /// The peer's `flashVer`.
     pub agent: String,
-    /// The peer's `fourCcList` of enhanced RTMP.
+    /// The codecs that the peer says it takes, as enhanced RTMP names them; `*` is all (Veovera, "Enhancing NetConnection connect Command").
     pub fourcc: Vec<String>,
+}
+
+impl Request {
+    /// Whether the peer says that it takes this codec of enhanced RTMP.
+    pub fn takes(&self, fourcc: &str) -> bool {
+        self.fourcc.iter().any(|it| it == fourcc || it == "*")
+    }
 }
 
 /// Commands that a stranger may send; real ones need seven.
@@ -455,14 +462,16 @@ fn introduction(object: &Value) -> Request {
     let text = |name| object.get(name).and_then(Value::as_str).unwrap_or_default();
     let (app, query) = split_query(text("app"));
     let (_, url_query) = split_query(text("tcUrl"));
-    let fourcc = object.get("fourCcList").map_or(&[][..], Value::items);
+    let listed = object.get("fourCcList").map_or(&[][..], Value::items).iter().filter_map(Value::as_str);
+    let maps = ["videoFourCcInfoMap", "audioFourCcInfoMap"].into_iter().filter_map(|name| object.get(name));
+    let mapped = maps.flat_map(Value::properties).map(|(name, _)| name.as_str());
     Request {
         app: app.trim_matches('/').to_owned(),
         name: String::new(),
         query: if query.is_empty() { url_query } else { query }.to_owned(),
         tc_url: text("tcUrl").to_owned(),
         agent: text("flashVer").to_owned(),
-        fourcc: fourcc.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        fourcc: listed.chain(mapped).map(str::to_owned).collect(),
     }
 }
 
@@ -784,11 +793,14 @@ mod tests {
     fn enhanced_rtmp_is_answered_where_it_is_asked_for() {
         let mut peer = Peer::new(1000);
         let list = Value::StrictArray(vec!["hvc1".into(), "av01".into()]);
-        let object = amf::object([("app", "1".into()), ("fourCcList", list), ("videoFourCcInfoMap", amf::object([]))]);
+        let sounds = amf::object([("Opus", 1.0.into())]);
+        let (pictures, sounds) = (("videoFourCcInfoMap", amf::object([])), ("audioFourCcInfoMap", sounds));
+        let object = amf::object([("app", "1".into()), ("fourCcList", list), pictures, sounds]);
         peer.link.command(0, "connect", 1.0, &[object]);
         peer.act("1:publish 2 - s").unwrap();
         let Some(Event::Publish(request)) = peer.server.poll_event() else { panic!("no request") };
-        assert_eq!(request.fourcc, ["hvc1", "av01"]);
+        assert_eq!(request.fourcc, ["hvc1", "av01", "Opus"]);
+        assert!(request.takes("Opus") && !request.takes("avc1"));
         let mut output = Vec::new();
         while let Some(bytes) = peer.server.poll_output() {
             output.extend_from_slice(&bytes);
@@ -801,8 +813,8 @@ mod tests {
         }
         let info = info.unwrap();
         assert_eq!(info.get("fourCcList").unwrap().items().len(), 6);
-        let map = info.get("videoFourCcInfoMap").unwrap();
-        assert_eq!(map.get("hvc1"), Some(&Value::Number(4.0)));
-        assert_eq!((map.get("Opus"), info.get("audioFourCcInfoMap")), (None, None));
+        let forwards = |map, codec| info.get(map).unwrap().get(codec) == Some(&Value::Number(4.0));
+        assert!(forwards("videoFourCcInfoMap", "hvc1") && forwards("audioFourCcInfoMap", "Opus"));
+        assert!(!forwards("videoFourCcInfoMap", "Opus"));
     }
 }

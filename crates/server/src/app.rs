@@ -181,6 +181,8 @@ impl Server {
             hub: hub.clone(),
             plan: plan.clone(),
             lanes: lanes.clone(),
+            renditions: renditions.clone(),
+            relay: relay.clone(),
             metrics: metrics.clone(),
             max_connections: config.rtmp.max_connections,
         };

@@ -122,7 +122,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("config", "secret vendor"),
     ("http", "config"),
     ("hub", "live"),
-    ("ingest", "clock config hub lane metrics output plan sys token webrtc wire"),
+    ("ingest", "clock config hub lane metrics output plan rendition sys token webrtc wire"),
     ("job", "callback clock config object segment store"),
     ("lane", "sys"),
     ("live", ""),

@@ -324,7 +324,7 @@ impl Scope for Config {
                     "relay.audio_bitrate",
                     "32k"..="320k",
                     |c| &mut c.relay.audio_bitrate,
-                    "Bits a second of the AAC that Opus sound becomes for targets; in quotes or as a plain number.",
+                    "Bits a second of the AAC that Opus sound becomes for targets and RTMP players; in quotes or as a plain number.",
                 ),
                 Config::ranged::<Span>(
                     "publish.grace",

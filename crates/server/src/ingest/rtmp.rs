@@ -12,6 +12,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use bywash_media::mux::flv::{self, Item};
 use bywash_media::{Codec, Frame, Kind, StreamKey, Tracks};
 use bywash_rtmp::message::{self, Message};
@@ -26,7 +27,9 @@ use crate::config::{App, Apps};
 use crate::hub::Hub;
 use crate::lane::{Lane, Lanes};
 use crate::metrics::Metrics;
+use crate::output::relay;
 use crate::plan::{Arrival, Hold, Leave, Plan};
+use crate::rendition::Renditions;
 use crate::sys;
 use crate::token::{self, Purpose};
 use crate::wire::{Turn, Wire};
@@ -50,6 +53,10 @@ pub struct Doors {
     pub plan: Plan,
     /// The threads.
     pub lanes: Arc<Lanes>,
+    /// What players read where they need other sound.
+    pub renditions: Arc<Renditions>,
+    /// How sound is encoded for them: as for relays, with which they share it.
+    pub relay: Arc<ArcSwap<relay::Settings>>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Connections at once.

@@ -28,6 +28,11 @@ impl Client {
         Client::run(&venv(), "ffmpeg.py", url, &options)
     }
 
+    /// FFmpeg 8 as a player of enhanced RTMP that says it takes these codecs; prints which come.
+    pub fn player(url: &str, takes: &str) -> Client {
+        Client::run(&venv(), "ffmpeg.py", url, &["play", takes])
+    }
+
     fn run(python: &Path, script: &str, url: &str, options: &[&str]) -> Client {
         let (root, dir) = (Path::new(env!("CARGO_MANIFEST_DIR")), Scratch::new());
         let output = || std::fs::OpenOptions::new().create(true).append(true).open(dir.join("said")).expect("a file");

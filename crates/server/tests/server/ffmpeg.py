@@ -1,7 +1,9 @@
 """The newest FFmpeg, by its Python binding: publishes a moving picture and a tone until stdin ends.
 
-The first argument is the address, the second the muxer (whip, flv), then the encoders of picture and sound, then options of the muxer as KEY=VALUE.
-Prints "pictures N" each second.
+The first argument is the address, the second the muxer (whip, flv), then the encoders of picture and sound. Prints "pictures N" each second.
+
+With "play" for a muxer it plays by RTMP instead, says that it takes the codecs of the third argument, and prints the names of those that it gets and
+can decode.
 """
 
 import math
@@ -14,10 +16,18 @@ from fractions import Fraction
 import av
 
 RATE, SAMPLES, FRAMES, WIDTH, HEIGHT = 48_000, 960, 30, 320, 180
-url, muxer, pictures, sound = sys.argv[1:5]
 av.logging.set_level(av.logging.ERROR)
 
-output = av.open(url, "w", format=muxer, options=dict(it.split("=", 1) for it in sys.argv[5:]))
+if sys.argv[2] == "play":
+    source = av.open(sys.argv[1], options={"rtmp_enhanced_codecs": sys.argv[3]})
+    tracks = source.streams.video[0], source.streams.audio[0]
+    for track in tracks:
+        next(source.decode(track))
+    print(*(track.codec_context.name for track in tracks), flush=True)
+    sys.exit()
+
+url, muxer, pictures, sound = sys.argv[1:]
+output = av.open(url, "w", format=muxer)
 fast = {"libx264": {"preset": "ultrafast", "tune": "zerolatency", "profile": "baseline"},
         "libx265": {"preset": "ultrafast", "tune": "zerolatency", "x265-params": "log-level=none"},
         "libsvtav1": {"preset": "10", "crf": "50", "svtav1-params": "pred-struct=1:lookahead=0"}}

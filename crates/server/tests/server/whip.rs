@@ -2,12 +2,13 @@
 
 use std::io::Write;
 use std::net::{TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use bywash_media::Codec;
 use bywash_media::codec::nal;
 use bywash_testkit::server::{APP, PUBLISH_KEY, publish_query};
-use bywash_testkit::{Manner, Media, Nginx, Receiver, Server, Setup, Sink, eventually, media, secs};
+use bywash_testkit::{Manner, Media, Nginx, Receiver, Scratch, Server, Setup, Sink, eventually, media, secs};
 
 use crate::client::Client;
 use crate::enhanced::{decodes, enhanced};
@@ -47,6 +48,27 @@ fn ffmpeg_is_relayed_by_whip() {
     });
     let (pictures, sounds) = media::count(&media::assert_clean(&recorded));
     assert!(pictures > 50 && sounds > 80, "{pictures} pictures, {sounds} packets of sound");
+}
+
+#[test]
+fn an_rtmp_player_hears_a_webrtc_stream_in_what_it_takes() {
+    let server = Server::start(Setup::default());
+    let client = Client::ffmpeg(&server.whip("show"), ["whip", "libx264", "libopus"]);
+    client.wait("pictures 30");
+    let dir = Scratch::new();
+    let mut player = Command::new("ffmpeg");
+    player.args(["-v", "error", "-i", &server.rtmp("show"), "-t", "3", "-c", "copy"]).arg(dir.join("played.flv"));
+    assert!(player.stdin(Stdio::null()).status().expect("ffmpeg; run `make setup`").success());
+    let tags = media::assert_clean(&dir.join("played.flv"));
+    let (pictures, sounds) = media::count(&tags);
+    assert!(pictures > 60 && sounds > 100, "{pictures} pictures, {sounds} packets of sound");
+    assert!(tags.iter().filter(|tag| tag.kind == 8).all(|tag| tag.body[0] >> 4 == 10), "AAC");
+
+    for (takes, codec) in [("hvc1", "aac"), ("Opus", "opus")] {
+        let heard = Client::player(&server.rtmp("show"), takes);
+        heard.wait(&format!("h264 {codec}"));
+    }
+    client.end();
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! RTMP out to players: a reader of a live stream on a connection that asked to play.
+//! RTMP out to players: a reader of a live stream on a connection that asked to play. Opus becomes AAC for those who did not say that
+//! they take it.
 //!
 //! Invariant: a player that does not read is dropped; it slows nobody.
 
@@ -10,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Connection;
-use crate::hub;
 use crate::output::packer::Packer;
+use crate::output::source::Source;
+use crate::rendition::Sound;
 use crate::token::Purpose;
 use crate::wire::Turn;
 
@@ -35,15 +37,23 @@ impl Connection {
             self.refuse("NetStream.Play.StreamNotFound", "the stream is not live").await;
             return Ok(false);
         };
+        let bit_rate = self.doors.relay.load().config.audio_bitrate;
+        let sound = Sound::Aac { bit_rate, takes_opus: request.takes("Opus"), silence: false };
+        let source = match Source::begin(&stream, sound, MAX_LAG, &self.doors.renditions, &self.lane) {
+            Ok(source) => source,
+            Err(error) => {
+                self.refuse("NetStream.Play.Failed", &error.to_string()).await;
+                return Ok(false);
+            }
+        };
         self.engine.accept();
         info!(parent: &self.span, "player joins");
-        let again = self.follow(stream, stop).await?;
+        let again = self.follow(source, stop).await?;
         info!(parent: &self.span, "player leaves");
         Ok(again)
     }
 
-    async fn follow(&mut self, stream: hub::Stream, stop: &CancellationToken) -> anyhow::Result<bool> {
-        let mut reader = stream.read(MAX_LAG);
+    async fn follow(&mut self, mut source: Source, stop: &CancellationToken) -> anyhow::Result<bool> {
         let mut packer = Packer::to_player();
         let mut beats = self.lane.beats();
         let mut batch = Vec::new();
@@ -61,7 +71,8 @@ impl Connection {
             tokio::select! { biased;
                 turn = turn => if turn? == Turn::Closed { return Ok(false) },
                 // Only after what was waiting has gone out: one batch is the most that a player holds.
-                more = reader.ready(&mut batch), if idle => {
+                more = source.ready(&mut batch), if idle => {
+                    let more = more?;
                     for event in batch.drain(..) {
                         let out = self.wire.out();
                         packer.pack(&event, |kind, timestamp, head, payload| {
