@@ -151,14 +151,13 @@ impl Metronome {
     }
 }
 
-/// Keeps freed memory for three seconds before it goes back to the kernel. A stream frees its pictures at each keyframe and takes as
-/// much again until the next: given back at once, the same pages are taken and cleared again for each. Kept for ten seconds, up to half
-/// a megabyte a recording lies unused.
-pub fn keep_freed_memory() {
+/// Keeps freed memory for so long before it goes back to the kernel. A stream frees its pictures at each keyframe and takes as much
+/// again until the next: given back after mimalloc's own 10 ms, the same pages are taken and cleared again for each.
+pub fn keep_freed_memory(delay: Duration) {
     /// mi_option_purge_delay of mimalloc.h, in milliseconds; the crate does not name it.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
     // SAFETY: it sets a number of the allocator, which may be done at any time.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 3_000) };
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, delay.as_millis() as _) };
 }
 
 /// Takes memory in pages of 4 KiB, never of 2 MiB (prctl(2)): each thread has some of its own for each size of allocation, of which

@@ -10,6 +10,9 @@ use super::Source;
 use crate::config::{self, Config};
 use crate::{app, demo, log, sys};
 
+/// How long freed memory is kept: longer than the time between two keyframes.
+const KEEP: Duration = Duration::from_secs(10);
+
 /// Runs the server
 ///
 /// Prints a line for each listener and one when it is ready. SIGTERM or SIGINT stops it in order, a second one at once; SIGHUP
@@ -80,7 +83,7 @@ fn reread(source: &Source) -> Result<Config, config::Problems> {
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    sys::keep_freed_memory();
+    sys::keep_freed_memory(KEEP);
     sys::use_small_pages();
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
 }

@@ -29,6 +29,7 @@ use crate::output::source::{Drained, Source};
 use crate::rendition::{Renditions, Sound};
 use crate::segment::Folder;
 use crate::store::{File, RecordState};
+use crate::sys;
 
 pub use self::disk::finish;
 pub use self::take::{Opening, Settings};
@@ -38,6 +39,10 @@ const MAX_LAG: Time = Time::from_millis(60_000);
 
 /// How long a recording waits after the disk refused a write before it begins files again.
 const REST: Duration = Duration::from_secs(5);
+
+/// How long this process keeps freed memory once it has recorded. What recordings free is not what they take next, and lies unused
+/// until then: half a megabyte of each in ten seconds.
+const KEEP: Duration = Duration::from_secs(3);
 
 /// What a recording has to tell.
 #[derive(Debug)]
@@ -109,6 +114,7 @@ enum End {
 impl Recorder {
     /// Runs until the stream ends or the recording is wished no more, and all its files are whole.
     pub async fn run(mut self) {
+        sys::keep_freed_memory(KEEP);
         let mut last_error = self.leave_out_what_cannot_be_made();
         let disk = Disk::new(self.runtime.clone(), self.folder.clone(), self.say.clone(), self.span.clone());
         let mut take = Take::new(self.settings.clone());
