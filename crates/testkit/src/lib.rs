@@ -218,6 +218,16 @@ impl Process {
         line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
     }
 
+    /// How often the thread of that name, which there is one of, has waited for something to do.
+    pub fn waits(&self, name: &str) -> u64 {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).expect("it runs").flatten();
+        let read = |thread: &std::fs::DirEntry, file| std::fs::read_to_string(thread.path().join(file));
+        let thread = threads.into_iter().find(|it| read(it, "comm").is_ok_and(|it| it.trim() == name));
+        let status = read(&thread.expect("such a thread"), "status").expect("it runs");
+        let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).expect("a count");
+        waits.trim().parse().expect("a number")
+    }
+
     /// Processor time of all its threads, user and system. The scheduler's nanoseconds: ticks of 10 ms are too
     /// coarse for what one stream costs.
     pub fn cpu(&self) -> Duration {

@@ -17,6 +17,8 @@ pub enum Manner {
     Take,
     /// The same, and keeps all that comes.
     Keep,
+    /// The same as a good one, and acknowledges each message by itself, a little later, and pings at each keyframe.
+    Chatty,
     /// Accepts the connection and never says a word.
     Silent,
     /// Stops reading: the kernel acknowledges what fits into its buffer, then nothing.
@@ -84,6 +86,8 @@ pub struct Session {
     pub kept: Vec<Tag>,
     /// FCUnpublish or deleteStream came: it was ended, not cut.
     pub unpublished: bool,
+    /// Pings that were answered.
+    pub pongs: u32,
     /// The connection is closed.
     pub closed: bool,
 }
@@ -243,8 +247,13 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
     let mut acknowledged = 0;
     loop {
         let message = reader.message()?;
-        if reader.bytes - acknowledged > 100_000 {
+        let chatty = *lock(manner) == Manner::Chatty;
+        if chatty || reader.bytes - acknowledged > 100_000 {
             acknowledged = reader.bytes;
+            if chatty {
+                // Its sender has gone to sleep by then.
+                thread::sleep(Duration::from_millis(5));
+            }
             socket.write_all(&Message::control(3, acknowledged as u32).chunks(4096))?;
         }
         match (message.kind, *place) {
@@ -260,10 +269,19 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
                 stamp.iter_mut().zip(message.payload.iter().skip(at)).for_each(|(to, from)| *to = *from);
                 let keeps = *lock(manner) == Manner::Keep;
                 let session = &mut lock(seen).sessions[place as usize];
-                session.arrivals.push(Arrival { at: Instant::now(), timestamp, kind, size, head, stamp });
+                let arrival = Arrival { at: Instant::now(), timestamp, kind, size, head, stamp };
+                session.arrivals.push(arrival);
+                if chatty && arrival.is_key() {
+                    let ping = Message { kind: 4, payload: vec![0, 6, 0, 0, 0, 9], ..Message::default() };
+                    socket.write_all(&ping.chunks(4096))?;
+                }
                 if keeps {
                     session.kept.push(Tag { kind, timestamp: timestamp.into(), body: message.payload });
                 }
+                continue;
+            }
+            (4, Some(place)) if message.payload.starts_with(&[0, 7]) => {
+                lock(seen).sessions[place as usize].pongs += 1;
                 continue;
             }
             _ => continue,
@@ -297,7 +315,15 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
                     let mut seen = lock(seen);
                     *place = Some(seen.sessions.len() as u32);
                     let (app, arrivals, kept) = (app.clone(), Vec::new(), Vec::new());
-                    seen.sessions.push(Session { name, app, arrivals, kept, unpublished: false, closed: false });
+                    seen.sessions.push(Session {
+                        name,
+                        app,
+                        arrivals,
+                        kept,
+                        unpublished: false,
+                        pongs: 0,
+                        closed: false,
+                    });
                 }
                 send(1, &[Amf::text("onStatus"), Amf::Number(0.0), Amf::Null, info])?;
             }
@@ -361,10 +387,10 @@ fn obey(socket: &TcpStream, manner: &Mutex<Manner>) -> io::Result<()> {
             dropping = true;
         }
         match now {
-            Manner::Take | Manner::Keep | Manner::Slow(_) | Manner::Refuse(_) if dropping => {
+            Manner::Take | Manner::Keep | Manner::Chatty | Manner::Slow(_) | Manner::Refuse(_) if dropping => {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
-            Manner::Take | Manner::Keep | Manner::Slow(_) | Manner::Refuse(_) => return Ok(()),
+            Manner::Take | Manner::Keep | Manner::Chatty | Manner::Slow(_) | Manner::Refuse(_) => return Ok(()),
             Manner::Close => {
                 let _ = socket.shutdown(std::net::Shutdown::Both);
                 return Err(io::ErrorKind::ConnectionAborted.into());

@@ -213,7 +213,10 @@ impl Relay {
         loop {
             tokio::select! { biased;
                 turn = link.wire.turn(|bytes| Ok(link.client.handle_input(Instant::now(), bytes)?)) => match turn {
-                    Ok(Turn::Read) => if let Err(end) = link.events() { return end },
+                    Ok(Turn::Read) => {
+                        link.wire.socket().listen(false);
+                        if let Err(end) = link.events() { return end }
+                    }
                     Ok(Turn::Flushed) => {
                         // Until the first acknowledgement, every write may bring the news.
                         if status.state != State::Relaying {
@@ -265,6 +268,7 @@ impl Relay {
             // New parameters of the address hold from the next connection.
             Ok(_) => self.wish.mark_unchanged(),
         }
+        link.wire.socket().listen(true);
         self.judge(progress, link, attempts, status);
         self.live.bytes.measure(Instant::now());
         let quiet = progress.quiet_for();
@@ -411,6 +415,7 @@ impl Link {
     /// Ends the session as the target expects it. A socket that is closed with answers unread resets the connection, and the
     /// target loses the last frames: so its answers are read until it closes too.
     async fn goodbye(&mut self) {
+        self.wire.socket().listen(true);
         self.client.finish();
         self.outputs();
         let farewell = async {

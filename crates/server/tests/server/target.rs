@@ -37,6 +37,28 @@ fn a_stalled_target_is_bounded_and_retried() {
 }
 
 #[test]
+fn a_chatty_target_is_answered_and_wakes_nobody() {
+    let (sink, server) = (Sink::start(Manner::Chatty), Server::start(Setup::default()));
+    let url = sink.url("show");
+    let _flow = live(&server, Pace::FULL);
+    server.relay("show", &url);
+    server.wait_state("show", &url, 2, secs(5));
+    let pongs = || sink.session("show").expect("it is taken").pongs;
+    let pings_answered = pongs();
+    let waits = server.process().waits("media-0");
+    thread::sleep(secs(6));
+    let woken = server.process().waits("media-0") - waits;
+    // 30 pictures a second and some ticks; 77 messages a second are acknowledged.
+    assert!((30..6 * 50).contains(&woken), "woken {woken} times in 6 s");
+    eventually("pings are answered", secs(5), || (pongs() >= pings_answered + 3).then_some(()));
+
+    let begin = std::time::Instant::now();
+    sink.set(Manner::Close);
+    let rule = eventually("the end shows", secs(2), || server.rule("show", &url).filter(|rule| rule["State"] != 2));
+    assert!(begin.elapsed() < secs(1), "that it closes is seen at once: {rule}");
+}
+
+#[test]
 fn a_silent_name_server_delays_only_who_asks_it() {
     let (names, sink) = (Names::start(), Sink::start(Manner::Take));
     let resolver = Some(names.file());

@@ -28,6 +28,9 @@ use crate::vendor::Target;
 /// Bytes that the kernel may hold unsent.
 const UNSENT: u32 = 256 * 1024;
 
+/// Bytes that a target may say before we look at them. An acknowledgement has 16.
+const SMALL_TALK: u32 = 1024;
+
 /// A connection to a target.
 pub enum Socket {
     Plain(TcpStream),
@@ -103,6 +106,12 @@ impl Socket {
             Socket::Plain(tcp) => tcp,
             Socket::Tls(tls) => tls.get_ref().0,
         }
+    }
+
+    /// Whether what the target says is to wake us. While it takes a stream, it says little but how much it has taken, some of
+    /// them many times a second, and that can wait for the next beat; that it closes wakes us as ever.
+    pub fn listen(&self, at_once: bool) {
+        let _ = sys::set_receive_low_water(self.tcp().as_fd(), if at_once { 1 } else { SMALL_TALK });
     }
 
     /// Bytes that the target's kernel has acknowledged.
