@@ -67,4 +67,7 @@ while not ended.is_set():
     if n % FRAMES == 0:
         print("pictures", n, flush=True)
     time.sleep(max(0, begin + n / FRAMES - time.monotonic()))
+# What the encoders still hold.
+for track in video, audio:
+    output.mux(track.encode())
 output.close()

@@ -159,8 +159,7 @@ fn what_ffmpeg_publishes_in_newer_codecs_is_recorded() {
         let [file] = &server.recorded(&receiver, stream)[..] else { panic!("one file of {stream}") };
         let found = judge(&file.path);
         let ((pictures, shown), (sounds, heard)) = found.video.zip(found.audio).expect("both tracks");
-        // An encoder may still hold some of the last.
-        assert!(pictures >= 80 && sounds >= 110 && file.duration > 2.6, "{stream}: {found:?}");
+        assert!(pictures >= 90 && sounds >= 120 && file.duration > 2.9, "{stream}: {found:?}");
         assert!((shown - heard).abs() < 0.05, "{stream}: {found:?}");
     }
 }
