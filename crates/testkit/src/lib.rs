@@ -220,10 +220,9 @@ impl Process {
 
     /// How often the thread of that name, which there is one of, has waited for something to do.
     pub fn waits(&self, name: &str) -> u64 {
-        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).expect("it runs").flatten();
-        let read = |thread: &std::fs::DirEntry, file| std::fs::read_to_string(thread.path().join(file));
-        let thread = threads.into_iter().find(|it| read(it, "comm").is_ok_and(|it| it.trim() == name));
-        let status = read(&thread.expect("such a thread"), "status").expect("it runs");
+        let called = |thread: &PathBuf| std::fs::read_to_string(thread.join("comm")).is_ok_and(|it| it.trim() == name);
+        let thread = self.threads().find(called).expect("such a thread");
+        let status = std::fs::read_to_string(thread.join("status")).expect("it runs");
         let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).expect("a count");
         waits.trim().parse().expect("a number")
     }
@@ -231,12 +230,17 @@ impl Process {
     /// Processor time of all its threads, user and system. The scheduler's nanoseconds: ticks of 10 ms are too
     /// coarse for what one stream costs.
     pub fn cpu(&self) -> Duration {
-        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).into_iter().flatten().flatten();
-        let nanos = threads.filter_map(|thread| {
-            let stat = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        let nanos = self.threads().filter_map(|thread| {
+            let stat = std::fs::read_to_string(thread.join("schedstat")).ok()?;
             stat.split_whitespace().next()?.parse::<u64>().ok()
         });
         Duration::from_nanos(nanos.sum())
+    }
+
+    /// Where the kernel tells of its threads; nowhere once it has ended.
+    fn threads(&self) -> impl Iterator<Item = PathBuf> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).into_iter().flatten().flatten();
+        threads.map(|it| it.path())
     }
 }
 

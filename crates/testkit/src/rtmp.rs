@@ -30,6 +30,11 @@ impl Message {
         Message { kind, payload: value.to_be_bytes().to_vec(), ..Message::default() }
     }
 
+    /// A ping, which its receiver is to answer.
+    pub fn ping() -> Message {
+        Message { kind: 4, payload: vec![0, 6, 0, 0, 0, 9], ..Message::default() }
+    }
+
     /// The AMF0 values of a command.
     pub fn values(&self) -> Vec<Amf> {
         let mut rest = &self.payload[..];

@@ -74,7 +74,7 @@ impl Arrival {
 }
 
 /// One publish that was taken.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Session {
     /// The stream's name with its query.
     pub name: String,
@@ -247,7 +247,8 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
     let mut acknowledged = 0;
     loop {
         let message = reader.message()?;
-        let chatty = *lock(manner) == Manner::Chatty;
+        let now = *lock(manner);
+        let chatty = now == Manner::Chatty;
         if chatty || reader.bytes - acknowledged > 100_000 {
             acknowledged = reader.bytes;
             if chatty {
@@ -267,15 +268,13 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
                 let mut stamp = [0; 12];
                 let at = stamp_at(kind, &message.payload);
                 stamp.iter_mut().zip(message.payload.iter().skip(at)).for_each(|(to, from)| *to = *from);
-                let keeps = *lock(manner) == Manner::Keep;
-                let session = &mut lock(seen).sessions[place as usize];
                 let arrival = Arrival { at: Instant::now(), timestamp, kind, size, head, stamp };
-                session.arrivals.push(arrival);
                 if chatty && arrival.is_key() {
-                    let ping = Message { kind: 4, payload: vec![0, 6, 0, 0, 0, 9], ..Message::default() };
-                    socket.write_all(&ping.chunks(4096))?;
+                    socket.write_all(&Message::ping().chunks(4096))?;
                 }
-                if keeps {
+                let session = &mut lock(seen).sessions[place as usize];
+                session.arrivals.push(arrival);
+                if now == Manner::Keep {
                     session.kept.push(Tag { kind, timestamp: timestamp.into(), body: message.payload });
                 }
                 continue;
@@ -314,16 +313,7 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
                     let name = values.get(3).map_or("", Amf::as_text).to_owned();
                     let mut seen = lock(seen);
                     *place = Some(seen.sessions.len() as u32);
-                    let (app, arrivals, kept) = (app.clone(), Vec::new(), Vec::new());
-                    seen.sessions.push(Session {
-                        name,
-                        app,
-                        arrivals,
-                        kept,
-                        unpublished: false,
-                        pongs: 0,
-                        closed: false,
-                    });
+                    seen.sessions.push(Session { name, app: app.clone(), ..Session::default() });
                 }
                 send(1, &[Amf::text("onStatus"), Amf::Number(0.0), Amf::Null, info])?;
             }
@@ -387,10 +377,9 @@ fn obey(socket: &TcpStream, manner: &Mutex<Manner>) -> io::Result<()> {
             dropping = true;
         }
         match now {
-            Manner::Take | Manner::Keep | Manner::Chatty | Manner::Slow(_) | Manner::Refuse(_) if dropping => {
-                return Err(io::ErrorKind::ConnectionAborted.into());
+            Manner::Take | Manner::Keep | Manner::Chatty | Manner::Slow(_) | Manner::Refuse(_) => {
+                return if dropping { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) };
             }
-            Manner::Take | Manner::Keep | Manner::Chatty | Manner::Slow(_) | Manner::Refuse(_) => return Ok(()),
             Manner::Close => {
                 let _ = socket.shutdown(std::net::Shutdown::Both);
                 return Err(io::ErrorKind::ConnectionAborted.into());

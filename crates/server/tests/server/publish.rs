@@ -71,8 +71,7 @@ fn acks_and_pings_are_answered() {
     for n in 0..100 {
         publisher.video(n * 40, n % 25 == 0, 8_000).expect("the publish goes on");
     }
-    let ping = Message { kind: 4, payload: vec![0, 6, 0, 0, 0, 9], ..Message::default() };
-    publisher.bytes(&ping.chunks(4096)).expect("the publish goes on");
+    publisher.bytes(&Message::ping().chunks(4096)).expect("the publish goes on");
     let heard = eventually("acknowledgements and a pong", secs(3), || {
         let heard = publisher.heard();
         (heard.acknowledged > 700_000 && heard.pongs == 1).then_some(heard)
