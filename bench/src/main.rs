@@ -57,11 +57,12 @@ impl Scenario {
     }
 }
 
-const SCENARIOS: [Scenario; 10] = [
+const SCENARIOS: [Scenario; 11] = [
     Scenario::relay("1 → 1", 1, 1),
     Scenario::relay("10 → 10", 10, 1),
     Scenario::relay("1 → 20", 1, 20),
     Scenario { whip: true, ..Scenario::relay("WHIP", 1, 1) },
+    Scenario { whip: true, ..Scenario::relay("10 × WHIP", 10, 1) },
     Scenario { record: Some("flv"), ..Scenario::relay("10 → 10 + FLV", 10, 1) },
     Scenario::relay("10 streams", 10, 0),
     Scenario::record("10 × FLV", 10, "flv"),
@@ -229,12 +230,13 @@ fn measure(scenario: &Scenario, name: &str, seconds: u64, outage: u64) -> Value 
         load.answer().parse::<f64>().expect("seconds")
     });
     let cpu_ms = cpu.as_secs_f64() * 1e3;
+    let per_stream = cpu_ms / seconds as f64 / scenario.streams as f64;
     let megabits = arrived["bytes"].as_f64().unwrap_or(0.0) * 8e-6;
     let expected = 30 * seconds * (scenario.streams * scenario.targets) as u64;
     let mut run = json!({
         "scenario": scenario.name,
         "server": name,
-        "cpu_ms_per_stream_second": cpu_ms / seconds as f64 / scenario.streams as f64,
+        "cpu_ms_per_stream_second": per_stream,
         "cpu_ms_per_megabit": cpu_ms / megabits,
         "p50_ms": arrived["p50_ms"],
         "p99_ms": arrived["p99_ms"],
@@ -253,7 +255,7 @@ fn measure(scenario: &Scenario, name: &str, seconds: u64, outage: u64) -> Value 
     }
     if scenario.whip {
         let parts = whip::bare();
-        run["of_bare"] = json!(cpu_ms / seconds as f64 / parts["bare_ms"].as_f64().unwrap_or(f64::NAN));
+        run["of_bare"] = json!(per_stream / parts["bare_ms"].as_f64().unwrap_or(f64::NAN));
         run.as_object_mut().expect("it is one").extend(parts.as_object().cloned().unwrap_or_default());
     }
     run

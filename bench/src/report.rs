@@ -18,6 +18,7 @@ pub fn table(scenarios: &[&str], runs: &[Value], seconds: u64, rounds: u64) -> S
             ("memory per recording, MB", "rss_mb_per_recording"),
             ("bytes recorded, share", "recorded"),
             ("frames skipped", "frames_skipped"),
+            ("CPU as a multiple of its bare parts", "of_bare"),
         ] {
             row(&mut out, &format!("{scenario}: {what}"), field, |run| run["scenario"] == *scenario, runs);
         }
@@ -28,7 +29,6 @@ pub fn table(scenarios: &[&str], runs: &[Value], seconds: u64, rounds: u64) -> S
         ("AAC encoder alone, ms", "aac_ms"),
         ("sockets alone, ms", "sockets_ms"),
         ("all four, ms", "bare_ms"),
-        ("CPU as a multiple of these", "of_bare"),
     ] {
         row(&mut out, &format!("WHIP: {what}"), field, |_| true, runs);
     }
@@ -51,9 +51,10 @@ process on the same machine that also takes the relayed streams. CPU is the serv
 from the publisher's write to the whole message at the target. nginx-rtmp relays with `push` and its defaults. Machines
 are noisy: only the ratios mean anything.
 
-The WHIP stream has the same pictures and Opus at 96 kbit/s, and is relayed with AAC at 128 kbit/s. Beside its cost stand the parts of the
-work that nobody could leave out, each measured alone in a thread in the same run: decrypting the packets, decoding the sound, encoding it, and
-reading and writing the same bytes in real time.
+WHIP streams have the same pictures and Opus at 96 kbit/s, and are relayed with AAC at 128 kbit/s. Below their cost stand the parts of the
+work that nobody could leave out, each measured alone in a thread in the same runs: decrypting the packets, decoding the sound, encoding it, and
+reading and writing the same bytes in real time. A lone stream finds the processor's caches cold each time that something comes, which costs it
+as much again; of ten, each finds what the last one left.
 
 Recordings (`+ FLV`, `× FLV` and so on) begin when the streams have been on air for some seconds, and what memory they add is theirs: a stream's ring is
 there without them. nginx-rtmp records with `record all` and leaves it to the kernel when its files come to the disk; bywash syncs each file every second
