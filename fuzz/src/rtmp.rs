@@ -27,7 +27,7 @@ pub fn server(data: &[u8]) {
             return;
         }
     }
-    server.end_play();
+    server.end_play(now);
     if let Some(at) = server.poll_timeout() {
         let _ = server.handle_timeout(at);
     }

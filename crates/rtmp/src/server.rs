@@ -34,8 +34,8 @@ pub struct Config {
     pub max_chunk_streams: usize,
     /// From the first byte that could come to the end of the handshake.
     pub handshake_timeout: Duration,
-    /// From the end of the handshake, or of the last publish, to the next request. The time that
-    /// the caller takes to answer one does not count.
+    /// From the end of the handshake, of the last publish or play, or from a refusal, to the next request. The time
+    /// that the caller takes to answer one does not count.
     pub command_timeout: Duration,
     /// A peer that was silent for so long is sent a ping.
     pub ping_interval: Duration,
@@ -250,29 +250,28 @@ impl Server {
 
     /// Says no to the waiting request, if it still waits, for example with
     /// `NetStream.Publish.BadName`. The peer may ask again until the command timeout.
-    pub fn reject(&mut self, code: &str, description: &str) {
+    pub fn reject(&mut self, now: Instant, code: &str, description: &str) {
         if let State::Asked { stream, .. } = self.state {
             self.link.status(stream, "error", code, description);
-            self.state = State::Idle;
-            self.deadline = Some(self.heard + self.config.command_timeout);
+            self.rest(now);
         }
     }
 
     /// Tells a publisher that its accepted publish is over, and why.
-    pub fn end_publish(&mut self, code: &str, description: &str) {
+    pub fn end_publish(&mut self, now: Instant, code: &str, description: &str) {
         if let State::Active { goal: Goal::Publish, stream } = self.state {
             self.link.status(stream, "error", code, description);
-            self.rest();
+            self.rest(now);
         }
     }
 
     /// Tells a player that the stream is over.
-    pub fn end_play(&mut self) {
+    pub fn end_play(&mut self, now: Instant) {
         if let State::Active { goal: Goal::Play, stream } = self.state {
             self.link.status(stream, "status", "NetStream.Play.UnpublishNotify", "unpublished");
             self.link.user_control(STREAM_EOF, &stream.to_be_bytes());
             self.link.status(stream, "status", "NetStream.Play.Stop", "stopped");
-            self.rest();
+            self.rest(now);
         }
     }
 
@@ -443,13 +442,13 @@ impl Server {
                 self.events.push_back(Event::Unpublish);
             }
         }
-        self.rest();
+        self.rest(self.heard);
     }
 
-    /// Nothing goes on; the peer has its time to ask anew.
-    fn rest(&mut self) {
+    /// Nothing goes on from `now`; the peer has its time to ask anew.
+    fn rest(&mut self, now: Instant) {
         self.state = State::Idle;
-        self.deadline = Some(self.heard + self.config.command_timeout);
+        self.deadline = Some(now + self.config.command_timeout);
     }
 }
 
@@ -526,8 +525,8 @@ mod tests {
             let words: Vec<&str> = line.split(' ').collect();
             match words[..] {
                 ["accept"] => self.server.accept(),
-                ["end"] => self.server.end_play(),
-                ["reject", code] => self.server.reject(code, "no"),
+                ["end"] => self.server.end_play(self.now),
+                ["reject", code] => self.server.reject(self.now, code, "no"),
                 ["wait", seconds] => {
                     self.now += Duration::from_secs(seconds.parse().unwrap());
                     self.server.handle_timeout(self.now)?;
@@ -736,6 +735,10 @@ mod tests {
             "user6 user6 Audio@0:x user6 peer is silent",
         );
         connected("1:play 5 - s\naccept\n|\nwait 100\nwait 9\nwait 1", "user6 user6");
+        // Its time begins with the answer or with the end, however long the caller or the stream took.
+        let late = "user6 1:onStatus 0 NetStream.Publish.BadName no publish or play in time";
+        connected("1:publish 5 - s\n|\nwait 60\nreject NetStream.Publish.BadName\nwait 9\nwait 1", late);
+        connected("1:play 5 - s\naccept\nwait 100\n|\nend\n|\nwait 9\nwait 1", "no publish or play in time");
         let mut server = Server::new(Config::default(), Instant::now(), 1);
         let at = server.poll_timeout().unwrap();
         assert_eq!(server.handle_timeout(at), Err(Error::HandshakeTimeout));

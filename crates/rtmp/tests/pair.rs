@@ -149,7 +149,7 @@ fn timestamps_around_the_24_bit_edge_and_the_wrap_arrive() {
 fn a_refusal_reaches_the_client() {
     let mut pair = Pair::new(1, 128);
     pair.exchange();
-    pair.server.reject("NetStream.Publish.BadName", "already publishing");
+    pair.server.reject(Instant::now(), "NetStream.Publish.BadName", "already publishing");
     pair.exchange();
     assert_eq!(
         pair.client.poll_event(),

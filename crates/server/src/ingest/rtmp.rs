@@ -172,7 +172,7 @@ impl Connection {
     async fn refuse(&mut self, code: &str, why: &str) {
         warn!(parent: &self.span, code, why, "refused");
         self.doors.metrics.rtmp_refused.inc();
-        self.engine.reject(code, why);
+        self.engine.reject(Instant::now(), code, why);
         self.outputs();
         let _ = tokio::time::timeout(GOODBYE, self.wire.flush()).await;
     }
@@ -270,7 +270,7 @@ impl Connection {
 
     /// Tells a publisher that its publish is over, and lets it read that.
     async fn dismiss(&mut self, code: &str, why: &str) {
-        self.engine.end_publish(code, why);
+        self.engine.end_publish(Instant::now(), code, why);
         self.outputs();
         let _ = tokio::time::timeout(GOODBYE, self.wire.flush()).await;
     }

@@ -80,7 +80,7 @@ impl Connection {
                         });
                     }
                     if !more {
-                        self.engine.end_play();
+                        self.engine.end_play(Instant::now());
                         self.outputs();
                         self.wire.flush().await?;
                         return Ok(true);
