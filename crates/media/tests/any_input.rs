@@ -176,6 +176,29 @@ proptest! {
     }
 }
 
+/// The largest message that is taken, full of small parameter sets behind as many large ones as are kept. Comparing each of them
+/// anew with all that are known took a minute and a half.
+#[test]
+fn a_flood_of_parameter_sets_costs_what_its_bytes_cost() {
+    let large = |id: u8| {
+        // An SPS of the smallest kind with its id in eleven bits (Exp-Golomb), and a tail that nobody reads.
+        let head = b"\x42\x01\x01\x01\x60\x11\x11\x11\x90\x11\x11\x11\x11\x11\x78";
+        let code = (u32::from(id) + 32) << 21 | 0b0_1010_0000_0101_0000_0010;
+        [&head[..], &code.to_be_bytes(), &[0x55; 4096]].concat()
+    };
+    let (mut body, small) = (b"\x91hvc1\0\0\0".to_vec(), [0x44, 1, 0xc1]);
+    let mut add = |set: &[u8]| {
+        body.extend((set.len() as u32).to_be_bytes());
+        body.extend(set);
+        body.len()
+    };
+    (0..30).for_each(|id| drop(add(&large(id))));
+    while add(&small) < 8 << 20 {}
+    let began = std::time::Instant::now();
+    let _ = flv::Reader::new().video(&body.into(), &mut Vec::new());
+    assert!(began.elapsed() < std::time::Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
 /// Merges what a file that may be damaged says is in it.
 fn merge(index: Result<Index, mux::merge::Error>) {
     let Ok(index) = index else { return };

@@ -6,12 +6,53 @@ use super::bits::Bits;
 use super::nal;
 
 const IDR: u8 = 5;
+const SEI: u8 = 6;
 const SPS: u8 = 7;
 const PPS: u8 = 8;
 
-/// Whether a NAL unit is of an IDR picture. A recovery point is none: decoders begin there with broken pictures.
-pub fn is_idr(nal: &[u8]) -> bool {
-    unit_type(nal) == Some(IDR)
+/// The most of a unit that is looked at for the fields read here. What lies behind is of no interest.
+const HEAD: usize = 4096;
+
+/// Whether decoding can begin at a frame: an IDR picture, or an open group of pictures, whose first picture is coded by itself and
+/// told to be whole at once by a recovery point (H.264 §D.2.8).
+pub(super) fn is_key(frame: &[u8]) -> bool {
+    let units = || nal::nals(frame, 4);
+    units().any(|unit| unit_type(unit) == Some(IDR))
+        || recovery_point(frame) == Some(0) && units().filter(|unit| is_slice(unit)).all(is_intra)
+}
+
+/// After how many pictures decoding is whole that begins at this frame, if a recovery point tells (H.264 §D.2.8): 0 at an open group of
+/// pictures, more where pictures are refreshed bit by bit.
+pub(crate) fn recovery_point(frame: &[u8]) -> Option<u32> {
+    const RECOVERY_POINT: u32 = 6;
+    let units = nal::nals(frame, 4).take_while(|unit| !is_slice(unit)).filter(|unit| unit_type(unit) == Some(SEI));
+    // One is within the first units; it is not looked for in a thousand.
+    units.take(16).find_map(|unit| {
+        let bytes = nal::unescape(&unit[1..], HEAD);
+        let mut rest = &bytes[..];
+        loop {
+            let (kind, after) = sei_number(rest)?;
+            let (size, body) = sei_number(after)?;
+            if kind == RECOVERY_POINT {
+                return Bits::new(body).ue();
+            }
+            rest = body.get(size as usize..)?;
+        }
+    })
+}
+
+/// A payload type or size of an SEI message, and what follows it (H.264 §7.3.2.3.1).
+fn sei_number(bytes: &[u8]) -> Option<(u32, &[u8])> {
+    let full = bytes.iter().take_while(|&&byte| byte == 0xff).count();
+    Some((255 * full as u32 + u32::from(*bytes.get(full)?), &bytes[full + 1..]))
+}
+
+/// Whether a slice needs no other picture (H.264 table 7-6: 2 and 7 are I, 4 and 9 SI).
+fn is_intra(slice: &[u8]) -> bool {
+    let head = nal::unescape(&slice[1..], 16);
+    let mut bits = Bits::new(&head);
+    let kind = bits.ue().and_then(|_| bits.ue());
+    kind.is_some_and(|kind| matches!(kind % 5, 2 | 4))
 }
 
 /// Whether a NAL unit is a part of a picture (H.264 table 7-1).
@@ -31,7 +72,7 @@ pub(super) fn set_id(nal: &[u8]) -> Option<(u8, u32)> {
         PPS => 1,
         _ => return None,
     };
-    let head = nal::unescape(&nal[..nal.len().min(16)]);
+    let head = nal::unescape(nal, 16);
     Some((unit, Bits::new(head.get(before_id..)?).ue()?))
 }
 
@@ -47,20 +88,19 @@ pub(super) fn record_sets(record: &[u8]) -> Option<Vec<&[u8]>> {
 }
 
 /// The `avcC` record of these parameter sets; `None` without at least one of each type.
-pub(super) fn build_record(sets: &[Bytes]) -> Option<Bytes> {
-    let of = |unit| sets.iter().filter(move |set| unit_type(set) == Some(unit));
-    let first = of(SPS).next()?;
-    of(PPS).next()?;
+pub(super) fn build_record(sets: &nal::Sets) -> Option<Bytes> {
+    let first = sets.of(SPS).next()?;
+    sets.of(PPS).next()?;
     let mut out = vec![1, *first.get(1)?, *first.get(2)?, *first.get(3)?, 0xff];
     for (unit, reserved) in [(SPS, 0xe0), (PPS, 0)] {
-        out.push(reserved | of(unit).count() as u8);
-        for set in of(unit) {
+        out.push(reserved | sets.of(unit).count() as u8);
+        for set in sets.of(unit) {
             out.extend_from_slice(&(set.len() as u16).to_be_bytes());
             out.extend_from_slice(set);
         }
     }
-    // ISO/IEC 14496-15 asks for these four bytes at the profiles that have them.
-    if let (100 | 110 | 122 | 144, Some(sps)) = (first[1], Sps::parse(first)) {
+    // ISO/IEC 14496-15 asks for these four bytes at all but the oldest profiles.
+    if let Some(sps) = Sps::parse(first).filter(|_| !matches!(first[1], 66 | 77 | 88)) {
         out.extend([0xfc | sps.chroma, 0xf8 | sps.luma_depth, 0xf8 | sps.chroma_depth, 0]);
     }
     Some(out.into())
@@ -73,8 +113,6 @@ pub struct Sps {
     pub width: u32,
     /// Rows, after cropping.
     pub height: u32,
-    /// Pictures a second, where the set tells it.
-    pub fps: Option<f64>,
     chroma: u8,
     luma_depth: u8,
     chroma_depth: u8,
@@ -86,7 +124,7 @@ impl Sps {
         if unit_type(nal)? != SPS {
             return None;
         }
-        let bytes = nal::unescape(nal);
+        let bytes = nal::unescape(nal, HEAD);
         let profile = *bytes.get(1)?;
         let mut bits = Bits::new(bytes.get(4..)?);
         bits.ue()?;
@@ -133,7 +171,6 @@ impl Sps {
         Some(Sps {
             width: size(columns * 16, crop_x * unit_x)?,
             height: size(units * 16 * fields, crop_y * unit_y)?,
-            fps: fps(&mut bits),
             chroma: chroma as u8,
             luma_depth: luma_depth as u8,
             chroma_depth: chroma_depth as u8,
@@ -168,36 +205,6 @@ fn crop(bits: &mut Bits) -> Option<(u64, u64)> {
     Some((sum()?, sum()?))
 }
 
-/// From the timing in the VUI (H.264 §E.1.1), if there is any.
-fn fps(bits: &mut Bits) -> Option<f64> {
-    const EXTENDED_SAR: u32 = 255;
-    if !bits.flag()? {
-        return None;
-    }
-    if bits.flag()? && bits.u(8)? == EXTENDED_SAR {
-        bits.skip(32)?;
-    }
-    if bits.flag()? {
-        bits.skip(1)?;
-    }
-    if bits.flag()? {
-        bits.skip(4)?;
-        if bits.flag()? {
-            bits.skip(24)?;
-        }
-    }
-    if bits.flag()? {
-        bits.ue()?;
-        bits.ue()?;
-    }
-    if !bits.flag()? {
-        return None;
-    }
-    let (tick, scale) = (bits.u(32)?, bits.u(32)?);
-    // Two ticks a frame: one for each field (H.264 §E.2.1).
-    (tick > 0 && scale > 0).then(|| f64::from(scale) / (2.0 * f64::from(tick)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,16 +219,16 @@ mod tests {
     const BASELINE: &[u8] = b"\x67\x42\x00\x0a\xf8\x41\xa2";
     const PPS_0: &[u8] = b"\x68\xeb\xe3\xcb\x22\xc0";
 
-    fn check(sps: &[u8], width: u32, height: u32, fps: Option<f64>) {
+    fn check(sps: &[u8], width: u32, height: u32) {
         let got = Sps::parse(sps).unwrap();
-        assert_eq!((got.width, got.height, got.fps), (width, height, fps));
+        assert_eq!((got.width, got.height), (width, height));
     }
 
     #[test]
     fn the_picture_size_is_that_after_cropping() {
-        check(HIGH_360, 640, 360, Some(25.0));
-        check(HIGH_1080, 1920, 1080, Some(25.0));
-        check(BASELINE, 128, 96, None);
+        check(HIGH_360, 640, 360);
+        check(HIGH_1080, 1920, 1080);
+        check(BASELINE, 128, 96);
     }
 
     #[test]
@@ -248,10 +255,26 @@ mod tests {
     }
 
     #[test]
-    fn only_an_idr_picture_is_a_key() {
-        assert!(is_idr(&[0x65]) && is_idr(&[0x25]));
-        for other in [&[0x41][..], &[0x06, 6, 1], &[0x67], &[]] {
-            assert!(!is_idr(other), "{other:x?}");
-        }
+    fn decoding_begins_at_an_idr_picture_or_an_open_group_of_pictures() {
+        // I slices begin with the bits 1 011 or 1 0001000, P slices with 1 1.
+        const UNREGISTERED: &[u8] = &[0x06, 5, 2, 1, 2, 0x80];
+        const AT_ONCE: &[u8] = &[0x06, 5, 2, 1, 2, 6, 1, 0xc4, 0x80];
+        const BIT_BY_BIT: &[u8] = &[0x06, 6, 2, 0x1a, 0x40, 0x80];
+        let check = |units: &[&[u8]], key, recovery| {
+            let frame = nal::join(units.iter().copied());
+            assert_eq!((is_key(&frame), recovery_point(&frame)), (key, recovery), "{units:x?}");
+        };
+        check(&[&[0x65, 0x88]], true, None);
+        check(&[&[0x67, 1], &[0x25, 0x88]], true, None);
+        check(&[&[0x41, 0x9a]], false, None);
+        check(&[&[0x41, 0xb0]], false, None);
+        check(&[UNREGISTERED, &[0x41, 0xb0]], false, None);
+        check(&[AT_ONCE, &[0x41, 0xb0]], true, Some(0));
+        check(&[&[0x67, 1], UNREGISTERED, AT_ONCE, &[0x41, 0x88, 0x80], &[0x41, 0x33]], true, Some(0));
+        check(&[AT_ONCE, &[0x41, 0xb0], &[0x41, 0x9a]], false, Some(0));
+        check(&[BIT_BY_BIT, &[0x41, 0x9a]], false, Some(12));
+        check(&[&[0x41, 0xb0], AT_ONCE], false, None);
+        check(&[&[0x06, 0xff], &[0x06], &[0x41, 0xb0]], false, None);
+        check(&[], false, None);
     }
 }

@@ -9,6 +9,9 @@ const VPS: u8 = 32;
 const SPS: u8 = 33;
 const PPS: u8 = 34;
 
+/// The most of a sequence parameter set that is looked at: no field read here lies behind it.
+const HEAD: usize = 4096;
+
 /// Whether a NAL unit is of an intra random access picture: BLA, IDR or CRA (H.265 §7.4.2.2).
 pub fn is_irap(nal: &[u8]) -> bool {
     unit_type(nal).is_some_and(|unit| (16..=23).contains(&unit))
@@ -47,20 +50,19 @@ pub(super) fn record_sets(record: &[u8]) -> Option<Vec<&[u8]>> {
 }
 
 /// The `hvcC` record of these parameter sets; `None` without at least one of each type.
-pub(super) fn build_record(sets: &[Bytes]) -> Option<Bytes> {
-    let of = |unit| sets.iter().filter(move |set| unit_type(set) == Some(unit));
-    let (_, sps) = parse_sps(of(SPS).next()?)?;
+pub(super) fn build_record(sets: &nal::Sets) -> Option<Bytes> {
+    let sps = Sps::parse(sets.of(SPS).next()?)?;
     let mut out = vec![1];
     out.extend(sps.profile);
     // Spatial segmentation, parallelism and frame rate are left unknown.
     out.extend([0xf0, 0, 0xfc, 0xfc | sps.chroma, 0xf8 | sps.luma_depth, 0xf8 | sps.chroma_depth, 0, 0]);
     out.extend([sps.layers << 3 | u8::from(sps.nested) << 2 | 3, 3]);
     for unit in [VPS, SPS, PPS] {
-        of(unit).next()?;
+        sets.of(unit).next()?;
         // Not marked complete: this publisher sends sets in band.
         out.push(unit);
-        out.extend((of(unit).count() as u16).to_be_bytes());
-        for set in of(unit) {
+        out.extend((sets.of(unit).count() as u16).to_be_bytes());
+        for set in sets.of(unit) {
             out.extend((set.len() as u16).to_be_bytes());
             out.extend_from_slice(set);
         }
@@ -107,7 +109,7 @@ impl Sps {
 
 /// The set's id and the set.
 fn parse_sps(nal: &[u8]) -> Option<(u32, Sps)> {
-    let bytes = nal::unescape(nal);
+    let bytes = nal::unescape(nal, HEAD);
     let profile = *bytes.get(3..)?.first_chunk::<12>()?;
     let mut bits = Bits::new(bytes.get(2..)?);
     bits.skip(4)?;

@@ -24,28 +24,32 @@ fn split(payload: &[u8], length_size: usize) -> Option<(&[u8], &[u8])> {
 
 /// A frame with 4-byte lengths, from one with `length_size` (1 to 4); without copying if it has them already.
 ///
-/// What follows the last whole unit is cut off. A frame that does not parse but begins with
-/// a start code is Annex B from a publisher that forgot to convert, and is converted.
-/// `None` if nothing in it is whole.
+/// What follows the last whole unit is cut off, and units of no bytes, with which some encoders pad, are left out: FFmpeg
+/// takes no frame that has one. A frame that does not parse but begins with a start code is Annex B from a publisher that
+/// forgot to convert, and is converted. `None` if nothing in it is whole.
 pub fn normalize(payload: Bytes, length_size: usize) -> Option<Bytes> {
-    let whole: usize = nals(&payload, length_size).map(|nal| length_size + nal.len()).sum();
+    let (mut whole, mut padding) = (0, 0);
+    for nal in nals(&payload, length_size) {
+        whole += length_size + nal.len();
+        padding += if nal.is_empty() { length_size } else { 0 };
+    }
     // Read as a length, a long start code is a unit of one byte, which no frame begins with;
     // a short one may be a true length.
     let annex_b = payload.starts_with(&[0, 0, 0, 1]) || whole == 0 && payload.starts_with(&[0, 0, 1]);
     if annex_b && whole < payload.len() {
         return Some(from_annex_b(&payload)).filter(|frame| !frame.is_empty());
     }
-    if whole == 0 {
+    if whole == padding {
         return None;
     }
-    if length_size == 4 {
+    if length_size == 4 && padding == 0 {
         return Some(payload.slice(..whole));
     }
-    Some(join(nals(&payload, length_size)))
+    Some(join(nals(&payload, length_size).filter(|nal| !nal.is_empty())))
 }
 
 /// The frame of `nals`, each behind a 4-byte length.
-fn join<'a>(nals: impl Iterator<Item = &'a [u8]>) -> Bytes {
+pub(super) fn join<'a>(nals: impl Iterator<Item = &'a [u8]>) -> Bytes {
     let mut out = BytesMut::new();
     for nal in nals {
         out.extend_from_slice(&(nal.len() as u32).to_be_bytes());
@@ -96,8 +100,11 @@ fn without_zeros(nal: &[u8]) -> &[u8] {
 pub struct Sets {
     codec: Codec,
     length_size: usize,
-    sets: Vec<Bytes>,
+    sets: Vec<(Id, Bytes)>,
 }
+
+/// NAL type and id of a parameter set.
+pub(super) type Id = (u8, u32);
 
 /// How many sets a stream may have: more than any encoder uses, few enough to fit each record.
 const SETS_MAX: usize = 30;
@@ -136,38 +143,43 @@ impl Sets {
     /// Takes `nal` in if it is a parameter set; says whether that changed the sets.
     pub fn absorb(&mut self, nal: &[u8]) -> bool {
         let Some(id) = self.id(nal) else { return false };
-        match self.sets.iter().position(|set| self.id(set) == Some(id)) {
-            Some(at) if self.sets[at] == nal => return false,
-            Some(at) => self.sets[at] = Bytes::copy_from_slice(nal),
+        match self.sets.iter().position(|(known, _)| *known == id) {
+            Some(at) if self.sets[at].1 == nal => return false,
+            Some(at) => self.sets[at].1 = Bytes::copy_from_slice(nal),
             None if self.sets.len() >= SETS_MAX => return false,
-            None => self.sets.push(Bytes::copy_from_slice(nal)),
+            None => self.sets.push((id, Bytes::copy_from_slice(nal))),
         }
         true
     }
 
     /// The sets, in the order they came.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        self.sets.iter().map(|set| &**set)
+        self.sets.iter().map(|(_, set)| &**set)
+    }
+
+    /// The sets of one NAL type.
+    pub(super) fn of(&self, unit: u8) -> impl Iterator<Item = &[u8]> {
+        self.sets.iter().filter(move |(id, _)| id.0 == unit).map(|(_, set)| &**set)
     }
 
     /// The record of these sets, for frames with 4-byte lengths. `None` until each type has been seen.
     pub fn record(&self) -> Option<Bytes> {
         match self.codec {
-            Codec::H264 => h264::build_record(&self.sets),
-            _ => h265::build_record(&self.sets),
+            Codec::H264 => h264::build_record(self),
+            _ => h265::build_record(self),
         }
     }
 
     /// Picture width and height, if a sequence parameter set tells them.
     pub fn size(&self) -> Option<(u32, u32)> {
-        self.sets.iter().find_map(|set| match self.codec {
+        self.iter().find_map(|set| match self.codec {
             Codec::H264 => h264::Sps::parse(set).map(|sps| (sps.width, sps.height)),
             _ => h265::Sps::parse(set).map(|sps| (sps.width, sps.height)),
         })
     }
 
     /// NAL type and id; `None` for what is no parameter set or too long for a record.
-    fn id(&self, nal: &[u8]) -> Option<(u8, u32)> {
+    fn id(&self, nal: &[u8]) -> Option<Id> {
         if nal.len() > usize::from(u16::MAX) {
             return None;
         }
@@ -199,10 +211,9 @@ fn record_length_at(codec: Codec) -> usize {
     }
 }
 
-/// A parameter set without its emulation prevention bytes (H.264 §7.4.1.1). A long tail, which no field read here
-/// lies in, is left off.
-pub(super) fn unescape(nal: &[u8]) -> Vec<u8> {
-    let nal = &nal[..nal.len().min(4096)];
+/// The first `most` bytes of a NAL unit without their emulation prevention bytes (H.264 §7.4.1.1).
+pub(super) fn unescape(nal: &[u8], most: usize) -> Vec<u8> {
+    let nal = &nal[..nal.len().min(most)];
     let mut out = Vec::with_capacity(nal.len());
     for (at, &byte) in nal.iter().enumerate() {
         if !(byte == 3 && at >= 2 && nal[at - 2..at] == [0, 0]) {
@@ -245,6 +256,13 @@ mod tests {
         check(&[0, 0, 0, 2, 0x65, 9, 0, 0, 0, 9, 1], 4, Some(&[0, 0, 0, 2, 0x65, 9]));
         check(&[0, 0, 0, 9, 0x65], 4, None);
         check(&[], 4, None);
+    }
+
+    #[test]
+    fn padding_is_left_out() {
+        check(&[0, 0, 0, 0, 0, 0, 0, 2, 0x65, 9, 0, 0, 0, 0, 0, 0, 0, 0], 4, Some(&[0, 0, 0, 2, 0x65, 9]));
+        check(&[0, 1, 0x65, 0, 0], 2, Some(&[0, 0, 0, 1, 0x65]));
+        check(&[0, 0, 0, 0], 4, None);
     }
 
     #[test]
