@@ -2,6 +2,8 @@
 //!
 //! Tolerant: encoders disagree about extensions, so what comes after the fields needed here may be missing or odd.
 
+use std::ops::RangeInclusive;
+
 use super::bits::Bits;
 
 /// What an AudioSpecificConfig says.
@@ -24,6 +26,10 @@ pub struct Config {
 /// The rates that have a number, in Hz (table 1.18).
 pub(crate) const RATES: [u32; 13] =
     [96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350];
+
+/// Rates that may be told without a number, in Hz.
+const RATES_TOLD: RangeInclusive<u32> = 4_000..=192_000;
+
 const SBR: u32 = 5;
 const PS: u32 = 29;
 
@@ -48,7 +54,7 @@ impl Config {
             if object_type == PS {
                 parsed.stereo();
             }
-            parsed.sample_rate = sample_rate(&mut bits)?;
+            parsed.set_output_rate(sample_rate(&mut bits)?);
             object_type = self::object_type(&mut bits)?;
         }
         parsed.object_type = object_type as u8;
@@ -92,11 +98,18 @@ impl Config {
         if bits.u(11)? != 0x2b7 || object_type(bits)? != SBR || !bits.flag()? {
             return None;
         }
-        self.sample_rate = sample_rate(bits)?;
+        self.set_output_rate(sample_rate(bits)?);
         if bits.u(11)? == 0x548 && bits.flag()? {
             self.stereo();
         }
         Some(())
+    }
+
+    /// SBR doubles the core's rate or leaves it (§4.6.18.2.6); nothing else is believed.
+    fn set_output_rate(&mut self, rate: u32) {
+        if rate == 2 * self.core_rate {
+            self.sample_rate = rate;
+        }
     }
 
     /// Parametric stereo makes two channels of one.
@@ -119,7 +132,7 @@ fn object_type(bits: &mut Bits) -> Option<u32> {
 
 fn sample_rate(bits: &mut Bits) -> Option<u32> {
     match bits.u(4)? {
-        15 => bits.u(24).filter(|&rate| rate > 0),
+        15 => bits.u(24).filter(|rate| RATES_TOLD.contains(rate)),
         index => RATES.get(index as usize).copied(),
     }
 }
@@ -168,6 +181,8 @@ mod tests {
         check(&[0x13, 0x10, 0x56, 0xe5, 0x98], 48_000, 24_000, 2, 1024);
         check(&[0x2b, 0x11, 0x88, 0x00], 48_000, 24_000, 2, 1024);
         check(&[0xeb, 0x09, 0x88, 0x00], 48_000, 24_000, 2, 1024);
+        // SBR with a rate that is neither the core's nor twice that.
+        check(&[0x2b, 0x13, 0x88, 0x00], 24_000, 24_000, 2, 1024);
         // A rate that is not in the table; 7.1.
         check(&[0x17, 0x80, 0x5d, 0xc0, 0x10], 48_000, 48_000, 2, 1024);
         check(&[0x11, 0xb8], 48_000, 48_000, 8, 1024);
@@ -183,7 +198,8 @@ mod tests {
 
     #[test]
     fn what_tells_no_rate_is_no_config() {
-        for bad in [&[][..], &[0x12], &[0x16, 0x90], &[0xff, 0xff]] {
+        let odd = [&[0x17, 0x80, 0, 0, 0x90][..], &[0x2b, 0x17, 0xff, 0xff, 0xff, 0x88, 0x00]];
+        for bad in [&[][..], &[0x12], &[0x16, 0x90], &[0xff, 0xff]].into_iter().chain(odd) {
             assert_eq!(Config::parse(bad), None, "{bad:x?}");
         }
     }

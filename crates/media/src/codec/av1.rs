@@ -32,6 +32,13 @@ pub fn record(unit: &[u8]) -> Option<Bytes> {
     Some(record.into())
 }
 
+/// Whether two records are of the same sequence: encoders differ in what else they write.
+pub(crate) fn same_sequence(a: &[u8], b: &[u8]) -> bool {
+    let header =
+        |record: &[u8]| obus(record.get(4..)?).find(|obu| obu.unit == SEQUENCE_HEADER).map(|obu| obu.body.to_vec());
+    header(a) == header(b)
+}
+
 /// Whether the first picture of a temporal unit is a key frame that is shown.
 ///
 /// A frame shown from an earlier one, which may be a key frame too, does not count: it needs that one.
@@ -204,6 +211,8 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) const RECORD_360: &[u8] = b"\x81\x01\x0c\x00\x0a\x0b\x00\x00\x00\x0c\xc4\xff\x67\x00\xbe\x00\x10";
+    /// Of [`KEY_360`], which is of another encoder.
+    pub(crate) const RECORD_OF_KEY: &[u8] = b"\x81\x01\x0c\x00\x0a\x0b\x00\x00\x00\x0c\xc4\xff\x67\x3e\xfe\x40\x10";
     pub(crate) const KEY_360: &[u8] = b"\x0a\x0b\x00\x00\x00\x0c\xc4\xff\x67\x3e\xfe\x40\x10\x32\x04\x14\x00\x23\x38";
 
     #[test]
@@ -219,6 +228,7 @@ pub(crate) mod tests {
     fn a_key_frame_brings_its_own_record() {
         // The two records above are of an encoder that writes them itself.
         let body = |record: &'static [u8]| record[4..].to_vec();
+        assert_eq!(record(KEY_360).as_deref(), Some(RECORD_OF_KEY));
         for record in [&b"\x81\x08\x0c\x00\x0a\x0b\x00\x00\x00\x42\xab\xbf\xc3\x70\x0b\xe0\x01"[..], RECORD_360] {
             assert_eq!(super::record(&body(record)).as_deref(), Some(record));
         }

@@ -15,11 +15,17 @@ use bytes::Bytes;
 
 use crate::{Codec, Error, Format, Track};
 
+/// The longest record, in bytes. Those of encoders have some hundred, and files and players read theirs whole.
+const RECORD_MAX: usize = 64 << 10;
+
 /// The track that `config`, the record of `codec` (see [`Track::config`]), describes.
 ///
 /// A record whose NAL lengths are shorter than 4 bytes is rewritten to say 4, as [`Frame`](crate::Frame) has them.
 /// For MP3, which has no record, `config` is a packet.
 pub fn track(codec: Codec, config: Bytes) -> Result<Track, Error> {
+    if config.len() > RECORD_MAX {
+        return Err(Error::Malformed("codec record: longer than 64 KiB"));
+    }
     let size = |(width, height)| Format::Video { width, height };
     let (config, format) = match codec {
         Codec::H264 | Codec::H265 => {
@@ -73,7 +79,7 @@ pub fn parameter(track: &Track) -> Option<String> {
 /// Whether decoding can begin at this frame.
 pub fn is_key(codec: Codec, payload: &[u8]) -> bool {
     match codec {
-        Codec::H264 => nal::nals(payload, 4).any(h264::is_idr),
+        Codec::H264 => h264::is_key(payload),
         Codec::H265 => nal::nals(payload, 4).any(h265::is_irap),
         Codec::Av1 => av1::is_key(payload),
         Codec::Aac | Codec::Mp3 | Codec::Opus => true,

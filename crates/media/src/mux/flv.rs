@@ -13,7 +13,7 @@ use std::ops::Deref;
 
 use bytes::{Buf, Bytes};
 
-use crate::codec::{self, av1, nal, opus};
+use crate::codec::{self, av1, h264, nal, opus};
 use crate::{Codec, Error, Frame, Kind, Time, Track};
 
 /// What a tag body held.
@@ -56,6 +56,8 @@ struct Picture {
     record: Bytes,
     /// Of H.264 and H.265 only.
     sets: Option<nal::Sets>,
+    /// The record of the sequence in force, of AV1 only.
+    sequence: Bytes,
     /// Whether the track has been told.
     known: bool,
 }
@@ -89,6 +91,7 @@ impl Reader {
 
     /// Reads the body of a video tag. After [`Error::Malformed`] the next body may be good.
     pub fn video(&mut self, body: &Bytes, out: &mut Vec<Item>) -> Result<(), Error> {
+        const KEY: u8 = 1;
         const COMMAND: u8 = 5;
         let Some(&head) = body.first() else { return Ok(()) };
         let enhanced = head & 0x80 != 0;
@@ -126,7 +129,7 @@ impl Reader {
             // FFmpeg sends an empty record when it does not know it yet.
             Packet::Start if data.is_empty() => Ok(()),
             Packet::Start => self.picture_track(codec, data, out),
-            Packet::Frames | Packet::FramesX => self.picture_frame(codec, cts, data, out),
+            Packet::Frames | Packet::FramesX => self.picture_frame(codec, head >> 4 & 7 == KEY, cts, data, out),
             Packet::End => {
                 // The parameter sets stay: some go on without sending them again.
                 if let Some(it) = &mut self.video {
@@ -144,19 +147,27 @@ impl Reader {
         }
         let track = codec::track(codec, record.clone())?;
         let sets = nal::Sets::parse(codec, &record).filter(|_| codec != Codec::Av1);
-        self.video = Some(Picture { codec, record, sets, known: true });
+        self.video = Some(Picture { codec, sequence: record.clone(), record, sets, known: true });
         out.push(Item::Track(track));
         Ok(())
     }
 
-    fn picture_frame(&mut self, codec: Codec, cts: Time, data: Bytes, out: &mut Vec<Item>) -> Result<(), Error> {
+    fn picture_frame(
+        &mut self,
+        codec: Codec,
+        flagged: bool,
+        cts: Time,
+        data: Bytes,
+        out: &mut Vec<Item>,
+    ) -> Result<(), Error> {
         if data.is_empty() {
             return Ok(());
         }
         if self.video.as_ref().is_none_or(|it| it.codec != codec) {
-            // The record may never come: then parameter sets in band are all there is.
+            // The record may never come: then what is told in band is all there is.
             let sets = (codec != Codec::Av1).then(|| nal::Sets::new(codec));
-            self.video = Some(Picture { codec, record: Bytes::new(), sets, known: false });
+            let (record, sequence) = (Bytes::new(), Bytes::new());
+            self.video = Some(Picture { codec, record, sets, sequence, known: false });
         }
         let picture = self.video.as_mut().expect("it has just been set");
         let payload = match &mut picture.sets {
@@ -172,8 +183,21 @@ impl Reader {
             }
             None => data.slice(av1::delimiter_len(&data)..),
         };
-        if picture.known && !payload.is_empty() && codec::is_picture(codec, &payload) {
-            let key = codec::is_key(codec, &payload);
+        if payload.is_empty() {
+            return Ok(());
+        }
+        // What the publisher calls a keyframe may be one that pictures become whole after, bit by bit.
+        let key = codec::is_key(codec, &payload)
+            || flagged && codec == Codec::H264 && h264::recovery_point(&payload).is_some();
+        if codec == Codec::Av1
+            && key
+            && let Some(record) = av1::record(&payload).filter(|it| !av1::same_sequence(it, &picture.sequence))
+        {
+            let track = codec::track(codec, record.clone())?;
+            (picture.sequence, picture.known) = (record, true);
+            out.push(Item::Track(track));
+        }
+        if picture.known && codec::is_picture(codec, &payload) {
             out.push(Item::Frame(Raw { track: Kind::Video, cts, key, payload }));
         }
         Ok(())
@@ -649,8 +673,15 @@ mod tests {
         );
         let unit = av1::tests::KEY_360;
         check(
-            &[v(&[b"\x90av01", av1::tests::RECORD_360]), v(&[b"\x91av01", unit]), v(&[b"\x91av01\x12\0", unit])],
+            &[v(&[b"\x90av01", av1::tests::RECORD_OF_KEY]), v(&[b"\x91av01", unit]), v(&[b"\x91av01\x12\0", unit])],
             "AV1:640x360 K19+0 K19+0",
+        );
+        // The sequence is told in band alone; then it is not that of the record, which the publisher repeats.
+        let other = || v(&[b"\x90av01", av1::tests::RECORD_360]);
+        check(&[v(&[b"\x91av01", unit]), v(&[b"\x91av01", unit])], "AV1:640x360 K19+0 K19+0");
+        check(
+            &[other(), v(&[b"\x91av01", unit]), other(), v(&[b"\x91av01", unit])],
+            "AV1:640x360 AV1:640x360 K19+0 K19+0",
         );
         check(&[a(&[b"\x90Opus", OPUS_HEAD]), a(&[b"\x91Opus\xfc12"]), a(&[b"\x92Opus"])], "Opus:48000/2 K3+0 end");
         check(&[a(&[b"\x90mp4a", ASC]), a(&[b"\x91mp4a123"])], "AAC:48000/2 K3+0");
@@ -802,7 +833,7 @@ mod tests {
             b"\x90hvc1\x01",
             b"\x91hvc1\0\0\x28",
         );
-        check_written(Codec::Av1, av1::tests::RECORD_360, av1::tests::KEY_360, 0, b"\x90av01\x81", b"\x91av01");
+        check_written(Codec::Av1, av1::tests::RECORD_OF_KEY, av1::tests::KEY_360, 0, b"\x90av01\x81", b"\x91av01");
         check_written(Codec::Aac, ASC, b"\x21\x10", 0, &[0xaf, 0, 0x11], &[0xaf, 1]);
         check_written(Codec::Opus, OPUS_HEAD, b"\xfc12", 0, b"\x90OpusOpusHead", b"\x91Opus");
         check_written(Codec::Mp3, b"", b"\xff\xfb\x90\x44", 0, b"", &[0x2f]);

@@ -350,7 +350,10 @@ fn elementary_config(body: &[u8]) -> Option<(u8, &[u8])> {
     const HEAD: usize = 5;
     let decoder = body.get(HEAD + 3..).filter(|it| it.first() == Some(&4))?.get(HEAD..)?;
     let config = decoder.get(13..).filter(|it| it.first() == Some(&5));
-    let config = config.and_then(|it| it.get(HEAD..HEAD + usize::from(*it.get(4)?)));
+    let config = config.and_then(|it| {
+        let length = it.get(1..HEAD)?.iter().fold(0, |length, byte| length << 7 | usize::from(byte & 0x7f));
+        it.get(HEAD..HEAD + length)
+    });
     Some((*decoder.first()?, config.unwrap_or_default()))
 }
 
