@@ -1,7 +1,7 @@
 //! What both ends of a connection have in common once the handshake is over: chunks both ways,
 //! acknowledgements, pings.
 //!
-//! Invariant: what a peer makes us send is at most a small multiple of what it sent.
+//! Invariant: what a peer makes us send is at most a small multiple of what it sent, and one answer of each sort for each read.
 
 use std::collections::VecDeque;
 
@@ -23,6 +23,9 @@ pub(crate) struct Link {
     window: u32,
     /// The window that we announced last.
     announced: u32,
+    /// What the newest ping and the newest wish for a window are to be answered with.
+    pong: Option<Vec<u8>>,
+    wished: Option<u32>,
 }
 
 impl Link {
@@ -36,6 +39,8 @@ impl Link {
             acknowledged: 0,
             window,
             announced: 0,
+            pong: None,
+            wished: None,
         }
     }
 
@@ -52,16 +57,13 @@ impl Link {
                 PEER_BANDWIDTH => {
                     // The limit type says how to combine it with the present one; what the peer
                     // wants to hear in any case is a window of that size (spec 5.4.5).
-                    let window = chunk::number(&raw)?;
-                    if window != self.announced {
-                        self.announce(window);
-                    }
+                    self.wished = Some(chunk::number(&raw)?);
                 }
                 USER_CONTROL => {
                     if let Some((&event, data)) = raw.body.split_first_chunk()
                         && u16::from_be_bytes(event) == PING_REQUEST
                     {
-                        self.user_control(PING_RESPONSE, &data[..data.len().min(4)]);
+                        self.pong = Some(data[..data.len().min(4)].to_vec());
                     }
                 }
                 _ => return Ok(Some(raw)),
@@ -70,9 +72,15 @@ impl Link {
         Ok(None)
     }
 
-    /// Counts `len` bytes of input that were read, and acknowledges twice a window: a peer that
+    /// Counts `len` bytes of input that were read, answers what was asked in them, and acknowledges twice a window: a peer that
     /// stops at a full window never gets there.
     pub fn count(&mut self, len: usize) {
+        if let Some(data) = self.pong.take() {
+            self.user_control(PING_RESPONSE, &data);
+        }
+        if let Some(window) = self.wished.take().filter(|wished| *wished != self.announced) {
+            self.announce(window);
+        }
         self.received = self.received.wrapping_add(len as u32);
         let due = (self.window / 2).max(MIN_WINDOW);
         if self.received.wrapping_sub(self.acknowledged) >= due {
@@ -162,7 +170,10 @@ mod tests {
         let mut link = Link::new(LIMITS, 100_000);
         let input = [&[2, 0, 0, 0, 0, 0, body.len() as u8, kind, 0, 0, 0, 0], body].concat();
         let got = match link.read(&mut &input[..]) {
-            Ok(None) => answers(&mut link),
+            Ok(None) => {
+                link.count(0);
+                answers(&mut link)
+            }
             other => format!("{other:?}"),
         };
         assert_eq!(got, want);
@@ -188,6 +199,16 @@ mod tests {
         check(PEER_BANDWIDTH, b"\0\0\x10\0\x02", "5:00001000");
         check(PEER_BANDWIDTH, b"\0\0\0\0\x02", "");
         check(WINDOW, b"\0", "Err(Control(5))");
+    }
+
+    #[test]
+    fn a_flood_of_pings_gets_one_answer_for_each_read() {
+        let mut link = Link::new(LIMITS, 100_000);
+        let ping = |n| [2, 0, 0, 0, 0, 0, 6, USER_CONTROL, 0, 0, 0, 0, 0, 6, 0, 0, 0, n];
+        let flood: Vec<u8> = (0..100).flat_map(ping).collect();
+        assert!(matches!(link.read(&mut &flood[..]), Ok(None)));
+        link.count(0);
+        assert_eq!(answers(&mut link), "4:000700000063");
     }
 
     #[test]

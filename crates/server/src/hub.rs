@@ -32,6 +32,12 @@ const STEP_BACK: Time = Time::from_millis(500);
 /// Pictures that one read takes at the most, in bytes: a reader far behind shares the thread with the others.
 const BATCH: usize = 512 * 1024;
 
+/// What a reader that is woken takes at once, in media time: of what it holds itself it cannot skip anything.
+const BATCH_TIME: Time = Time::from_millis(500);
+
+/// Where no picture came for so long, a reader begins with the sound, and its pictures with the next keyframe.
+const PICTURELESS: Time = Time::from_millis(10_000);
+
 /// What each frame costs beside its payload, about.
 const FRAME_OVERHEAD: usize = 96;
 
@@ -83,6 +89,9 @@ pub struct Reader {
     waits_for_start: bool,
     /// When the frame was that it began with. Sound from before comes later than that, and belongs to nothing.
     began: Time,
+    /// When the keyframe is shown that its pictures began with. Pictures that are shown earlier need what came before it (an open group of
+    /// pictures has such).
+    shown: Option<Time>,
     max_lag: Time,
 }
 
@@ -100,11 +109,13 @@ struct Shared {
 
 #[derive(Default)]
 struct Ring {
-    frames: VecDeque<Frame>,
+    frames: VecDeque<Stored>,
     /// The number of `frames[0]`.
     first: u64,
     /// The newest frame that decoding can begin with, if the ring still has it.
     start: Option<u64>,
+    /// When the newest picture was.
+    pictured: Option<Time>,
     bytes: usize,
     limit: usize,
     /// Tracks, each with the number of the first frame that they hold for; the first entry holds for `frames[0]`.
@@ -112,6 +123,13 @@ struct Ring {
     /// Of each reader; what all have read is let go at the next keyframe.
     places: Vec<Option<Place>>,
     ended: bool,
+}
+
+/// A frame in the ring.
+struct Stored {
+    frame: Frame,
+    /// A reader can begin here: a keyframe, or sound without pictures.
+    start: bool,
 }
 
 /// Where a reader stands.
@@ -230,7 +248,15 @@ impl Stream {
         let slot = ring.take_slot(place);
         self.shared.live.outputs.fetch_add(1, Ordering::Relaxed);
         self.want_keyframe();
-        Reader { shared: self.shared.clone(), slot, tracks: None, waits_for_start: true, began: Time::ZERO, max_lag }
+        Reader {
+            shared: self.shared.clone(),
+            slot,
+            tracks: None,
+            waits_for_start: true,
+            began: Time::ZERO,
+            shown: None,
+            max_lag,
+        }
     }
 
     /// The tracks as they are now.
@@ -264,12 +290,7 @@ impl Publisher {
     pub fn set_tracks(&mut self, tracks: Tracks) {
         let tracks = Arc::new(tracks);
         *self.shared.live.tracks.write().expect("no holder panics") = tracks.clone();
-        let mut ring = self.shared.ring();
-        let next = ring.next();
-        if ring.tracks.back().is_some_and(|(from, _)| *from == next) {
-            ring.tracks.pop_back();
-        }
-        ring.tracks.push_back((next, tracks));
+        self.shared.ring().set_tracks(tracks);
     }
 
     /// Adds a frame. Readers are woken for a picture; sound alone waits for [`HOLD`] of it.
@@ -360,10 +381,14 @@ impl Reader {
             self.shared.keyframe_wanted.notify_one();
             batch.push(Event::Lagged { frames });
         }
-        let mut bytes = 0;
+        let (mut bytes, mut first) = (0, None);
+        let most = waker.map(|_| BATCH_TIME);
         let mut tracks_at = ring.tracks.partition_point(|(from, _)| *from <= next);
         while next < ring.next() && bytes < BATCH {
-            let frame = &ring.frames[(next - ring.first) as usize];
+            let Stored { frame, start } = &ring.frames[(next - ring.first) as usize];
+            if most.is_some_and(|most| frame.dts - *first.get_or_insert(frame.dts) > most) && !batch.is_empty() {
+                break;
+            }
             while ring.tracks.get(tracks_at).is_some_and(|(from, _)| *from <= next) {
                 tracks_at += 1;
             }
@@ -371,12 +396,18 @@ impl Reader {
             let tracks = tracks_at.checked_sub(1).map(|at| &ring.tracks[at].1);
             let Some(tracks) = tracks else { continue };
             if self.waits_for_start {
-                if !is_start(frame, tracks) {
+                if !start {
                     continue;
                 }
-                (self.waits_for_start, self.began) = (false, frame.dts);
+                (self.waits_for_start, self.began, self.shown) = (false, frame.dts, None);
             }
-            if frame.dts < self.began {
+            let shown = frame.dts + frame.cts;
+            let in_time = match frame.track {
+                Kind::Audio => frame.dts >= self.began,
+                Kind::Video if self.shown.is_none() && !frame.key => false,
+                Kind::Video => shown >= *self.shown.get_or_insert(shown),
+            };
+            if !in_time {
                 continue;
             }
             if !self.tracks.as_ref().is_some_and(|told| Arc::ptr_eq(told, tracks)) {
@@ -420,10 +451,11 @@ impl Ring {
     /// this moment: who begins a stream in several steps misses nothing of it.
     fn beginning(&self) -> u64 {
         let Some(start) = self.start else { return self.next() };
-        let Some((from, _)) = self.tracks.back().filter(|(_, tracks)| tracks.video.is_none()) else { return start };
-        let dts = |number: u64| self.frames[(number - self.first) as usize].dts;
-        let near = |number: &u64| dts(start) - dts(*number) <= STEP_BACK;
-        (self.first.max(*from)..start).rev().take_while(near).last().unwrap_or(start)
+        let Some((from, _)) = self.tracks.back().filter(|_| self.at(start).frame.track == Kind::Audio) else {
+            return start;
+        };
+        let near = |it: &Stored| it.start && self.at(start).frame.dts - it.frame.dts <= STEP_BACK;
+        (self.first.max(*from)..start).rev().take_while(|number| near(self.at(*number))).last().unwrap_or(start)
     }
 
     fn take_slot(&mut self, next: u64) -> usize {
@@ -445,14 +477,34 @@ impl Ring {
         wakers.extend(self.places.iter_mut().flatten().filter_map(|place| place.waker.take()));
     }
 
+    fn at(&self, number: u64) -> &Stored {
+        &self.frames[(number - self.first) as usize]
+    }
+
+    fn set_tracks(&mut self, tracks: Arc<Tracks>) {
+        let next = self.next();
+        if let Some((_, unused)) = self.tracks.pop_back_if(|(from, _)| *from == next) {
+            self.bytes -= size(&unused);
+        }
+        self.bytes += size(&tracks);
+        self.tracks.push_back((next, tracks));
+    }
+
     fn push(&mut self, frame: Frame) {
         let Some((_, tracks)) = self.tracks.back() else { return };
-        if is_start(&frame, tracks) {
+        let start = match frame.track {
+            Kind::Video => frame.key,
+            Kind::Audio => tracks.video.is_none() || self.pictured.is_none_or(|last| frame.dts - last > PICTURELESS),
+        };
+        if start {
             self.start = Some(self.next());
             self.let_go();
         }
+        if frame.track == Kind::Video {
+            self.pictured = Some(frame.dts);
+        }
         self.bytes += frame.payload.len() + FRAME_OVERHEAD;
-        self.frames.push_back(frame);
+        self.frames.push_back(Stored { frame, start });
         while self.bytes > self.limit && self.frames.len() > 1 {
             self.drop_oldest();
         }
@@ -468,12 +520,13 @@ impl Ring {
     }
 
     fn drop_oldest(&mut self) {
-        let frame = self.frames.pop_front().expect("callers see a frame");
-        self.bytes -= frame.payload.len() + FRAME_OVERHEAD;
+        let oldest = self.frames.pop_front().expect("callers see a frame");
+        self.bytes -= oldest.frame.payload.len() + FRAME_OVERHEAD;
         self.first += 1;
         self.start = self.start.filter(|start| *start >= self.first);
         while self.tracks.get(1).is_some_and(|(from, _)| *from <= self.first) {
-            self.tracks.pop_front();
+            let (_, unused) = self.tracks.pop_front().expect("there are two");
+            self.bytes -= size(&unused);
         }
     }
 
@@ -483,7 +536,7 @@ impl Ring {
         let lost = *next < self.first;
         let behind = || {
             let at = self.frames.get((*next - self.first) as usize)?;
-            Some(self.frames.back()?.dts - at.dts)
+            Some(self.frames.back()?.frame.dts - at.frame.dts)
         };
         let late = !lost && behind().is_some_and(|lag| lag > max_lag);
         let to = self.start.unwrap_or(self.next());
@@ -497,9 +550,9 @@ impl Ring {
     }
 }
 
-/// Whether a reader can begin here: a keyframe, or any frame of a stream without pictures.
-fn is_start(frame: &Frame, tracks: &Tracks) -> bool {
-    frame.key && (frame.track == Kind::Video || tracks.video.is_none())
+/// What tracks take, in bytes. There are no more of them than frames.
+fn size(tracks: &Tracks) -> usize {
+    [&tracks.video, &tracks.audio].into_iter().flatten().map(|track| track.config.len()).sum()
 }
 
 /// Counts the pictures between keyframes.
@@ -547,7 +600,8 @@ mod tests {
     }
 
     fn hub(limit_in_frames: usize) -> Hub {
-        Hub::new(Arc::default(), limit_in_frames * (FRAME_OVERHEAD + 1))
+        // Their tracks have a byte each.
+        Hub::new(Arc::default(), limit_in_frames * (FRAME_OVERHEAD + 1) + 8)
     }
 
     fn info() -> live::Stream {
@@ -616,8 +670,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_before_the_first_keyframe_waits_for_it() {
-        check("VRappKp", "v34").await;
+    async fn a_reader_before_the_first_keyframe_waits_for_it_with_its_pictures_and_not_with_the_sound() {
+        check("VRappKp", "v034").await;
+        check("VRa.apKp", "v0134").await;
     }
 
     #[tokio::test]
@@ -688,6 +743,76 @@ mod tests {
         reader.drain(&mut batch);
         assert!(matches!(batch[0], Event::Lagged { frames: 90 }), "{:?}", batch[0]);
         assert_eq!(batch.len(), 12);
+    }
+
+    /// Publishes sound (`a`), keyframes (`K`) and other pictures (`p`), each at its time and shown so much later, into a stream of both; a
+    /// reader that comes at `join`, before the frame of that number, is given those at `want`.
+    fn check_times(frames: &[(char, i64, i64)], join: usize, want: &[i64]) {
+        let hub = hub(1000);
+        let mut publisher = hub.publish(&key(), info(), Instant::now()).unwrap();
+        publisher.set_tracks(tracks("va"));
+        let mut reader = None;
+        for (number, (what, dts, cts)) in frames.iter().enumerate() {
+            if number == join {
+                reader = Some(hub.get(&key()).unwrap().read(LAG));
+            }
+            let track = if *what == 'a' { Kind::Audio } else { Kind::Video };
+            let [dts, cts] = [*dts, *cts].map(Time::from_millis);
+            publisher.push(Frame { track, dts, cts, key: *what != 'p', payload: Bytes::from_static(b"x") });
+        }
+        let mut batch = Vec::new();
+        reader.unwrap_or_else(|| hub.get(&key()).unwrap().read(LAG)).drain(&mut batch);
+        let times: Vec<_> = batch
+            .iter()
+            .filter_map(|it| if let Event::Frame(it) = it { Some(it.dts.as_millis()) } else { None })
+            .collect();
+        assert_eq!(times, want, "{frames:?}");
+    }
+
+    #[tokio::test]
+    async fn pictures_that_are_shown_before_the_keyframe_that_a_reader_begins_with_are_not_given_to_it() {
+        // An open group: its keyframe is decoded before two pictures that need the group before.
+        let open = [('K', 0, 80), ('p', 40, 80), ('K', 80, 120), ('p', 120, 0), ('p', 160, 0), ('p', 200, 80)];
+        check_times(&open, 0, &[0, 40, 80, 120, 160, 200]);
+        check_times(&open, 6, &[80, 200]);
+    }
+
+    #[tokio::test]
+    async fn where_no_pictures_come_a_reader_begins_with_sound_and_its_pictures_with_a_keyframe() {
+        let pause = [
+            ('K', 0, 0),
+            ('p', 40, 0),
+            ('a', 10_000, 0),
+            ('a', 10_041, 0),
+            ('a', 10_060, 0),
+            ('p', 10_080, 0),
+            ('K', 10_120, 0),
+        ];
+        check_times(&pause[..3], 3, &[0, 40, 10_000]);
+        check_times(&pause, 4, &[10_041, 10_060, 10_120]);
+    }
+
+    #[tokio::test]
+    async fn tracks_that_change_with_each_frame_are_bounded() {
+        let hub = Hub::new(Arc::default(), 10_000);
+        let mut publisher = hub.publish(&key(), info(), Instant::now()).unwrap();
+        for n in 0..100 {
+            let mut large = Tracks::default();
+            let format = Format::Video { width: n, height: 16 };
+            large.set(Track { codec: Codec::H264, config: vec![n as u8; 1000].into(), format });
+            publisher.set_tracks(large);
+            let dts = Time::from_millis(n.into());
+            publisher.push(Frame {
+                track: Kind::Audio,
+                dts,
+                cts: Time::ZERO,
+                key: true,
+                payload: Bytes::from_static(b"x"),
+            });
+        }
+        let stream = hub.get(&key()).unwrap();
+        let ring = stream.shared.ring();
+        assert!(ring.bytes <= 10_000 && ring.tracks.len() <= 10, "{} of {}", ring.bytes, ring.tracks.len());
     }
 
     #[tokio::test]

@@ -3,7 +3,8 @@
 //! One future, [`Wire::turn`], writes what waits and reads what came, whichever goes first; everything that it has done is
 //! in the `Wire`, so it may be dropped at any await and called again.
 //!
-//! Invariant: bytes leave in the order they were queued, and `queued()` is what the socket has not taken yet.
+//! Invariant: bytes leave in the order they were queued, and `queued()` is what the socket has not taken yet. A peer that takes nothing
+//! is not read on: what it makes us say is bounded.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -18,6 +19,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// The most that one read takes. Publishers send pictures of some ten kilobytes; one read takes a whole one.
 const READ: usize = 128 * 1024;
 
+/// What a peer may say, in bytes, beyond what it takes of ours while something waits for it.
+const AHEAD: usize = 64 * 1024;
+
 /// Pieces in one `writev`: a picture, its header and the sound that rides along, and then some.
 const PIECES: usize = 32;
 
@@ -31,6 +35,8 @@ pub struct Wire<S> {
     socket: S,
     out: VecDeque<Bytes>,
     taken: u64,
+    /// Bytes read while something waited to be written, less what the socket took since.
+    ahead: usize,
 }
 
 /// What a turn did.
@@ -47,7 +53,7 @@ pub enum Turn {
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Nothing waits yet.
     pub fn new(socket: S) -> Wire<S> {
-        Wire { socket, out: VecDeque::new(), taken: 0 }
+        Wire { socket, out: VecDeque::new(), taken: 0, ahead: 0 }
     }
 
     /// The socket.
@@ -78,15 +84,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Writes what waits and reads what came; returns after the first of them. `input` gets what came.
     pub async fn turn<E: From<io::Error>>(&mut self, mut input: impl FnMut(&[u8]) -> Result<(), E>) -> Result<Turn, E> {
         poll_fn(|cx| {
-            if !self.out.is_empty() && self.poll_flush(cx)?.is_ready() {
+            if self.out.is_empty() {
+                self.ahead = 0;
+            } else if self.poll_flush(cx)?.is_ready() {
                 return Poll::Ready(Ok(Turn::Flushed));
+            } else if self.ahead > AHEAD {
+                return Poll::Pending;
             }
             SCRATCH.with_borrow_mut(|scratch| {
                 let mut buf = ReadBuf::new(scratch);
                 ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buf))?;
                 Poll::Ready(match buf.filled() {
                     [] => Ok(Turn::Closed),
-                    bytes => input(bytes).map(|()| Turn::Read),
+                    bytes => {
+                        self.ahead += bytes.len();
+                        input(bytes).map(|()| Turn::Read)
+                    }
                 })
             })
         })
@@ -116,6 +129,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.taken += written as u64;
+            self.ahead = self.ahead.saturating_sub(written);
             while written > 0 {
                 let piece = self.out.front_mut().expect("no more is written than there was");
                 let step = written.min(piece.len());
@@ -176,5 +190,28 @@ mod tests {
         assert_eq!((turn, got.as_slice()), (Turn::Read, &b"hi"[..]));
         drop(theirs);
         assert!(wire.turn::<io::Error>(|_| Ok(())).await.is_err(), "a broken pipe is told");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_is_not_read_for_ever() {
+        let (ours, mut theirs) = tokio::io::duplex(4096);
+        let mut wire = Wire::new(ours);
+        let (flood, mut read) = (vec![1; 16 * AHEAD], 0);
+        let sending = tokio::spawn(async move {
+            let sent = theirs.write_all(&flood).await.is_ok();
+            (theirs, sent)
+        });
+        let mut read_on = async |wire: &mut Wire<_>| {
+            let turn = wire.turn::<io::Error>(|bytes| {
+                read += bytes.len();
+                Ok(())
+            });
+            let turn = tokio::time::timeout(std::time::Duration::from_millis(50), turn).await;
+            wire.out().push_back(Bytes::from_static(&[2; 100]));
+            turn.is_ok()
+        };
+        while read_on(&mut wire).await {}
+        assert!((AHEAD..2 * AHEAD).contains(&read), "{read}");
+        assert!(!sending.is_finished());
     }
 }
