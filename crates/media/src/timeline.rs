@@ -38,8 +38,17 @@ pub struct Timeline {
 #[derive(Clone, Copy, Debug, Default)]
 struct Lane {
     last: Option<Point>,
+    /// The last frame that did not lie far before what had been given out.
+    ahead: Option<Point>,
     /// The last time given out.
     dts: Option<i64>,
+}
+
+impl Lane {
+    /// Whether a frame at `line` lies far before what has been given out.
+    fn is_past(&self, line: i64) -> bool {
+        self.dts.is_some_and(|given| line < given - SUSPECT_BACK_MS)
+    }
 }
 
 /// A frame: where its clock, the line and arrival stood. `line` is before repair and may be negative.
@@ -97,7 +106,9 @@ impl Timeline {
         let line = place(lane, other, reach, start, raw_ms, arrival);
         reach.lead = reach.lead.max(line - arrival);
         let dts = line.max(lane.dts.map_or(0, |dts| dts + 1));
-        *lane = Lane { last: Some(Point { raw: raw_ms, line, arrival }), dts: Some(dts) };
+        let point = Some(Point { raw: raw_ms, line, arrival });
+        let ahead = if lane.is_past(line) { lane.ahead } else { point };
+        *lane = Lane { last: point, ahead, dts: Some(dts) };
         Time::from_millis(dts)
     }
 
@@ -115,6 +126,30 @@ impl Timeline {
     }
 }
 
+/// Puts pictures whose composition offsets are negative where they can be decoded: earlier, and shown when they were to be.
+///
+/// Invariant: decoding times rise, and no picture is shown before it is decoded.
+#[derive(Debug, Default)]
+pub struct Order {
+    /// How much earlier, the most that was needed so far.
+    lead: Time,
+    last: Option<Time>,
+}
+
+impl Order {
+    /// Decoding time and composition offset of a picture, which are as they were given for as long as no offset was negative.
+    pub fn place(&mut self, dts: Time, cts: Time) -> (Time, Time) {
+        self.lead = self.lead.max(Time::ZERO - cts).min(LEAD_MAX);
+        let (shown, earliest) = (dts + cts, self.last.map_or(Time::ZERO, |last| last + Time::from_millis(1)));
+        let dts = (dts - self.lead).max(earliest);
+        self.last = Some(dts);
+        (dts, (shown - dts).max(Time::ZERO))
+    }
+}
+
+/// More than sixteen pictures, which is the most that H.264 and H.265 reorder, at 15 a second.
+const LEAD_MAX: Time = Time::from_millis(1_200);
+
 /// Where on the line a frame of `lane` stands.
 fn place(lane: &Lane, other: &Lane, reach: &Reach, start: (i64, i64), raw: u32, arrival: i64) -> i64 {
     let floor = lane.dts.map_or(-APART_MS, |dts| dts - APART_MS);
@@ -124,13 +159,20 @@ fn place(lane: &Lane, other: &Lane, reach: &Reach, start: (i64, i64), raw: u32, 
         None => start.0 + (arrival - start.1),
     };
     let own = lane.last.map(|last| (last.at(raw), last.line));
+    // One frame from the past is a slip. With the second, the clock has gone back.
+    let gone_back =
+        lane.last.zip(lane.ahead).is_some_and(|(last, ahead)| lane.is_past(last.line) && last.line < ahead.line);
+    let believed = |line| !(gone_back && lane.is_past(line));
     // If both tracks are on one clock, the other's says nothing new.
     let others = other.last.map(|last| last.at(raw)).filter(|&line| {
-        own.is_none_or(|(own, _)| line != own) && allowed.contains(&line) && (line - due).abs() <= APART_MS
+        believed(line)
+            && own.is_none_or(|(own, _)| line != own)
+            && allowed.contains(&line)
+            && (line - due).abs() <= APART_MS
     });
     let own = own.filter(|&(line, last)| {
         let stalled = arrival + reach.lead;
-        allowed.contains(&line) && line >= last - BACK_MS && line <= stalled.max(due) + FORWARD_MS
+        believed(line) && allowed.contains(&line) && line >= last - BACK_MS && line <= stalled.max(due) + FORWARD_MS
     });
     match (own, others) {
         (Some((own, last)), Some(others)) => {
@@ -139,7 +181,10 @@ fn place(lane: &Lane, other: &Lane, reach: &Reach, start: (i64, i64), raw: u32, 
         }
         (Some((own, _)), None) => own,
         (None, Some(others)) => others,
-        (None, None) => due.max(lane.dts.map_or(0, |dts| dts + 1)),
+        (None, None) => {
+            let due = if gone_back { lane.ahead.map_or(due, |ahead| ahead.due(arrival)) } else { due };
+            due.max(lane.dts.map_or(0, |dts| dts + 1))
+        }
     }
 }
 
@@ -167,6 +212,30 @@ mod tests {
             }
         }
         assert_eq!(got, want, "{script}");
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_by_less_than_a_second_again_and_again_is_joined_where_arrival_says() {
+        check("v0@0 v960@960 v0@1000 v40@1040 v960@1960 v0@2000 v40@2040", &[0, 960, 961, 1040, 1960, 1961, 2040]);
+        // One frame alone is a slip.
+        check("v0@0 v960@960 v0@1000 v1040@1040 v1080@1080", &[0, 960, 961, 1040, 1080]);
+        check("v0@0 a0@1 v960@960 a960@961 v0@1000 a0@1001 v40@1040 a41@1042", &[0, 0, 960, 960, 961, 961, 1040, 1041]);
+    }
+
+    #[test]
+    fn pictures_with_negative_offsets_are_shown_when_they_were_to_be() {
+        let check = |pictures: &[(i64, i64)], want: &[(i64, i64)]| {
+            let mut order = Order::default();
+            let place = |(dts, cts): &(i64, i64)| {
+                let (dts, cts) = order.place(Time::from_millis(*dts), Time::from_millis(*cts));
+                (dts.as_millis(), cts.as_millis())
+            };
+            assert_eq!(pictures.iter().map(place).collect::<Vec<_>>(), want);
+        };
+        check(&[(0, 80), (40, 0), (80, 40)], &[(0, 80), (40, 0), (80, 40)]);
+        // Shown at 0, 160, 80, 120, 280: as they were sent, decoding 80 ms earlier.
+        let sent = [(0, 0), (40, 120), (80, 0), (160, -40), (200, 80), (240, -80), (280, 0)];
+        check(&sent, &[(0, 0), (40, 120), (80, 0), (120, 0), (160, 120), (161, 0), (200, 80)]);
     }
 
     #[test]

@@ -32,7 +32,8 @@ pub enum Item {
 pub struct Raw {
     /// The track it belongs to.
     pub track: Kind,
-    /// Composition offset; never negative.
+    /// Composition offset as it was sent: negative from encoders that stamp their pictures as they are shown, see
+    /// [`Order`](crate::timeline::Order).
     pub cts: Time,
     /// Whether decoding can begin here.
     pub key: bool,
@@ -332,13 +333,13 @@ fn enhanced_head(body: &Bytes, kind: Kind) -> Result<Option<(Codec, Packet, Byte
     Ok(Some((codec, packet, rest.0)))
 }
 
-/// Takes the 24-bit composition offset, in milliseconds, off the front. Negative ones become 0.
+/// Takes the composition offset, 24 bits with a sign, in milliseconds, off the front.
 fn composition(data: &mut Bytes) -> Result<Time, Error> {
     let mut rest = Cursor(data.split_off(0));
     let offset = rest.u24()?;
     *data = rest.0;
-    let negative = offset >= 1 << 23;
-    Ok(Time::from_millis(if negative { 0 } else { offset as i64 }))
+    let sign = if offset < 1 << 23 { 0 } else { 1 << 24 };
+    Ok(Time::from_millis(offset as i64 - sign))
 }
 
 const CUT_OFF: Error = Error::Malformed("FLV tag: cut off");
@@ -747,8 +748,8 @@ mod tests {
     }
 
     #[test]
-    fn a_negative_offset_is_none() {
-        check(&[v(&[&[0x17, 0, 0, 0, 0], AVCC]), v(&[&[0x27, 1, 0xff, 0xff, 0xd8], SLICE])], "H.264:640x360 p6+0");
+    fn a_negative_offset_stays_what_it_is() {
+        check(&[v(&[&[0x17, 0, 0, 0, 0], AVCC]), v(&[&[0x27, 1, 0xff, 0xff, 0xd8], SLICE])], "H.264:640x360 p6+-40");
     }
 
     #[test]

@@ -145,7 +145,7 @@ impl Index {
                         };
                         // The payload is the end of the body.
                         let at = at + (body.len() - raw.payload.len()) as u64;
-                        let (dts, cts, key) = (Time::from_millis(timestamp.into()), raw.cts, raw.key);
+                        let (dts, cts, key) = (Time::from_millis(timestamp.into()), raw.cts.max(Time::ZERO), raw.key);
                         lane.push(&Frame { track: kind, dts, cts, key, payload: raw.payload }, at);
                     }
                     Item::Ended(_) => {}

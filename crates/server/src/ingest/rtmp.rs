@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bywash_media::mux::flv::{self, Item};
+use bywash_media::timeline::Order;
 use bywash_media::{Codec, Frame, Kind, StreamKey, Tracks};
 use bywash_rtmp::message::{self, Message};
 use bywash_rtmp::server::{self, Event, Request, Server};
@@ -207,6 +208,7 @@ impl Connection {
             reader: flv::Reader::default(),
             items: Vec::new(),
             tracks: Tracks::default(),
+            order: Order::default(),
             began: false,
             since: Instant::now(),
             seen: false,
@@ -301,6 +303,7 @@ struct Ingest {
     reader: flv::Reader,
     items: Vec<Item>,
     tracks: Tracks,
+    order: Order,
     /// stream_create may go out.
     began: bool,
     since: Instant,
@@ -352,7 +355,11 @@ impl Ingest {
         }
         self.begin();
         let dts = self.hold.publisher.stamp(raw.track, timestamp, now);
-        self.hold.publisher.push(Frame { track: raw.track, dts, cts: raw.cts, key: raw.key, payload: raw.payload });
+        let (dts, cts) = match raw.track {
+            Kind::Video => self.order.place(dts, raw.cts),
+            Kind::Audio => (dts, raw.cts),
+        };
+        self.hold.publisher.push(Frame { track: raw.track, dts, cts, key: raw.key, payload: raw.payload });
     }
 
     /// Where no picture came between two beats, nothing is held back for one. Until then the kernel keeps sound by the
