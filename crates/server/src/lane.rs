@@ -30,6 +30,10 @@ pub const SWEEP: Duration = Duration::from_millis(200);
 /// A lane is full when it has used this share of a core over the last second, in thousandths.
 const FULL: u64 = 500;
 
+/// What a connection is taken to cost until that is measured, in thousandths: a stream with one target. After a restart all come within
+/// one second.
+const EXPECTED: u64 = 5;
+
 /// All media threads. Dropping it stops them.
 pub struct Lanes {
     lanes: Vec<Lane>,
@@ -40,7 +44,7 @@ pub struct Lanes {
 #[derive(Clone)]
 pub struct Lane {
     handle: Handle,
-    /// CPU time used over the last second, in thousandths.
+    /// CPU time used over the last second, in thousandths, and what is expected of those that came since.
     load: Arc<AtomicU64>,
     beat: Arc<Pulse>,
     sweep: Arc<Pulse>,
@@ -73,7 +77,9 @@ impl Lanes {
     pub fn pick(&self) -> &Lane {
         let load = |lane: &&Lane| lane.load.load(Ordering::Relaxed);
         let free = self.lanes.iter().find(|lane| load(lane) < FULL);
-        free.or_else(|| self.lanes.iter().min_by_key(load)).expect("there is at least one lane")
+        let lane = free.or_else(|| self.lanes.iter().min_by_key(load)).expect("there is at least one lane");
+        lane.load.fetch_add(EXPECTED, Ordering::Relaxed);
+        lane
     }
 }
 
@@ -223,6 +229,15 @@ impl Pulse {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_that_come_at_once_are_spread() {
+        let lanes = Lanes::start(2).unwrap();
+        let first = |lane: &Lane| Arc::ptr_eq(&lane.load, &lanes.lanes[0].load);
+        let on_first = |count: usize| (0..count).filter(|_| first(lanes.pick())).count();
+        assert_eq!(on_first(50), 50, "few lanes cost less");
+        assert_eq!(on_first(250), 50 + 50, "both are full at 100 each, and the rest is shared");
+    }
 
     #[tokio::test]
     async fn a_lane_ticks_only_for_who_wants_it() {

@@ -35,6 +35,8 @@ pub struct Wire<S> {
     socket: S,
     out: VecDeque<Bytes>,
     taken: u64,
+    /// The socket took all, and may hold some of it itself: TLS does.
+    unflushed: bool,
     /// Bytes read while something waited to be written, less what the socket took since.
     ahead: usize,
 }
@@ -53,7 +55,7 @@ pub enum Turn {
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Nothing waits yet.
     pub fn new(socket: S) -> Wire<S> {
-        Wire { socket, out: VecDeque::new(), taken: 0, ahead: 0 }
+        Wire { socket, out: VecDeque::new(), taken: 0, unflushed: false, ahead: 0 }
     }
 
     /// The socket.
@@ -84,7 +86,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Writes what waits and reads what came; returns after the first of them. `input` gets what came.
     pub async fn turn<E: From<io::Error>>(&mut self, mut input: impl FnMut(&[u8]) -> Result<(), E>) -> Result<Turn, E> {
         poll_fn(|cx| {
-            if self.out.is_empty() {
+            if self.is_idle() && !self.unflushed {
                 self.ahead = 0;
             } else if self.poll_flush(cx)?.is_ready() {
                 return Poll::Ready(Ok(Turn::Flushed));
@@ -119,6 +121,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_empty() {
+            self.unflushed = true;
             let mut slices = [IoSlice::new(&[]); PIECES];
             let count = self.out.len().min(PIECES);
             for (slice, piece) in slices.iter_mut().zip(&self.out) {
@@ -144,7 +147,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 self.out.pop_front();
             }
         }
-        Pin::new(&mut self.socket).poll_flush(cx)
+        ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
     }
 }
 

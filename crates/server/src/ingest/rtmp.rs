@@ -285,7 +285,9 @@ impl Connection {
         };
         let app: Option<Arc<App>> = request.app.parse().ok().and_then(|id| self.doors.apps.get(id));
         let app = app.ok_or((denied, "unknown app: the address is rtmp://HOST/<AppId>/<StreamId>".to_owned()))?;
-        let key = StreamKey::published(app.id, &request.name);
+        // FFmpeg says `mp4:` before names that end in .mp4, as Flash wanted it; no stream id has a colon.
+        let name = request.name.strip_prefix("mp4:").unwrap_or(&request.name);
+        let key = StreamKey::published(app.id, name);
         let key = key.ok_or((bad_name, "invalid stream id: 1 to 256 of A-Z a-z 0-9 - _ .".to_owned()))?;
         if !app.environment.has(key.environment()) {
             return Err((denied, format!("the app has no {:?} environment", key.environment()).to_lowercase()));

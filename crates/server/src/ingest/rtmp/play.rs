@@ -82,8 +82,8 @@ impl Connection {
                     if !more {
                         self.engine.end_play(Instant::now());
                         self.outputs();
-                        self.wire.flush().await?;
-                        return Ok(true);
+                        // A player that takes nothing hears nothing of the end either.
+                        return Ok(tokio::time::timeout(STALL, self.wire.flush()).await.is_ok_and(|it| it.is_ok()));
                     }
                 }
                 () = &mut beats => {
