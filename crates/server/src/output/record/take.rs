@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use bywash_media::mux::{Parts, adts, flv, fmp4, mp4, ts};
+use bywash_media::mux::{Clock, Parts, adts, flv, fmp4, mp4, ts};
 use bywash_media::playlist::Segment;
 use bywash_media::{Codec, Frame, Kind, Time, Tracks};
 
@@ -448,7 +448,7 @@ struct Hls {
     number: u32,
     /// When the segment began; none is open otherwise.
     begun: Option<Time>,
-    /// When what was pushed ends, by kind.
+    /// Of what was pushed, by kind.
     clocks: [Clock; 2],
     rate: Rate,
 }
@@ -518,7 +518,7 @@ impl Hls {
         if is_due(&mut self.since, frame, gathered) {
             self.flush(out);
         }
-        self.clocks[frame.track as usize].tick(frame);
+        self.clocks[frame.track as usize].tick(frame.dts);
         if frame.track == Kind::Video {
             self.rate.count(frame.dts);
         }
@@ -552,7 +552,7 @@ impl Hls {
             duration: Time::ZERO,
             wall_ms: at.as_millis() + wall_ms,
             // The first of a stretch.
-            discontinuity: self.clocks.iter().all(|it| it.last.is_none()),
+            discontinuity: self.clocks.iter().all(|it| it.last().is_none()),
             map,
         };
         self.number += 1;
@@ -591,7 +591,7 @@ impl Hls {
         }
         let Some(begun) = self.begun.take() else { return };
         self.flush(out);
-        let end = self.clocks.iter().filter_map(Clock::end).max().unwrap_or(begun);
+        let end = Clock::end(&self.clocks).unwrap_or(begun);
         out.push(Op::Change(self.file, Change::End(end - begun)));
     }
 
@@ -607,29 +607,6 @@ impl Hls {
     fn close(mut self, out: &mut Vec<Op>) {
         self.end(&Tracks::default(), out);
         out.push(Op::Close(self.file, self.rate.milli()));
-    }
-}
-
-/// When the last frame of a track ends, if it is as long as the one before.
-#[derive(Default)]
-struct Clock {
-    last: Option<Time>,
-    step: Time,
-}
-
-impl Clock {
-    fn tick(&mut self, frame: &Frame) {
-        self.step = match self.last {
-            Some(last) => frame.dts - last,
-            // A 25th of a second, and a packet of AAC.
-            None if frame.track == Kind::Video => Time::from_millis(40),
-            None => Time::from_millis(21),
-        };
-        self.last = Some(frame.dts);
-    }
-
-    fn end(&self) -> Option<Time> {
-        Some(self.last? + self.step)
     }
 }
 
