@@ -181,7 +181,7 @@ pub(crate) fn scan<S: Source + ?Sized>(file: &S, at: u64, heads: Option<Vec<Head
                 }
                 scan.end = it.end;
             }
-            b"free" | b"skip" | b"uuid" | b"sidx" | b"styp" | b"prft" | b"emsg" => {}
+            b"ftyp" | b"free" | b"skip" | b"uuid" | b"sidx" | b"styp" | b"prft" | b"emsg" => {}
             _ => break,
         }
         at = it.end;
