@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use bytes::Bytes;
+use bywash_media::mux::merge::{Index, Piece, frames as frames_of};
 use bywash_media::mux::{fmp4, ts};
 use bywash_media::playlist::{Playlist, Segment};
 use bywash_media::{Frame, Kind, Time, Tracks};
@@ -135,6 +137,41 @@ fn fmp4_segments_are_what_went_in() {
         check_fmp4("fmp4_b_frames", source::b_frames());
         check_fmp4("fmp4_sound", source::sound());
     }
+}
+
+#[test]
+fn a_track_that_pauses_has_its_frames_in_the_segments_of_their_time() {
+    let check = |pictures: Vec<i64>, sound: Vec<i64>| {
+        let stream = source::timed(pictures, sound);
+        let mut writer = fmp4::Writer::new(&stream.tracks);
+        let init = writer.init();
+        let (mut segment, mut next, mut frames) = (Vec::new(), 2_000, 0);
+        let mut done = |segment: Vec<Bytes>, begin: i64, end: i64| {
+            let segment = [&init[..], &segment.concat()].concat();
+            let index = Index::fragments(&segment[..]).unwrap();
+            let lasts = (index.duration().as_millis() - (end - begin)).abs();
+            assert!(lasts <= 1_040, "{begin} {end}: {:?}", index.duration());
+            frames += frames_of(&Piece { index: &index, begin: Time::ZERO, end: None }).unwrap().0.len();
+        };
+        for frame in &stream.frames {
+            writer.push(frame, &mut segment);
+            if frame.dts.as_millis() >= next {
+                writer.cut(&mut segment);
+                done(std::mem::take(&mut segment), next - 2_000, next);
+                next += 2_000;
+            }
+        }
+        writer.flush(&mut segment);
+        done(segment, next - 2_000, stream.frames.last().unwrap().dts.as_millis());
+        assert_eq!(frames, stream.frames.len());
+    };
+    let pictures = |from, to| (from..to).step_by(40);
+    let paused = || source::packets(0, 1_000).chain(source::packets(59_000, 61_000)).collect();
+    check(pictures(0, 61_000).collect(), paused());
+    check(pictures(0, 1_000).chain(pictures(60_000, 61_000)).collect(), source::packets(0, 61_000).collect());
+    // One that ends, and one that begins late.
+    check(pictures(0, 61_000).collect(), source::packets(0, 1_000).collect());
+    check(pictures(0, 61_000).collect(), source::packets(30_000, 61_000).collect());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::{PLACEHOLDER, withhold};
 use crate::mux::{Finish, Source, Write};
 use crate::{Time, Track};
 
-/// The largest `moov` or `moof` of a file in the making that is believed. A fragment's is a few hundred bytes.
+/// The largest `moov` or `moof` of a file in the making that is believed. A fragment's of a usual stream is of 1 or 2 KB.
 const HEAD_MAX: u64 = 4 << 20;
 
 /// What makes an ordinary file of one that [`Writer`](super::Writer) began, wherever that stopped. `None` if there is no media

@@ -16,6 +16,9 @@ const LENGTH: Time = Time::from_millis(500);
 /// How much of it, in bytes: a bound for what is held in memory.
 const BYTES_MAX: usize = 16 << 20;
 
+/// A track that is this far behind what was pushed last pauses, or has ended.
+const PAUSE: Time = Time::from_millis(1_000);
+
 const KEY: u32 = 0x0200_0000;
 const NOT_KEY: u32 = 0x0101_0000;
 
@@ -27,6 +30,8 @@ pub(crate) struct Fragments {
     base: Option<Time>,
     /// The decoding time at which the fragment being collected was begun.
     begun: Option<Time>,
+    /// That of the sample that was pushed last.
+    pushed: Time,
     bytes: usize,
     sequence: u32,
 }
@@ -66,7 +71,7 @@ impl Fragments {
             step: 0,
         };
         let lanes = (1..).zip([&tracks.video, &tracks.audio].into_iter().flatten()).map(lane).collect();
-        Fragments { lanes, base: None, begun: None, bytes: 0, sequence: 0 }
+        Fragments { lanes, base: None, begun: None, pushed: Time::ZERO, bytes: 0, sequence: 0 }
     }
 
     pub(crate) fn heads(&self) -> Vec<Head> {
@@ -78,27 +83,36 @@ impl Fragments {
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.head.kind == frame.track) else { return false };
         lane.push(frame, self.base);
         self.bytes += frame.payload.len();
+        self.pushed = lane.samples.last().map_or(frame.dts, |it| lane.time(it));
         let begun = *self.begun.get_or_insert(frame.dts);
         frame.dts - begun >= LENGTH || self.bytes >= BYTES_MAX
     }
 
     /// The fragment of all samples but the last of each track, whose duration only the next will tell. `None` if that is nothing.
     pub(crate) fn cut(&mut self) -> Option<Parts> {
-        self.begun = self.lanes.iter().filter_map(|lane| Some(lane.time(lane.samples.last()?))).max();
-        self.take(1)
+        self.take(|lane| lane.samples.len().saturating_sub(1))
+    }
+
+    /// That with which a segment ends: likewise, but a track that pauses is not waited for, as its next sample may be segments away.
+    pub(crate) fn end(&mut self) -> Option<Parts> {
+        let pushed = self.pushed;
+        self.take(|lane| match lane.samples.last() {
+            Some(last) if pushed - lane.time(last) <= PAUSE => lane.samples.len() - 1,
+            _ => lane.samples.len(),
+        })
     }
 
     /// The fragment of all that is left.
     pub(crate) fn flush(&mut self) -> Option<Parts> {
-        self.begun = None;
-        self.take(0)
+        self.take(|lane| lane.samples.len())
     }
 
-    fn take(&mut self, keep: usize) -> Option<Parts> {
+    /// The fragment of the first samples of each track, as many as are `ready`.
+    fn take(&mut self, ready: impl Fn(&Lane) -> usize) -> Option<Parts> {
+        self.begun = self.lanes.iter().filter_map(|lane| Some(lane.time(lane.samples.last()?))).max();
         let firsts = self.lanes.iter().filter_map(|lane| Some(lane.time(lane.samples.first()?)));
         let base = *self.base.get_or_insert(firsts.min()?);
-        let ready = |lane: &Lane| lane.samples.len().saturating_sub(keep);
-        let total: usize = self.lanes.iter().map(ready).sum();
+        let total: usize = self.lanes.iter().map(&ready).sum();
         if total == 0 {
             return None;
         }
