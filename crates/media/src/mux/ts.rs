@@ -333,7 +333,7 @@ pub fn finish<S: Source + ?Sized>(file: &S) -> io::Result<Option<Finish>> {
     let mut clocks = [Clock::default(); 2];
     // Times count from the first stamp; sound that was held back may be told behind it and be earlier.
     let (mut zero, mut first) = (None, Time::ZERO);
-    // Where the last PES packet begins, of which track it is, and when.
+    // Where the last PES packet begins, of which stream, and when.
     let mut last = None;
     let mut at = 0;
     'file: while at < whole {
@@ -343,20 +343,11 @@ pub fn finish<S: Source + ?Sized>(file: &S) -> io::Result<Option<Finish>> {
             if packet[0] != 0x47 {
                 break 'file;
             }
-            let pid = u16::from_be_bytes([packet[1] & 0x1f, packet[2]]);
-            let kind = match pid {
-                VIDEO => Some(Kind::Video),
-                AUDIO => Some(Kind::Audio),
-                _ => None,
-            };
-            let field = if packet[3] & 0x20 != 0 { 1 + usize::from(packet[4]) } else { 0 };
-            if packet[1] & 0x40 != 0
-                && let Some(kind) = kind
-                && let Some(stamp) = packet.get(4 + field..).and_then(stamp)
-            {
+            let (pid, start, payload) = opened(packet);
+            if let (VIDEO | AUDIO, true, Some(stamp)) = (pid, start, stamp(payload)) {
                 let time = Time::from_ticks(step(*zero.get_or_insert(stamp), stamp), RATE);
-                if let Some((_, kind, time)) = last.replace((at, kind, time)) {
-                    clocks[kind as usize].tick(time);
+                if let Some((_, pid, time)) = last.replace((at, pid, time)) {
+                    clocks[usize::from(pid == AUDIO)].tick(time);
                     first = first.min(time);
                 }
             }
@@ -382,9 +373,7 @@ pub(super) fn read<S: Source + ?Sized, E: From<io::Error>>(
         file.read_at(at, &mut window)?;
         at += window.len() as u64;
         for packet in window.chunks_exact(PACKET) {
-            let (start, pid) = (packet[1] & 0x40 != 0, u16::from_be_bytes([packet[1] & 0x1f, packet[2]]));
-            let field = if packet[3] & 0x20 != 0 { 1 + usize::from(packet[4]) } else { 0 };
-            let payload = packet.get(4 + field..).unwrap_or_default();
+            let (pid, start, payload) = opened(packet);
             match pid {
                 PMT if start => codecs(payload, &mut streams),
                 VIDEO | AUDIO => {
@@ -401,6 +390,13 @@ pub(super) fn read<S: Source + ?Sized, E: From<io::Error>>(
         }
     }
     streams.iter_mut().try_for_each(|stream| stream.end(&mut take))
+}
+
+/// The PID of a packet, whether a table or a PES packet begins in it, and what it carries of that.
+fn opened(packet: &[u8]) -> (u16, bool, &[u8]) {
+    let pid = u16::from_be_bytes([packet[1] & 0x1f, packet[2]]);
+    let field = if packet[3] & 0x20 != 0 { 1 + usize::from(packet[4]) } else { 0 };
+    (pid, packet[1] & 0x40 != 0, packet.get(4 + field..).unwrap_or_default())
 }
 
 /// More than any picture.
