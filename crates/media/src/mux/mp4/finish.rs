@@ -12,7 +12,7 @@ use super::{PLACEHOLDER, withhold};
 use crate::mux::{Finish, Source, Write};
 use crate::{Time, Track};
 
-/// The largest `moov` or `moof` of a file in the making that is believed. A fragment's of a usual stream is of 1 or 2 KB.
+/// The largest `moov` or `moof` of a file in the making that is believed. A fragment's is 1 to 2 KB as a rule.
 const HEAD_MAX: u64 = 4 << 20;
 
 /// What makes an ordinary file of one that [`Writer`](super::Writer) began, wherever that stopped. `None` if there is no media
