@@ -37,9 +37,7 @@ impl Playlist {
     pub fn new(longest: Time) -> Playlist {
         Playlist { target: rounded_seconds(longest).max(1), segments: Vec::new(), ended: false }
     }
-}
 
-impl Playlist {
     /// Reads back what [`Display`](fmt::Display) has written; lines of no known form are passed over. A segment's `wall_ms` is
     /// counted from the last time that the list told.
     pub fn parse(text: &str) -> Playlist {
@@ -55,10 +53,16 @@ impl Playlist {
                 "#EXTINF" => duration = seconds(value.trim_end_matches(',')),
                 "#EXT-X-ENDLIST" => list.ended = true,
                 _ if line.starts_with('#') => {}
-                uri => {
+                _ => {
                     let Some(duration) = duration.take() else { continue };
                     let discontinuity = std::mem::take(&mut discontinuity);
-                    list.segments.push(Segment { uri: uri.into(), duration, wall_ms, discontinuity, map: map.clone() });
+                    list.segments.push(Segment {
+                        uri: line.into(),
+                        duration,
+                        wall_ms,
+                        discontinuity,
+                        map: map.clone(),
+                    });
                     wall_ms += duration.as_millis();
                 }
             }
@@ -209,6 +213,12 @@ mod tests {
              #EXTINF:4.000,\n0.m4s\n#EXTINF:4.000,\n1.m4s\n#EXT-X-DISCONTINUITY\n#EXT-X-MAP:URI=\"b.mp4\"\n\
              #EXT-X-PROGRAM-DATE-TIME:2024-02-29T23:59:59.040Z\n#EXTINF:0.080,\n2.m4s\n#EXT-X-ENDLIST\n",
         );
+    }
+
+    #[test]
+    fn a_name_is_the_whole_line() {
+        let list = Playlist::parse("#EXTM3U\n#EXTINF:1.000,\na:b.ts\n#EXTINF:1.000,\nhttp://host:80/c.ts\n");
+        assert_eq!(list.segments.iter().map(|it| &it.uri[..]).collect::<Vec<_>>(), ["a:b.ts", "http://host:80/c.ts"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! fMP4 for HLS (RFC 8216 §3.3): one initialization section, and segments of fragments behind it.
 //!
-//! Invariant: a segment begins with the frame that was pushed last before [`Writer::cut`], so with a key frame if that was one.
+//! Invariant: of its track, a segment begins with the frame that was pushed last before [`Writer::cut`], so with a key frame if that
+//! was one; and with nothing of the other track that is more than a second older.
 
 use std::io;
 
@@ -30,13 +31,14 @@ impl Writer {
     /// Takes a frame; appends fragments to `out` now and then, each as a list of parts. The times of a track must rise.
     pub fn push(&mut self, frame: &Frame, out: &mut Vec<Bytes>) {
         if self.fragments.push(frame) {
-            self.cut(out);
+            out.extend(self.fragments.cut().into_iter().flatten());
         }
     }
 
-    /// Appends the rest of a segment to `out`: everything before the last frame of each track. The next segment begins with these.
+    /// Appends the rest of a segment to `out`: everything before the last frame of each track. The next segment begins with these. Of
+    /// a track that pauses the last frame ends this one.
     pub fn cut(&mut self, out: &mut Vec<Bytes>) {
-        out.extend(self.fragments.cut().into_iter().flatten());
+        out.extend(self.fragments.end().into_iter().flatten());
     }
 
     /// Appends all that is left to `out`: the end of the last segment.

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::clock::{last_length, placed};
 use super::flv::{Item, Reader};
 use super::mp4::{self, Edit, FTYP, Head, MOVIE_TIMESCALE, Part, Table, packet_ticks, rate};
 use super::{Source, adts, flv, ts};
@@ -204,7 +205,10 @@ impl Index {
 
     /// Of lanes whose line begins anywhere.
     fn from_zero(mut lanes: Vec<Lane>) -> Result<Index, Error> {
-        lanes.iter_mut().for_each(Lane::end);
+        let last =
+            |lane: &Lane| lane.samples.last().map(|it| Time::from_ticks(it.dts + i64::from(it.duration), lane.rate));
+        let until = lanes.iter().filter_map(last).max().unwrap_or_default();
+        lanes.iter_mut().for_each(|lane| lane.end(until));
         let first = lanes.iter().filter_map(Lane::first).min().unwrap_or_default();
         lanes.iter_mut().for_each(|lane| lane.zero = lane.zero - first);
         Index::new(lanes)
@@ -258,32 +262,31 @@ impl Lane {
         }));
     }
 
-    /// Takes a frame whose payload is at `at`. Sound is counted in samples as long as its stamps agree within a packet.
+    /// Takes a frame whose payload is at `at`.
     fn push(&mut self, frame: &Frame, at: u64) {
         let duration = packet_ticks(&self.track, &frame.payload);
-        let stamped = frame.dts.as_ticks(self.rate);
-        let dts = match self.samples.last() {
-            Some(last) if duration > 0 && stamped.abs_diff(last.dts + i64::from(last.duration)) <= duration.into() => {
-                last.dts + i64::from(last.duration)
-            }
-            Some(last) => stamped.max(last.dts + 1),
-            None => stamped,
-        };
+        let last = self.samples.last().map(|last| (last.dts, last.duration));
+        let dts = placed(frame.dts.as_ticks(self.rate), duration, last);
         let offset = frame.cts.as_ticks(self.rate).clamp(0, u32::MAX.into()) as u32;
         self.samples.push(Sample { at, dts, size: frame.payload.len() as u32, offset, duration, key: frame.key });
     }
 
-    /// Gives pictures the durations that only the next one tells.
-    fn end(&mut self) {
-        let mut step = self.rate / 25;
+    /// Gives pictures the durations that only the next one tells, all tracks being known to go `until` then.
+    fn end(&mut self, until: Time) {
+        let rate = self.rate;
+        let time = |ticks| Time::from_ticks(ticks, rate);
+        let mut step = 0;
         for n in 0..self.samples.len() {
-            if let Some(next) = self.samples.get(n + 1) {
-                step = (next.dts - self.samples[n].dts).clamp(0, u32::MAX.into()) as u32;
-            }
+            let dts = self.samples[n].dts;
+            let length = match self.samples.get(n + 1) {
+                Some(next) => next.dts - dts,
+                None => last_length(time(step), until - time(dts)).as_ticks(rate),
+            };
             let sample = &mut self.samples[n];
             if sample.duration == 0 {
-                sample.duration = step;
+                sample.duration = length.clamp(0, u32::MAX.into()) as u32;
             }
+            step = length;
         }
     }
 

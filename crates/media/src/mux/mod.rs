@@ -12,6 +12,7 @@ use bytes::Bytes;
 use crate::Time;
 
 pub mod adts;
+mod clock;
 pub mod flv;
 pub mod fmp4;
 pub mod merge;
@@ -20,6 +21,7 @@ pub mod mp4;
 mod parts;
 pub mod ts;
 
+pub use self::clock::Clock;
 pub use self::parts::Parts;
 
 /// One change to a file.

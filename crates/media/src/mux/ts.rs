@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::adts;
 use super::mp4::packet_ticks;
-use super::{Finish, Source};
+use super::{Clock, Finish, Source};
 use crate::codec::{self, mp3, nal};
 use crate::{Codec, Format, Frame, Kind, Time, Track, Tracks};
 
@@ -325,14 +325,17 @@ fn crc(bytes: &[u8]) -> u32 {
     })
 }
 
-/// What makes a torn segment whole: the cut before the PES packet that was being written. `None` if no picture, or without
-/// pictures no sound, is left.
+/// What makes a torn segment whole: the cut before the PES packet that was being written. `None` if no whole one is left.
 pub fn finish<S: Source + ?Sized>(file: &S) -> io::Result<Option<Finish>> {
     const WINDOW: u64 = 348 * PACKET as u64;
     let whole = file.size() / PACKET as u64 * PACKET as u64;
     let mut window = Vec::new();
-    let (mut video, mut audio) = (Clock::default(), Clock::default());
-    let (mut end, mut at) = (0, 0);
+    let mut clocks = [Clock::default(); 2];
+    // Times count from the first stamp; sound that was held back may be told behind it and be earlier.
+    let (mut zero, mut first) = (None, Time::ZERO);
+    // Where the last PES packet begins, of which stream, and when.
+    let mut last = None;
+    let mut at = 0;
     'file: while at < whole {
         window.resize(WINDOW.min(whole - at) as usize, 0);
         file.read_at(at, &mut window)?;
@@ -340,24 +343,19 @@ pub fn finish<S: Source + ?Sized>(file: &S) -> io::Result<Option<Finish>> {
             if packet[0] != 0x47 {
                 break 'file;
             }
-            let pid = u16::from_be_bytes([packet[1] & 0x1f, packet[2]]);
-            let clock = match pid {
-                VIDEO => Some(&mut video),
-                AUDIO => Some(&mut audio),
-                _ => None,
-            };
-            if packet[1] & 0x40 != 0
-                && let Some(clock) = clock
-            {
-                let field = if packet[3] & 0x20 != 0 { 1 + usize::from(packet[4]) } else { 0 };
-                clock.tick(packet.get(4 + field..).and_then(stamp));
-                end = at;
+            let (pid, start, payload) = opened(packet);
+            if let (VIDEO | AUDIO, true, Some(stamp)) = (pid, start, stamp(payload)) {
+                let time = Time::from_ticks(step(*zero.get_or_insert(stamp), stamp), RATE);
+                if let Some((_, pid, time)) = last.replace((at, pid, time)) {
+                    clocks[usize::from(pid == AUDIO)].tick(time);
+                    first = first.min(time);
+                }
             }
             at += PACKET as u64;
         }
     }
-    let clock = if video.last.is_some() { video } else { audio };
-    Ok(clock.duration().and_then(|duration| Finish::cut(file.size(), end, duration)))
+    let end = last.map_or(0, |(at, ..)| at);
+    Ok(Clock::end(&clocks).and_then(|until| Finish::cut(file.size(), end, until - first)))
 }
 
 /// Reads segments, one behind the other, back to what [`Writer`] got: gives `take` each frame with its track. A track's record is
@@ -375,9 +373,7 @@ pub(super) fn read<S: Source + ?Sized, E: From<io::Error>>(
         file.read_at(at, &mut window)?;
         at += window.len() as u64;
         for packet in window.chunks_exact(PACKET) {
-            let (start, pid) = (packet[1] & 0x40 != 0, u16::from_be_bytes([packet[1] & 0x1f, packet[2]]));
-            let field = if packet[3] & 0x20 != 0 { 1 + usize::from(packet[4]) } else { 0 };
-            let payload = packet.get(4 + field..).unwrap_or_default();
+            let (pid, start, payload) = opened(packet);
             match pid {
                 PMT if start => codecs(payload, &mut streams),
                 VIDEO | AUDIO => {
@@ -394,6 +390,13 @@ pub(super) fn read<S: Source + ?Sized, E: From<io::Error>>(
         }
     }
     streams.iter_mut().try_for_each(|stream| stream.end(&mut take))
+}
+
+/// The PID of a packet, whether a table or a PES packet begins in it, and what it carries of that.
+fn opened(packet: &[u8]) -> (u16, bool, &[u8]) {
+    let pid = u16::from_be_bytes([packet[1] & 0x1f, packet[2]]);
+    let field = if packet[3] & 0x20 != 0 { 1 + usize::from(packet[4]) } else { 0 };
+    (pid, packet[1] & 0x40 != 0, packet.get(4 + field..).unwrap_or_default())
 }
 
 /// More than any picture.
@@ -421,10 +424,7 @@ impl Stream {
         };
         let (Some(codec), Some((told, pts, data))) = (self.codec, parts(&pes)) else { return Ok(()) };
         // Sound before the first time is told as a time that has wrapped.
-        let dts = self.clock.map_or(told - DELAY, |(before, dts)| {
-            let step = (told - before) & WRAP;
-            dts + if step > WRAP / 2 { step - WRAP - 1 } else { step }
-        });
+        let dts = self.clock.map_or(told - DELAY, |(before, dts)| dts + step(before, told));
         self.clock = Some((told, dts));
         let (dts, cts) = (Time::from_ticks(dts, RATE), Time::from_ticks((pts - told) & WRAP, RATE));
         match codec.kind() {
@@ -524,26 +524,8 @@ fn stamp_at(pes: &[u8], at: usize) -> Option<i64> {
     Some((byte(0)? >> 1 & 7) << 30 | byte(1)? << 22 | (byte(2)? >> 1) << 15 | byte(3)? << 7 | byte(4)? >> 1)
 }
 
-/// How far the times of a track have come.
-#[derive(Debug, Default)]
-struct Clock {
-    last: Option<i64>,
-    ticks: i64,
-    count: i64,
-}
-
-impl Clock {
-    fn tick(&mut self, stamp: Option<i64>) {
-        let Some(stamp) = stamp else { return };
-        if let Some(last) = self.last {
-            self.ticks += (stamp - last) & WRAP;
-            self.count += 1;
-        }
-        self.last = Some(stamp);
-    }
-
-    /// Of all frames but the last, which is dropped; `None` if that is none.
-    fn duration(&self) -> Option<Time> {
-        (self.count > 0).then(|| Time::from_ticks(self.ticks, RATE))
-    }
+/// Ticks from one stamp to another, which may have wrapped or be the earlier one.
+fn step(from: i64, to: i64) -> i64 {
+    let step = (to - from) & WRAP;
+    if step > WRAP / 2 { step - WRAP - 1 } else { step }
 }

@@ -4,7 +4,8 @@ use std::io;
 use std::time::Instant;
 
 use bytes::Bytes;
-use bywash_media::mux::{Finish, Parts, Write, adts, flv, mp3};
+use bywash_media::mux::merge::Index;
+use bywash_media::mux::{Finish, Parts, Write, adts, flv, mp3, mp4};
 use bywash_media::{Frame, Kind, Time};
 
 use crate::source::{self, Stream};
@@ -112,6 +113,31 @@ fn an_flv_file_is_finished_in_place() {
         let told = run("ffprobe", &[], &file, &["-show_entries", "stream=codec_name", "-of", "csv=p=0"]);
         assert_eq!(told, "h264\naac\n");
     }
+}
+
+#[test]
+fn the_last_picture_does_not_last_as_long_as_the_pause_before_it() {
+    let check = |pictures: Vec<i64>, sound: (i64, i64), want: i64| {
+        let stream = source::timed(pictures.clone(), source::packets(sound.0, sound.1));
+        let near = |got: Time| assert!((got.as_millis() - want).abs() <= 22, "{pictures:?} {sound:?}: {got:?}");
+        let (mut mp4, mut writes) = (Disk::default(), Vec::new());
+        let mut writer = mp4::Writer::new(&stream.tracks, &mut writes);
+        stream.frames.iter().for_each(|frame| writer.push(frame, &mut writes));
+        writer.flush(&mut writes);
+        mp4.apply(&writes);
+        near(mp4.finish(mp4::finish).unwrap().1.duration);
+        let flv = flv_of(&stream);
+        near(flv.clone().finish(flv::file::finish).unwrap().1.duration);
+        near(Index::flv(&flv.0[..]).unwrap().duration());
+    };
+    let paused = || (0..25).map(|n| n * 40).chain([21_000]).collect::<Vec<_>>();
+    check(paused(), (0, 21_040), 21_040);
+    check(paused(), (0, 21_300), 21_321);
+    // A shared screen, and sound that has ended before.
+    check(vec![0, 5_000, 10_000], (0, 0), 11_000);
+    check(vec![0, 5_000, 10_000], (0, 8_000), 11_000);
+    check(vec![0, 500, 1_000], (0, 1_200), 1_216);
+    check(vec![0], (0, 0), 40);
 }
 
 #[test]

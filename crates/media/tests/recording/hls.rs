@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use bytes::Bytes;
+use bywash_media::mux::merge::{Index, Piece, frames as frames_of};
 use bywash_media::mux::{fmp4, ts};
 use bywash_media::playlist::{Playlist, Segment};
 use bywash_media::{Frame, Kind, Time, Tracks};
@@ -138,6 +140,41 @@ fn fmp4_segments_are_what_went_in() {
 }
 
 #[test]
+fn a_track_that_pauses_has_its_frames_in_the_segments_of_their_time() {
+    let check = |pictures: Vec<i64>, sound: Vec<i64>| {
+        let stream = source::timed(pictures, sound);
+        let mut writer = fmp4::Writer::new(&stream.tracks);
+        let init = writer.init();
+        let (mut segment, mut next, mut frames) = (Vec::new(), 2_000, 0);
+        let mut done = |segment: Vec<Bytes>, begin: i64, end: i64| {
+            let segment = [&init[..], &segment.concat()].concat();
+            let index = Index::fragments(&segment[..]).unwrap();
+            let lasts = (index.duration().as_millis() - (end - begin)).abs();
+            assert!(lasts <= 1_040, "{begin} {end}: {:?}", index.duration());
+            frames += frames_of(&Piece { index: &index, begin: Time::ZERO, end: None }).unwrap().0.len();
+        };
+        for frame in &stream.frames {
+            writer.push(frame, &mut segment);
+            if frame.dts.as_millis() >= next {
+                writer.cut(&mut segment);
+                done(std::mem::take(&mut segment), next - 2_000, next);
+                next += 2_000;
+            }
+        }
+        writer.flush(&mut segment);
+        done(segment, next - 2_000, stream.frames.last().unwrap().dts.as_millis());
+        assert_eq!(frames, stream.frames.len());
+    };
+    let pictures = |from, to| (from..to).step_by(40);
+    let paused = || source::packets(0, 1_000).chain(source::packets(59_000, 61_000)).collect();
+    check(pictures(0, 61_000).collect(), paused());
+    check(pictures(0, 1_000).chain(pictures(60_000, 61_000)).collect(), source::packets(0, 61_000).collect());
+    // One that ends, and one that begins late.
+    check(pictures(0, 61_000).collect(), source::packets(0, 1_000).collect());
+    check(pictures(0, 61_000).collect(), source::packets(30_000, 61_000).collect());
+}
+
+#[test]
 fn what_ts_cannot_carry_is_told_at_once() {
     if ffmpeg() {
         assert!(ts::Writer::new(&source::av1().tracks).is_none());
@@ -158,6 +195,33 @@ fn the_clock_of_ts_wraps_without_a_seam() {
         assert_eq!(decoded(&file)[0].len(), want);
         let (duration, _) = probe(&file);
         assert!((duration - 3.0).abs() < 0.15, "{duration}");
+    }
+}
+
+#[test]
+fn a_ts_segment_is_as_long_as_its_longer_track() {
+    let check = |from, pictures: Vec<i64>, sound: (i64, i64), want: Option<i64>| {
+        let stream = source::timed(pictures.clone(), source::packets(sound.0, sound.1));
+        let stream = stream.moved(from, Kind::Video, Time::ZERO);
+        let mut segment = Vec::new();
+        let mut writer = ts::Writer::new(&stream.tracks).unwrap();
+        writer.start(&mut segment);
+        stream.frames.iter().for_each(|frame| writer.push(frame, &mut segment));
+        writer.end(&mut segment);
+        let got = ts::finish(&segment[..]).unwrap().map(|done| done.duration.as_millis());
+        // The last PES packet is taken for torn; one has up to 85 ms of sound.
+        let near = got.zip(want).is_some_and(|(got, want)| (got - want).abs() <= 90);
+        assert!(near || got.is_none() && want.is_none(), "{pictures:?} {sound:?}: {got:?}");
+    };
+    let wrap = Time::from_ticks((1 << 33) - 90_000 - 63_000, 90_000);
+    for from in [Time::ZERO, wrap] {
+        check(from, vec![0], (80, 6_000), Some(5_950));
+        check(from, vec![0, 40], (80, 6_000), Some(5_950));
+        check(from, (0..150).map(|n| n * 40).collect(), (0, 1_000), Some(5_960));
+        check(from, vec![], (0, 6_000), Some(5_950));
+        check(from, vec![0, 40, 5_000], (0, 5_040), Some(5_040));
+        // A picture that may be torn, and nothing else.
+        check(from, vec![0], (0, 0), None);
     }
 }
 

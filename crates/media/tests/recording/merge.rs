@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use bywash_media::mux::merge::{Index, Piece, frames, mp4 as join};
-use bywash_media::mux::{Parts, flv, mp4, ts};
+use bywash_media::mux::{Parts, flv, fmp4, mp4, ts};
 use bywash_media::{Kind, Time};
 
 use crate::source::{self, Stream};
@@ -37,6 +37,20 @@ fn ts_of(stream: &Stream) -> Vec<u8> {
     }
     writer.end(&mut file);
     file
+}
+
+/// Segments of fMP4 behind their initialization section.
+fn fmp4_of(stream: &Stream) -> Vec<u8> {
+    let mut writer = fmp4::Writer::new(&stream.tracks);
+    let mut parts = vec![writer.init()];
+    for (n, frame) in stream.frames.iter().enumerate() {
+        writer.push(frame, &mut parts);
+        if n > 0 && frame.track == Kind::Video && frame.key {
+            writer.cut(&mut parts);
+        }
+    }
+    writer.flush(&mut parts);
+    parts.concat()
 }
 
 /// Begin and end in milliseconds; 0 for the end of the file.
@@ -111,6 +125,8 @@ fn whole_files_follow_each_other_without_a_hole() {
         check(&format!("merge-{name}"), &stream, &file, &Index::mp4(&file[..]).unwrap(), &all);
         let file = flv_of(&stream);
         check(&format!("merge-flv-{name}"), &stream, &file, &Index::flv(&file[..]).unwrap(), &all);
+        let file = fmp4_of(&stream);
+        check(&format!("merge-fmp4-{name}"), &stream, &file, &Index::fragments(&file[..]).unwrap(), &all);
         let mut frames = Vec::new();
         let index = Index::ts(&ts_of(&stream)[..], &mut frames).unwrap();
         check(&format!("merge-ts-{name}"), &stream, &frames, &index, &all);

@@ -23,6 +23,27 @@ pub fn demo() -> Stream {
     of_flv(path.into())
 }
 
+/// H.264 and AAC of which only the times count: in milliseconds, those of the pictures, all key frames, and of the packets.
+pub fn timed(pictures: impl IntoIterator<Item = i64>, sound: impl IntoIterator<Item = i64>) -> Stream {
+    let frame = |track, ms, payload| Frame {
+        track,
+        dts: Time::from_millis(ms),
+        cts: Time::ZERO,
+        key: true,
+        payload: Bytes::from_static(payload),
+    };
+    let pictures = pictures.into_iter().map(|ms| frame(Kind::Video, ms, b"\0\0\0\x02\x65\x88"));
+    let sound = sound.into_iter().map(|ms| frame(Kind::Audio, ms, b"\x21\x10\x04\x60\x8c\x1c"));
+    let mut frames: Vec<Frame> = pictures.chain(sound).collect();
+    frames.sort_by_key(|frame| frame.dts);
+    Stream { tracks: demo().tracks, frames, file: None }
+}
+
+/// Times of AAC packets at 48 kHz, in milliseconds.
+pub fn packets(from: i64, to: i64) -> impl Iterator<Item = i64> {
+    (0..).map(|n| n * 1024 / 48).skip_while(move |&ms| ms < from).take_while(move |&ms| ms < to)
+}
+
 const PICTURES: &[&str] = &["-f", "lavfi", "-i", "testsrc2=size=192x108:rate=25:duration=3"];
 const SOUND: &[&str] = &["-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000:duration=3"];
 const X264: &[&str] = &["-c:v", "libx264", "-preset", "veryfast", "-g", "25"];

@@ -10,7 +10,7 @@ use std::io;
 use bytes::Bytes;
 
 use super::{TAG_HEAD, TagKind, file_head, frame_head, tag_head, tag_tail, track_body};
-use crate::mux::{Finish, Parts, Source, Write};
+use crate::mux::{Clock, Finish, Parts, Source, Write};
 use crate::{Codec, Format, Frame, Kind, Time, Tracks};
 
 /// Key frames in the index; of more, every second, fourth and so on is listed. Enough for 2 h with one every 2 s.
@@ -92,11 +92,17 @@ pub fn finish<S: Source + ?Sized>(file: &S) -> io::Result<Option<Finish>> {
         // An enhanced tag tells its packet type in the first byte, a legacy one in the second; 0 is a sequence header.
         let enhanced = first & 0x80 != 0;
         let packet = if enhanced { first & 15 } else { second };
+        let time = Time::from_millis(timestamp.into());
         match kind {
-            9 if packet != 0 => index.picture(at, timestamp, first >> 4 & 7 == 1),
+            9 if packet != 0 => {
+                index.clocks[Kind::Video as usize].tick(time);
+                if first >> 4 & 7 == 1 {
+                    index.key(at, timestamp);
+                }
+            }
             // The sequence header of AAC, or of what is told by the enhanced form.
             8 if first >> 4 == 10 && second == 0 || first == 0x90 => {}
-            8 => index.sound(timestamp),
+            8 => index.clocks[Kind::Audio as usize].tick(time),
             _ => {}
         }
         at = end;
@@ -146,46 +152,19 @@ pub(in crate::mux) fn bodies<S: Source + ?Sized, E: From<io::Error>>(
     Ok(())
 }
 
-/// Where the key frames are, and how long it all is. Times in milliseconds.
+/// Where the key frames are and when, in milliseconds; and how long it all is.
 #[derive(Debug, Default)]
 struct Index {
     keys: Vec<(u64, u32)>,
     /// Only every `stride`th key frame is listed.
     stride: usize,
     skipped: usize,
-    video: Clock,
-    audio: Clock,
-}
-
-#[derive(Debug, Default)]
-struct Clock {
-    first: Option<u32>,
-    last: u32,
-    step: u32,
-}
-
-impl Clock {
-    fn tick(&mut self, timestamp: u32) {
-        if self.first.is_none() {
-            self.first = Some(timestamp);
-        } else {
-            self.step = timestamp.saturating_sub(self.last);
-        }
-        self.last = timestamp;
-    }
-
-    /// Where the last frame ends if it is as long as the one before.
-    fn end(&self) -> u32 {
-        self.last + self.step
-    }
+    /// By [`Kind`].
+    clocks: [Clock; 2],
 }
 
 impl Index {
-    fn picture(&mut self, at: u64, timestamp: u32, key: bool) {
-        self.video.tick(timestamp);
-        if !key {
-            return;
-        }
+    fn key(&mut self, at: u64, timestamp: u32) {
         if self.skipped > 0 {
             self.skipped -= 1;
             return;
@@ -199,18 +178,9 @@ impl Index {
         self.skipped = self.stride.saturating_sub(1);
     }
 
-    fn sound(&mut self, timestamp: u32) {
-        self.audio.tick(timestamp);
-    }
-
-    fn last(&self) -> u32 {
-        self.video.last.max(self.audio.last)
-    }
-
     /// `None` without a frame.
     fn duration(&self) -> Option<Time> {
-        self.video.first.or(self.audio.first)?;
-        Some(Time::from_millis(self.video.end().max(self.audio.end()).into()))
+        Clock::end(&self.clocks)
     }
 }
 
@@ -249,11 +219,10 @@ const NUMBERS: usize = (2 + 8 + 9) + (2 + 8 + 9) + (2 + 13 + 9) + (2 + 12 + 2) +
 
 /// The tag `onMetaData`, as long for each index.
 fn metadata(about: &[u8], index: &Index, filesize: u64) -> Vec<u8> {
-    let duration = index.duration().unwrap_or_default().as_millis() as f64 / 1000.0;
     let mut body = ON_META_DATA.to_vec();
-    number(&mut body, "duration", duration);
+    number(&mut body, "duration", seconds(index.duration()));
     number(&mut body, "filesize", filesize as f64);
-    number(&mut body, "lasttimestamp", f64::from(index.last()) / 1000.0);
+    number(&mut body, "lasttimestamp", seconds(index.clocks.iter().filter_map(Clock::last).max()));
     truth(&mut body, "canSeekToEnd", true);
     truth(&mut body, "hasKeyframes", !index.keys.is_empty());
     body.extend(about);
@@ -265,6 +234,10 @@ fn metadata(about: &[u8], index: &Index, filesize: u64) -> Vec<u8> {
     array(&mut body, "spacer", (0..2 * (KEYS_MAX - index.keys.len())).map(|_| 0.0));
     body.extend(OBJECT_END);
     [&tag_head(TagKind::Script, 0, body.len())[..], &body, &tag_tail(body.len())].concat()
+}
+
+fn seconds(time: Option<Time>) -> f64 {
+    time.unwrap_or_default().as_millis() as f64 / 1000.0
 }
 
 /// What the metadata tells of the tracks.

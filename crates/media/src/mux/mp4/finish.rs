@@ -12,7 +12,7 @@ use super::{PLACEHOLDER, withhold};
 use crate::mux::{Finish, Source, Write};
 use crate::{Time, Track};
 
-/// The largest `moov` or `moof` of a file in the making that is believed. A fragment's is a few hundred bytes.
+/// The largest `moov` or `moof` of a file in the making that is believed. A fragment's is 1 to 2 KB as a rule.
 const HEAD_MAX: u64 = 4 << 20;
 
 /// What makes an ordinary file of one that [`Writer`](super::Writer) began, wherever that stopped. `None` if there is no media
@@ -181,7 +181,7 @@ pub(crate) fn scan<S: Source + ?Sized>(file: &S, at: u64, heads: Option<Vec<Head
                 }
                 scan.end = it.end;
             }
-            b"free" | b"skip" | b"uuid" | b"sidx" | b"styp" | b"prft" | b"emsg" => {}
+            b"ftyp" | b"free" | b"skip" | b"uuid" | b"sidx" | b"styp" | b"prft" | b"emsg" => {}
             _ => break,
         }
         at = it.end;

@@ -8,12 +8,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::boxes::{Head, boxed, full, packet_ticks};
+use crate::mux::clock::{last_length, placed};
 use crate::{Frame, Kind, Time, Track, Tracks};
 
 /// How long a fragment collects. What a crash costs is this twice, once in memory and once not yet committed, and a frame.
 const LENGTH: Time = Time::from_millis(500);
 /// How much of it, in bytes: a bound for what is held in memory.
 const BYTES_MAX: usize = 16 << 20;
+
+/// A track that is this far behind what was pushed last pauses, or has ended.
+const PAUSE: Time = Time::from_millis(1_000);
 
 const KEY: u32 = 0x0200_0000;
 const NOT_KEY: u32 = 0x0101_0000;
@@ -26,6 +30,8 @@ pub(crate) struct Fragments {
     base: Option<Time>,
     /// The decoding time at which the fragment being collected was begun.
     begun: Option<Time>,
+    /// That of the sample that was pushed last.
+    pushed: Time,
     bytes: usize,
     sequence: u32,
 }
@@ -35,9 +41,9 @@ struct Lane {
     head: Head,
     track: Arc<Track>,
     samples: Vec<Sample>,
-    /// Where the packet after the last one belongs by the count of samples.
-    expected: Option<i64>,
-    /// The duration of the last sample whose successor is known.
+    /// When the sample that was pushed last is decoded, and how long it lasts by itself.
+    last: Option<(i64, u32)>,
+    /// The duration of the last sample whose successor is known, in ticks.
     step: u32,
 }
 
@@ -61,11 +67,11 @@ impl Fragments {
             head: Head::new(id, track),
             track: track.clone(),
             samples: Vec::new(),
-            expected: None,
+            last: None,
             step: 0,
         };
         let lanes = (1..).zip([&tracks.video, &tracks.audio].into_iter().flatten()).map(lane).collect();
-        Fragments { lanes, base: None, begun: None, bytes: 0, sequence: 0 }
+        Fragments { lanes, base: None, begun: None, pushed: Time::ZERO, bytes: 0, sequence: 0 }
     }
 
     pub(crate) fn heads(&self) -> Vec<Head> {
@@ -77,30 +83,40 @@ impl Fragments {
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.head.kind == frame.track) else { return false };
         lane.push(frame, self.base);
         self.bytes += frame.payload.len();
+        self.pushed = lane.samples.last().map_or(frame.dts, |it| lane.time(it));
         let begun = *self.begun.get_or_insert(frame.dts);
         frame.dts - begun >= LENGTH || self.bytes >= BYTES_MAX
     }
 
     /// The fragment of all samples but the last of each track, whose duration only the next will tell. `None` if that is nothing.
     pub(crate) fn cut(&mut self) -> Option<Parts> {
-        self.begun = self.lanes.iter().filter_map(|lane| Some(lane.time(lane.samples.last()?))).max();
-        self.take(1)
+        self.take(|lane| lane.samples.len().saturating_sub(1))
+    }
+
+    /// That with which a segment ends: likewise, but a track that pauses is not waited for, as its next sample may be segments away.
+    pub(crate) fn end(&mut self) -> Option<Parts> {
+        let pushed = self.pushed;
+        self.take(|lane| match lane.samples.last() {
+            Some(last) if pushed - lane.time(last) <= PAUSE => lane.samples.len() - 1,
+            _ => lane.samples.len(),
+        })
     }
 
     /// The fragment of all that is left.
     pub(crate) fn flush(&mut self) -> Option<Parts> {
-        self.begun = None;
-        self.take(0)
+        self.take(|lane| lane.samples.len())
     }
 
-    fn take(&mut self, keep: usize) -> Option<Parts> {
+    /// The fragment of the first samples of each track, as many as are `ready`.
+    fn take(&mut self, ready: impl Fn(&Lane) -> usize) -> Option<Parts> {
+        self.begun = self.lanes.iter().filter_map(|lane| Some(lane.time(lane.samples.last()?))).max();
         let firsts = self.lanes.iter().filter_map(|lane| Some(lane.time(lane.samples.first()?)));
         let base = *self.base.get_or_insert(firsts.min()?);
-        let ready = |lane: &Lane| lane.samples.len().saturating_sub(keep);
-        let total: usize = self.lanes.iter().map(ready).sum();
+        let total: usize = self.lanes.iter().map(&ready).sum();
         if total == 0 {
             return None;
         }
+        let until = self.lanes.iter().filter_map(Lane::until).max().unwrap_or(base);
         self.sequence += 1;
         let mut head = Vec::with_capacity(128 + 16 * total);
         // Where each track's offset is to be put, and how many bytes of payload it has.
@@ -109,7 +125,7 @@ impl Fragments {
             full(out, b"mfhd", 0, 0, |out| out.extend(self.sequence.to_be_bytes()));
             for (lane, hole) in self.lanes.iter_mut().zip(&mut holes) {
                 if ready(lane) > 0 {
-                    *hole = lane.traf(out, ready(lane), base);
+                    *hole = lane.traf(out, ready(lane), base, until);
                 }
             }
         });
@@ -137,13 +153,8 @@ impl Lane {
         let rate = self.head.timescale;
         let duration = packet_ticks(&self.track, &frame.payload);
         let stamped = frame.dts.max(base.unwrap_or(frame.dts)).as_ticks(rate);
-        let after_last = self.samples.last().map_or(i64::MIN, |last| last.dts + 1);
-        let dts = match self.expected {
-            // Stamps in milliseconds jitter around the samples' own clock.
-            Some(expected) if duration > 0 && stamped.abs_diff(expected) <= duration.into() => expected,
-            _ => stamped.max(after_last),
-        };
-        self.expected = Some(dts + i64::from(duration));
+        let dts = placed(stamped, duration, self.last);
+        self.last = Some((dts, duration));
         let offset = frame.cts.as_ticks(rate).clamp(0, u32::MAX.into()) as u32;
         let (key, payload) = (frame.key || frame.track == Kind::Audio, frame.payload.clone());
         self.samples.push(Sample { dts, offset, duration, key, payload });
@@ -153,12 +164,18 @@ impl Lane {
         Time::from_ticks(sample.dts, self.head.timescale)
     }
 
-    /// Writes the first `count` samples' `traf`; gives the place of its data offset, and the samples' bytes.
-    fn traf(&mut self, out: &mut Vec<u8>, count: usize, base: Time) -> (usize, usize) {
+    /// How far the track is known to go: to the end of its last packet, or to the beginning of its last picture.
+    fn until(&self) -> Option<Time> {
+        self.last.map(|(dts, duration)| Time::from_ticks(dts + i64::from(duration), self.head.timescale))
+    }
+
+    /// Writes the first `count` samples' `traf`, all tracks being known to go `until` then; gives the place of its data offset, and
+    /// the samples' bytes.
+    fn traf(&mut self, out: &mut Vec<u8>, count: usize, base: Time, until: Time) -> (usize, usize) {
         const DEFAULT_BASE_IS_MOOF: u32 = 0x02_0000;
         const OFFSET_DURATION_SIZE_FLAGS: u32 = 0x701;
         const COMPOSITION: u32 = 0x800;
-        let samples = &self.samples[..count];
+        let (samples, rate) = (&self.samples[..count], self.head.timescale);
         let reordered = samples.iter().any(|sample| sample.offset > 0);
         let (mut hole, mut bytes) = (0, 0);
         boxed(out, b"traf", |out| {
@@ -174,9 +191,10 @@ impl Lane {
                     self.step = match self.samples.get(at + 1) {
                         Some(next) => (next.dts - sample.dts).min(u32::MAX.into()) as u32,
                         None if sample.duration > 0 => sample.duration,
-                        // The last picture of all: as long as the one before, or a 25th of a second.
-                        None if self.step > 0 => self.step,
-                        None => self.head.timescale / 25,
+                        None => {
+                            let rest = until - Time::from_ticks(sample.dts, rate);
+                            last_length(Time::from_ticks(self.step.into(), rate), rest).as_ticks(rate) as u32
+                        }
                     };
                     let flags = if sample.key { KEY } else { NOT_KEY };
                     bytes += sample.payload.len();

@@ -1,7 +1,7 @@
 //! From frames to changes of files: all formats of a recording in one pass, without waiting and without a disk.
 //!
 //! A file has the tracks that it began with. Where they change, all files are cut and begin anew; of HLS the same list goes on behind
-//! a discontinuity, as long as its kind of segments can carry them. Cuts are at key frames, and sound that comes behind the
+//! a discontinuity, as long as its kind of segments can carry them. Cuts are at key frames, of sound where pictures pause, and sound that comes behind the
 //! cut but belongs before it goes there.
 //!
 //! Invariant: nothing is opened before the tracks are known, or have had time to become so.
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use bywash_media::mux::{Parts, adts, flv, fmp4, mp4, ts};
+use bywash_media::mux::{Clock, Parts, adts, flv, fmp4, mp4, ts};
 use bywash_media::playlist::Segment;
 use bywash_media::{Codec, Frame, Kind, Time, Tracks};
 
@@ -98,6 +98,8 @@ pub struct Take {
     gap: bool,
     /// Decoding cannot go on before the next key frame.
     waits_for_key: bool,
+    /// When the last picture was decoded, or the files began.
+    pictured: Time,
     next: u32,
     /// Unix milliseconds less milliseconds of the stream's line.
     wall_ms: i64,
@@ -124,6 +126,7 @@ impl Take {
             hls: None,
             gap: false,
             waits_for_key: false,
+            pictured: Time::ZERO,
             next: 0,
             wall_ms: 0,
             out: Vec::new(),
@@ -227,7 +230,7 @@ impl Take {
     fn begin(&mut self, frames: Vec<(Input, Frame)>) {
         let main = |&&(input, _): &&(Input, Frame)| input == Input::Main;
         let Some((_, first)) = frames.iter().find(main) else { return };
-        self.tracks = (*self.present).clone();
+        (self.tracks, self.pictured) = ((*self.present).clone(), first.dts);
         self.cut(first);
         frames.iter().for_each(|(input, frame)| self.write(*input, frame));
     }
@@ -266,7 +269,7 @@ impl Take {
         }
         let muxes = files.into_iter().map(|(file, format)| Muxing::new(file, format, &self.tracks, &mut self.out));
         let (muxes, tracks) = (muxes.collect(), self.tracks.clone());
-        self.files = Some(Files { begun: at, tracks, muxes, rate: Rate::default() });
+        self.files = Some(Files { begun: at, tracks, muxes, keyed: false, rate: Rate::default() });
     }
 
     fn write(&mut self, input: Input, frame: &Frame) {
@@ -274,8 +277,12 @@ impl Take {
         if input == Input::Mp3 && self.files.as_ref().is_some_and(from_before) {
             return;
         }
-        let leading = if self.present.video.is_some() { Kind::Video } else { Kind::Audio };
-        let leads = input == Input::Main && frame.track == leading && frame.key;
+        if frame.track == Kind::Video {
+            self.pictured = frame.dts;
+        }
+        let paused = frame.dts - self.pictured >= self.settings.segment + self.settings.segment;
+        let leading = frame.track == Kind::Video || self.present.video.is_none() || paused;
+        let leads = input == Input::Main && leading && frame.key;
         if leads && self.files.as_ref().is_some_and(|files| frame.dts - files.begun >= self.settings.interval) {
             self.tracks = (*self.present).clone();
             self.cut(frame);
@@ -327,6 +334,8 @@ struct Files {
     begun: Time,
     tracks: Tracks,
     muxes: Vec<Muxing>,
+    /// Whether the pictures have begun: with a key frame, whatever the file began with.
+    keyed: bool,
     rate: Rate,
 }
 
@@ -359,6 +368,10 @@ enum Mux {
 impl Files {
     fn push(&mut self, input: Input, frame: &Frame, out: &mut Vec<Op>) {
         if frame.track == Kind::Video {
+            self.keyed |= frame.key;
+            if !self.keyed {
+                return;
+            }
             self.rate.count(frame.dts);
         }
         self.muxes.iter_mut().for_each(|it| it.push(input, frame, out));
@@ -448,7 +461,7 @@ struct Hls {
     number: u32,
     /// When the segment began; none is open otherwise.
     begun: Option<Time>,
-    /// When what was pushed ends, by kind.
+    /// Of what was pushed, by kind.
     clocks: [Clock; 2],
     rate: Rate,
 }
@@ -518,7 +531,7 @@ impl Hls {
         if is_due(&mut self.since, frame, gathered) {
             self.flush(out);
         }
-        self.clocks[frame.track as usize].tick(frame);
+        self.clocks[frame.track as usize].tick(frame.dts);
         if frame.track == Kind::Video {
             self.rate.count(frame.dts);
         }
@@ -552,7 +565,7 @@ impl Hls {
             duration: Time::ZERO,
             wall_ms: at.as_millis() + wall_ms,
             // The first of a stretch.
-            discontinuity: self.clocks.iter().all(|it| it.last.is_none()),
+            discontinuity: self.clocks.iter().all(|it| it.last().is_none()),
             map,
         };
         self.number += 1;
@@ -591,7 +604,7 @@ impl Hls {
         }
         let Some(begun) = self.begun.take() else { return };
         self.flush(out);
-        let end = self.clocks.iter().filter_map(Clock::end).max().unwrap_or(begun);
+        let end = Clock::end(&self.clocks).unwrap_or(begun);
         out.push(Op::Change(self.file, Change::End(end - begun)));
     }
 
@@ -607,29 +620,6 @@ impl Hls {
     fn close(mut self, out: &mut Vec<Op>) {
         self.end(&Tracks::default(), out);
         out.push(Op::Close(self.file, self.rate.milli()));
-    }
-}
-
-/// When the last frame of a track ends, if it is as long as the one before.
-#[derive(Default)]
-struct Clock {
-    last: Option<Time>,
-    step: Time,
-}
-
-impl Clock {
-    fn tick(&mut self, frame: &Frame) {
-        self.step = match self.last {
-            Some(last) => frame.dts - last,
-            // A 25th of a second, and a packet of AAC.
-            None if frame.track == Kind::Video => Time::from_millis(40),
-            None => Time::from_millis(21),
-        };
-        self.last = Some(frame.dts);
-    }
-
-    fn end(&self) -> Option<Time> {
-        Some(self.last? + self.step)
     }
 }
 
@@ -678,12 +668,13 @@ mod tests {
 
     /// Publishes what `script` says, with 25 pictures and 50 packets a second and a keyframe each second, sound being `behind` the pictures by
     /// so many milliseconds: `L`, `S`, `a` and their like set tracks, a number is so many milliseconds of their frames, `!` frames that are missing,
-    /// after `~` pictures are shown 80 ms after they are decoded. Tells
+    /// after `~` pictures are shown 80 ms after they are decoded, after `=` they pause, and after the next go on. Tells
     /// the files that are opened (`+`) and closed (`-`, with the packets of an AAC file), and HLS's segments with their milliseconds.
     fn check(formats: &[Format], behind: i64, script: &str, want: &str) {
         let (interval, segment) = (Time::from_millis(2_000), Time::from_millis(1_000));
         let mut take = Take::new(Settings { formats: formats.to_vec(), interval, segment });
         let (begin, mut at, mut has, mut shown) = (Instant::now(), 0, tracks(""), Time::ZERO);
+        let mut paused = false;
         let mut ops = Vec::new();
         for word in script.split(' ') {
             let now = begin + Duration::from_millis(at as u64);
@@ -698,7 +689,7 @@ mod tests {
                             key,
                             payload: vec![if key { 0x65 } else { 0x41 }; len].into(),
                         };
-                        if has.video.is_some() && ms % 40 == 0 {
+                        if has.video.is_some() && ms % 40 == 0 && !paused {
                             take.push(Input::Main, frame(Kind::Video, ms, ms % 1_000 == 0, 50), now);
                         }
                         if has.audio.is_some() && ms >= behind {
@@ -710,6 +701,7 @@ mod tests {
                     at += span;
                 }
                 Err(_) if word == "!" => take.skip(),
+                Err(_) if word == "=" => paused = !paused,
                 Err(_) if word == "~" => shown = Time::from_millis(80),
                 Err(_) => {
                     has = tracks(word);
@@ -760,6 +752,15 @@ mod tests {
         // The publisher is another one, with the same tracks.
         check(&[Format::M3u8], 0, "La 1000 La 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1");
         check(&[Format::M3u8], 0, "La 1000 Sa 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1");
+    }
+
+    #[test]
+    fn sound_is_cut_where_pictures_pause() {
+        let hls = "+1 !0-0.ts 2960ms 0-1.ts 1000ms 0-2.ts 1000ms 0-3.ts 1000ms 0-4.ts 1040ms 0-5.ts 1000ms -1";
+        check(&[Format::M3u8], 0, "La 1000 = 5000 = 2000", hls);
+        check(&[Format::Mp4], 0, "La 1000 = 5000 = 2000", "+1 +2 -1 +3 -2 +4 -3 -4");
+        // A pause that is shorter than two segments.
+        check(&[Format::M3u8], 0, "La 1000 = 1900 = 1100", "+1 !0-0.ts 3000ms 0-1.ts 1000ms -1");
     }
 
     #[test]
