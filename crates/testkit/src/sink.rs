@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use md5::{Digest, Md5};
+
 use crate::flv::Tag;
 use crate::publisher::{epoch, read_stamp, stamp_at};
 use crate::rtmp::{self, Amf, Message, Reader};
@@ -27,6 +29,13 @@ pub enum Manner {
     BlackHole,
     /// Refuses the publish with this code.
     Refuse(&'static str),
+    /// Takes what is signed with this key as Tencent has it, and hangs up on the rest.
+    Checks {
+        /// The key.
+        key: &'static str,
+        /// It says that it takes the stream before it looks.
+        late: bool,
+    },
     /// Reads this many bytes a second, out of a small buffer.
     Slow(u32),
     /// Closes the connection, open ones at their next message.
@@ -303,19 +312,26 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
             }
             "createStream" => send(0, &[Amf::text("_result"), id, Amf::Null, Amf::Number(1.0)])?,
             "publish" => {
-                let refusal = match *lock(manner) {
-                    Manner::Refuse(code) => Some(code),
-                    _ => None,
+                let name = values.get(3).map_or("", Amf::as_text).to_owned();
+                let (refusal, hangs_up) = match *lock(manner) {
+                    Manner::Refuse(code) => (Some(code), None),
+                    Manner::Checks { key, late } if !is_signed(&name, key) => (None, Some(late)),
+                    _ => (None, None),
                 };
+                if hangs_up == Some(false) {
+                    return Ok(());
+                }
                 let (level, code) = refusal.map_or(("status", "NetStream.Publish.Start"), |code| ("error", code));
                 let info = Amf::object(&[("level", level), ("code", code), ("description", "by the test")]);
-                if refusal.is_none() {
-                    let name = values.get(3).map_or("", Amf::as_text).to_owned();
+                if refusal.is_none() && hangs_up.is_none() {
                     let mut seen = lock(seen);
                     *place = Some(seen.sessions.len() as u32);
                     seen.sessions.push(Session { name, app: app.clone(), ..Session::default() });
                 }
                 send(1, &[Amf::text("onStatus"), Amf::Number(0.0), Amf::Null, info])?;
+                if hangs_up.is_some() {
+                    return Ok(());
+                }
             }
             "FCUnpublish" | "deleteStream" | "closeStream" => {
                 if let Some(place) = *place {
@@ -325,6 +341,14 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
             _ => {}
         }
     }
+}
+
+/// Whether `txSecret` is the digest of the key, the stream and `txTime`.
+fn is_signed(name: &str, key: &str) -> bool {
+    let (stream, query) = name.split_once('?').unwrap_or((name, ""));
+    let value = |name| query.split('&').find_map(|pair| pair.split_once('=').filter(|it| it.0 == name)).map(|it| it.1);
+    let (Some(secret), Some(time)) = (value("txSecret"), value("txTime")) else { return false };
+    hex::encode(Md5::digest(format!("{key}{stream}{time}"))) == secret
 }
 
 /// A socket that reads as the manner allows.
@@ -377,7 +401,12 @@ fn obey(socket: &TcpStream, manner: &Mutex<Manner>) -> io::Result<()> {
             dropping = true;
         }
         match now {
-            Manner::Take | Manner::Keep | Manner::Chatty | Manner::Slow(_) | Manner::Refuse(_) => {
+            Manner::Take
+            | Manner::Keep
+            | Manner::Chatty
+            | Manner::Slow(_)
+            | Manner::Refuse(_)
+            | Manner::Checks { .. } => {
                 return if dropping { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) };
             }
             Manner::Close => {

@@ -7,6 +7,7 @@
 
 mod connect;
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -38,6 +39,9 @@ const MAX_LAG: Time = Time::from_millis(8_000);
 
 /// How long a target may take to see us off.
 const GOODBYE: Duration = Duration::from_secs(1);
+
+/// How long a session has to carry media until its end is no word on its signature: some servers say yes first and look then.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// How long after a lost session a target that still holds it may call our name taken.
 const STALE_NAME: Duration = Duration::from_secs(60);
@@ -93,6 +97,8 @@ enum End {
     Done,
     /// The target may take us later: reset, timeout, busy.
     Retry(Reason, String),
+    /// The target hung up or fell silent where some do so at a wrong signature: the other key may be taken, else it is as above.
+    HungUp(Reason, String),
     /// The target said no, and will say no again: name taken, wrong signature, forbidden address.
     Refused(Reason, Class, String),
 }
@@ -105,13 +111,12 @@ impl Relay {
         self.note(&status);
         loop {
             let end = self.session(&mut attempts, &mut status).await;
+            let retry = self.settings.load().config.retry;
             let (reason, error, wait) = match end {
                 End::Done => break,
-                End::Retry(reason, error) => (reason, error, attempts.wait(&self.settings.load().config.retry)),
-                End::Refused(reason, class, error) => {
-                    let wait = attempts.wait_refused(class, &self.settings.load().config.retry);
-                    (reason, error, wait)
-                }
+                End::Retry(reason, error) => (reason, error, attempts.wait(&retry)),
+                End::HungUp(reason, error) => (reason, error, attempts.wait_hung_up(&retry)),
+                End::Refused(reason, class, error) => (reason, error, attempts.wait_refused(class, &retry)),
             };
             if wait > Duration::ZERO {
                 warn!(parent: &self.span, reason = %reason, error, retry_in_ms = wait.as_millis() as u64, "relay interrupted");
@@ -223,8 +228,8 @@ impl Relay {
                             self.judge(&mut progress, link, attempts, status);
                         }
                     }
-                    Ok(Turn::Closed) => return End::Retry(Reason::CdnServerDisconnected, "the target closed the connection".into()),
-                    Err(Trouble::Io(error)) => return End::Retry(Reason::CdnServerDisconnected, error.to_string()),
+                    Ok(Turn::Closed) => return link.lost("the target closed the connection".into()),
+                    Err(Trouble::Io(error)) => return link.lost(error.to_string()),
                     Err(Trouble::Protocol(error)) => return End::Retry(Reason::ServerError, error.to_string()),
                 },
                 more = source.ready(&mut batch), if link.wire.is_idle() => {
@@ -290,9 +295,15 @@ impl Relay {
     }
 
     /// Compares what the target has acknowledged with what it had; tells where that changes the state.
-    fn judge(&self, progress: &mut Progress, link: &Link, attempts: &mut Attempts, status: &mut Status) {
+    fn judge(&self, progress: &mut Progress, link: &mut Link, attempts: &mut Attempts, status: &mut Status) {
         let acknowledged = progress.update(link);
         self.live.bytes.add(acknowledged);
+        if acknowledged > 0 {
+            link.carries_since.get_or_insert_with(Instant::now);
+            if link.has_settled() {
+                attempts.settled();
+            }
+        }
         if acknowledged > 0 && status.state != State::Relaying {
             attempts.succeeded();
             *status = Status { retries: status.retries, ..Status::new(State::Relaying, Reason::None) };
@@ -308,6 +319,8 @@ struct Link {
     client: Client,
     /// The rule's address, whose secrets the target may repeat.
     url: crate::secret::Secret,
+    /// When the target first acknowledged some of the stream.
+    carries_since: Option<Instant>,
 }
 
 /// Why a connection cannot go on.
@@ -349,14 +362,10 @@ impl Link {
             ..config
         };
         let client = Client::new(config, Instant::now(), rand::random());
-        let mut link = Link { wire: Wire::new(socket), client, url: wish.target.url().clone() };
+        let mut link = Link { wire: Wire::new(socket), client, url: wish.target.url().clone(), carries_since: None };
         link.outputs();
-        tokio::time::timeout_at(deadline, link.publish()).await.unwrap_or_else(|_| {
-            Err(End::Retry(
-                reason_of(link.client.phase()),
-                format!("the target did not answer in time {}", saying(link.client.phase())),
-            ))
-        })?;
+        let published = tokio::time::timeout_at(deadline, link.publish()).await;
+        published.unwrap_or_else(|_| Err(unanswered(link.client.phase(), "the target did not answer in time")))?;
         Ok(link)
     }
 
@@ -367,18 +376,9 @@ impl Link {
             match turn {
                 Ok(Turn::Read) => self.events()?,
                 Ok(Turn::Flushed) => {}
-                Ok(Turn::Closed) => {
-                    return Err(End::Retry(
-                        reason_of(phase),
-                        format!("the target closed the connection {}", saying(phase)),
-                    ));
-                }
-                Err(Trouble::Io(error)) => {
-                    return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase))));
-                }
-                Err(Trouble::Protocol(error)) => {
-                    return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase))));
-                }
+                Ok(Turn::Closed) => return Err(unanswered(phase, "the target closed the connection")),
+                Err(Trouble::Io(error)) => return Err(unanswered(phase, error)),
+                Err(Trouble::Protocol(error)) => return Err(unanswered(phase, error)),
             }
         }
         Ok(())
@@ -406,6 +406,18 @@ impl Link {
         Ok(())
     }
 
+    /// The connection is gone while it took the stream.
+    fn lost(&self, error: String) -> End {
+        match self.has_settled() {
+            true => End::Retry(Reason::CdnServerDisconnected, error),
+            false => End::HungUp(Reason::CdnServerDisconnected, error),
+        }
+    }
+
+    fn has_settled(&self) -> bool {
+        self.carries_since.is_some_and(|since| since.elapsed() >= SETTLED)
+    }
+
     fn outputs(&mut self) {
         while let Some(bytes) = self.client.poll_output() {
             self.wire.out().push_back(bytes);
@@ -424,6 +436,15 @@ impl Link {
             Ok::<_, std::io::Error>(())
         };
         let _ = tokio::time::timeout(GOODBYE, farewell).await;
+    }
+}
+
+/// The end of a connection before the target took the stream.
+fn unanswered(phase: Phase, error: impl Display) -> End {
+    let error = format!("{error} {}", saying(phase));
+    match phase {
+        Phase::Publish => End::HungUp(reason_of(phase), error),
+        _ => End::Retry(reason_of(phase), error),
     }
 }
 
@@ -509,14 +530,22 @@ impl Default for Attempts {
 impl Attempts {
     fn succeeded(&mut self) {
         self.down_since = None;
-        self.backup_tried = false;
         self.carried_at = Some(Instant::now());
+    }
+
+    fn settled(&mut self) {
+        self.backup_tried = false;
     }
 
     /// A sixteenth of the outage so far: exponential, and an outage of 20 s is noticed to be over within 2 s.
     fn wait(&mut self, retry: &config::Retry) -> Duration {
         let outage = self.down_since.get_or_insert_with(Instant::now).elapsed();
         jitter((outage / 16).clamp(retry.first, retry.max.max(retry.first)))
+    }
+
+    /// What may be a refusal is tried once more with the other key, then as any outage is.
+    fn wait_hung_up(&mut self, retry: &config::Retry) -> Duration {
+        if self.take_other_key() { Duration::ZERO } else { self.wait(retry) }
     }
 
     /// A refusal is tried once more with the other key, then only now and then.
@@ -526,16 +555,19 @@ impl Attempts {
         if class == Class::BadName && stale {
             return self.wait(retry);
         }
-        if self.has_backup && !self.backup_tried {
-            self.backup_tried = true;
+        if self.take_other_key() { Duration::ZERO } else { jitter(retry.max) }
+    }
+
+    /// Changes keys; false where there is no other, or where it has been tried just now.
+    fn take_other_key(&mut self) -> bool {
+        self.backup_tried = self.has_backup && !self.backup_tried;
+        if self.backup_tried {
             self.key = match self.key {
                 Key::Main => Key::Backup,
                 Key::Backup => Key::Main,
             };
-            return Duration::ZERO;
         }
-        self.backup_tried = false;
-        jitter(retry.max)
+        self.backup_tried
     }
 }
 
@@ -579,6 +611,19 @@ mod tests {
 
         let mut attempts = Attempts::default();
         assert!(attempts.wait_refused(Class::BadName, &RETRY) >= Duration::from_secs(24));
+    }
+
+    #[test]
+    fn a_hang_up_is_tried_once_with_the_other_key_and_then_as_an_outage() {
+        let mut attempts = Attempts { has_backup: true, ..Attempts::default() };
+        for key in [Key::Backup, Key::Main, Key::Backup] {
+            assert_eq!((attempts.wait_hung_up(&RETRY), attempts.key), (Duration::ZERO, key));
+            // A stream that was taken for a moment proves no key.
+            attempts.succeeded();
+            let wait = attempts.wait_hung_up(&RETRY).as_secs_f64();
+            assert!((0.8..1.2).contains(&wait) && attempts.key == key, "{wait} s with the {:?} key", attempts.key);
+        }
+        assert!(Attempts::default().wait_hung_up(&RETRY) > Duration::ZERO);
     }
 
     #[test]

@@ -126,6 +126,19 @@ fn refusals_back_off() {
 }
 
 #[test]
+fn a_push_refused_by_hanging_up_is_tried_with_the_backup_key() {
+    for late in [false, true] {
+        let sink = Sink::start(Manner::Checks { key: "the backup key", late });
+        let push = r#"host = "127.0.0.1", vendor = "Tencent", key = "the main key", backup_key = "the backup key""#;
+        let server = Server::start(Setup::app(format!("cdn.push = [{{ {push} }}]")));
+        let _flow = live(&server, Pace::SMALL);
+        server.relay("show", &sink.url("show"));
+        sink.wait_for("show", secs(10));
+        assert_eq!((sink.connects().len(), sink.sessions().len()), (2, 1), "late: {late}");
+    }
+}
+
+#[test]
 fn a_relay_to_ourselves_is_refused() {
     let server = Server::start(Setup::default());
     let port = server.rtmp_port();
