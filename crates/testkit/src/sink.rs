@@ -29,6 +29,8 @@ pub enum Manner {
     BlackHole,
     /// Refuses the publish with this code.
     Refuse(&'static str),
+    /// Takes the publish, and refuses it with this code once media comes.
+    Regret(&'static str),
     /// Takes what is signed with this key as Tencent has it, and hangs up on the rest.
     Checks {
         /// The key.
@@ -269,6 +271,9 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
         match (message.kind, *place) {
             (20, _) => {}
             (8 | 9, Some(place)) => {
+                if let Manner::Regret(code) = now {
+                    socket.write_all(&status("error", code).chunks(4096))?;
+                }
                 let mut head = [0; 24];
                 let have = message.payload.len().min(24);
                 head[..have].copy_from_slice(&message.payload[..have]);
@@ -322,13 +327,12 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
                     return Ok(());
                 }
                 let (level, code) = refusal.map_or(("status", "NetStream.Publish.Start"), |code| ("error", code));
-                let info = Amf::object(&[("level", level), ("code", code), ("description", "by the test")]);
                 if refusal.is_none() && hangs_up.is_none() {
                     let mut seen = lock(seen);
                     *place = Some(seen.sessions.len() as u32);
                     seen.sessions.push(Session { name, app: app.clone(), ..Session::default() });
                 }
-                send(1, &[Amf::text("onStatus"), Amf::Number(0.0), Amf::Null, info])?;
+                socket.write_all(&status(level, code).chunks(4096))?;
                 if hangs_up.is_some() {
                     return Ok(());
                 }
@@ -341,6 +345,11 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
             _ => {}
         }
     }
+}
+
+fn status(level: &str, code: &str) -> Message {
+    let info = Amf::object(&[("level", level), ("code", code), ("description", "by the test")]);
+    Message::command(1, &[Amf::text("onStatus"), Amf::Number(0.0), Amf::Null, info])
 }
 
 /// Whether `txSecret` is the digest of the key, the stream and `txTime`.
@@ -406,6 +415,7 @@ fn obey(socket: &TcpStream, manner: &Mutex<Manner>) -> io::Result<()> {
             | Manner::Chatty
             | Manner::Slow(_)
             | Manner::Refuse(_)
+            | Manner::Regret(_)
             | Manner::Checks { .. } => {
                 return if dropping { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) };
             }

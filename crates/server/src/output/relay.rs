@@ -40,7 +40,8 @@ const MAX_LAG: Time = Time::from_millis(8_000);
 /// How long a target may take to see us off.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// How long a session has to carry media until its end is no word on its signature: some servers say yes first and look then.
+/// How long a session has to carry media to count as taken: some servers say yes first and look at the signature then, and
+/// some take nobody for long.
 const SETTLED: Duration = Duration::from_secs(10);
 
 /// How long after a lost session a target that still holds it may call our name taken.
@@ -191,8 +192,10 @@ impl Relay {
         };
         info!(parent: &self.span, "target accepts");
         let end = self.follow(&mut link, sound, &settings, attempts, status).await;
-        if matches!(end, End::Done) {
-            link.goodbye().await;
+        match end {
+            End::Done => link.goodbye().await,
+            End::Retry(..) | End::HungUp(..) if link.carries_since.is_some() => attempts.lost_at = Some(Instant::now()),
+            End::Retry(..) | End::HungUp(..) | End::Refused(..) => {}
         }
         end
     }
@@ -305,7 +308,6 @@ impl Relay {
             }
         }
         if acknowledged > 0 && status.state != State::Relaying {
-            attempts.succeeded();
             *status = Status { retries: status.retries, ..Status::new(State::Relaying, Reason::None) };
             info!(parent: &self.span, "relaying");
             self.note(status);
@@ -394,8 +396,10 @@ impl Link {
                     let phase = self.client.phase();
                     let error = mask(&format!("{code}: {description}"), &self.url);
                     let reason = match (class, phase) {
-                        (_, Phase::Publishing) => return Err(End::Retry(Reason::CdnServerDisconnected, error)),
-                        (Class::BadName, _) | (_, Phase::Publish) => Reason::BadName,
+                        (_, Phase::Publishing) if class == Class::Other || self.has_settled() => {
+                            return Err(self.lost(error));
+                        }
+                        (Class::BadName, _) | (_, Phase::Publish | Phase::Publishing) => Reason::BadName,
                         (Class::App, _) | (_, Phase::Handshake | Phase::Connect) => Reason::AccessPointError,
                         (_, Phase::CreateStream) => Reason::CreateStreamFailed,
                     };
@@ -512,10 +516,10 @@ impl Progress {
 
 /// What is remembered from one session to the next.
 struct Attempts {
-    /// Since when the target has been unreachable.
+    /// Since when the target has taken no stream for as long as [`SETTLED`].
     down_since: Option<Instant>,
-    /// When a session last carried media.
-    carried_at: Option<Instant>,
+    /// When a session was lost that had carried media.
+    lost_at: Option<Instant>,
     key: Key,
     has_backup: bool,
     backup_tried: bool,
@@ -523,17 +527,13 @@ struct Attempts {
 
 impl Default for Attempts {
     fn default() -> Attempts {
-        Attempts { down_since: None, carried_at: None, key: Key::Main, has_backup: false, backup_tried: false }
+        Attempts { down_since: None, lost_at: None, key: Key::Main, has_backup: false, backup_tried: false }
     }
 }
 
 impl Attempts {
-    fn succeeded(&mut self) {
-        self.down_since = None;
-        self.carried_at = Some(Instant::now());
-    }
-
     fn settled(&mut self) {
+        self.down_since = None;
         self.backup_tried = false;
     }
 
@@ -551,7 +551,7 @@ impl Attempts {
     /// A refusal is tried once more with the other key, then only now and then.
     fn wait_refused(&mut self, class: Class, retry: &config::Retry) -> Duration {
         // The target has not noticed yet that our last session is over.
-        let stale = self.carried_at.is_some_and(|at| at.elapsed() < STALE_NAME);
+        let stale = self.lost_at.is_some_and(|at| at.elapsed() < STALE_NAME);
         if class == Class::BadName && stale {
             return self.wait(retry);
         }
@@ -600,6 +600,14 @@ mod tests {
     }
 
     #[test]
+    fn only_a_session_that_settled_ends_an_outage() {
+        let mut attempts = down_for(160);
+        assert!(attempts.wait(&RETRY) >= Duration::from_secs(8));
+        attempts.settled();
+        assert!(attempts.wait(&RETRY) <= Duration::from_millis(1200));
+    }
+
+    #[test]
     fn a_refusal_is_tried_once_with_the_other_key_and_then_slowly() {
         let mut attempts = Attempts { has_backup: true, ..Attempts::default() };
         assert_eq!(attempts.wait_refused(Class::Auth, &RETRY), Duration::ZERO);
@@ -618,8 +626,6 @@ mod tests {
         let mut attempts = Attempts { has_backup: true, ..Attempts::default() };
         for key in [Key::Backup, Key::Main, Key::Backup] {
             assert_eq!((attempts.wait_hung_up(&RETRY), attempts.key), (Duration::ZERO, key));
-            // A stream that was taken for a moment proves no key.
-            attempts.succeeded();
             let wait = attempts.wait_hung_up(&RETRY).as_secs_f64();
             assert!((0.8..1.2).contains(&wait) && attempts.key == key, "{wait} s with the {:?} key", attempts.key);
         }
@@ -628,8 +634,7 @@ mod tests {
 
     #[test]
     fn a_name_that_our_own_last_session_still_holds_is_tried_again_soon() {
-        let mut attempts = Attempts::default();
-        attempts.succeeded();
+        let mut attempts = Attempts { lost_at: Some(Instant::now()), ..Attempts::default() };
         assert!(attempts.wait_refused(Class::BadName, &RETRY) <= Duration::from_millis(1200));
         assert!(attempts.wait_refused(Class::Auth, &RETRY) >= Duration::from_secs(24));
     }

@@ -114,15 +114,20 @@ fn status_tells_the_truth() {
 #[test]
 fn refusals_back_off() {
     let server = Server::start(Setup::default());
-    let sink = Sink::start(Manner::Refuse("NetStream.Publish.BadName"));
+    let code = "NetStream.Publish.BadName";
+    let sinks = [Manner::Refuse(code), Manner::Regret(code)].map(Sink::start);
     let _flow = live(&server, Pace::SMALL);
-    server.relay("show", &sink.url("show"));
-    eventually("it is tried", secs(3), || (!sink.connects().is_empty()).then_some(()));
+    for sink in &sinks {
+        server.relay("show", &sink.url("show"));
+        eventually("it is tried", secs(3), || (!sink.connects().is_empty()).then_some(()));
+    }
     thread::sleep(secs(8));
-    let connects = sink.connects();
-    assert!(connects.len() <= 3, "{} connects in 8 s", connects.len());
-    let rule = server.rule("show", &sink.url("show")).expect("the rule");
-    assert_eq!(rule["UpdateReason"], 5, "{rule}");
+    for sink in sinks {
+        let connects = sink.connects();
+        assert!(connects.len() <= 3, "{} connects in 8 s", connects.len());
+        let rule = server.rule("show", &sink.url("show")).expect("the rule");
+        assert_eq!(rule["UpdateReason"], 5, "{rule}");
+    }
 }
 
 #[test]
