@@ -19,7 +19,7 @@ pub enum Manner {
     Take,
     /// The same, and keeps all that comes.
     Keep,
-    /// The same as a good one, and acknowledges each message by itself, a little later, and pings at each keyframe.
+    /// The same as a good one, and acknowledges each message by itself, a little later, and pings at the publish and at each keyframe.
     Chatty,
     /// Accepts the connection and never says a word.
     Silent,
@@ -333,6 +333,11 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
                     seen.sessions.push(Session { name, app: app.clone(), ..Session::default() });
                 }
                 socket.write_all(&status(level, code).chunks(4096))?;
+                if *lock(manner) == Manner::Chatty {
+                    // It takes the stream before it is pinged.
+                    thread::sleep(Duration::from_millis(100));
+                    socket.write_all(&Message::ping().chunks(4096))?;
+                }
                 if hangs_up.is_some() {
                     return Ok(());
                 }

@@ -3,7 +3,7 @@
 //! A relay is a loop of sessions. A session connects, signs afresh, publishes, follows the stream and ends with what to do
 //! next ([`End`]). The relay owns every retry; others see its [`Status`].
 //!
-//! Invariant: the status says "relaying" only while the target's kernel acknowledges bytes.
+//! Invariant: the status says "relaying" only while the target's kernel acknowledges bytes of the stream.
 
 mod connect;
 
@@ -242,6 +242,7 @@ impl Relay {
                         Ok(false) => return End::Retry(Reason::ServerError, "the transcoder ended".into()),
                         Err(error) => return cannot(error),
                     }
+                    progress.begin(link);
                     for event in batch.drain(..) {
                         if let hub::Event::Lagged { frames } = event {
                             self.live.frames_dropped.fetch_add(frames, Ordering::Relaxed);
@@ -487,25 +488,33 @@ fn mask(text: &str, url: &crate::secret::Secret) -> String {
 /// What the target has acknowledged, and when it last did.
 struct Progress {
     acknowledged: u64,
+    /// Where the stream begins: what was sent before, such as answers to pings, is none of it.
+    begins: Option<u64>,
     at: Instant,
     waits: bool,
 }
 
 impl Progress {
     fn new(link: &Link) -> Progress {
-        Progress { acknowledged: link.wire.socket().acknowledged(), at: Instant::now(), waits: false }
+        let acknowledged = link.wire.socket().acknowledged();
+        Progress { acknowledged, begins: None, at: Instant::now(), waits: false }
     }
 
-    /// Bytes acknowledged since the last time.
+    /// What is sent from now on is of the stream, if it is not so already. Nothing may wait in `link`.
+    fn begin(&mut self, link: &Link) {
+        self.begins.get_or_insert_with(|| link.wire.socket().acknowledged() + link.wire.socket().waiting());
+    }
+
+    /// Bytes acknowledged since the last time, from the beginning of the stream on.
     fn update(&mut self, link: &Link) -> u64 {
         let acknowledged = link.wire.socket().acknowledged();
-        let new = acknowledged.saturating_sub(self.acknowledged);
-        self.acknowledged = acknowledged;
         self.waits = !link.wire.is_idle() || link.wire.socket().waiting() > 0;
-        if new > 0 || !self.waits {
+        if acknowledged > self.acknowledged || !self.waits {
             self.at = Instant::now();
         }
-        new
+        let begins = self.begins.unwrap_or(u64::MAX).max(self.acknowledged);
+        self.acknowledged = acknowledged;
+        acknowledged.saturating_sub(begins)
     }
 
     /// How long bytes have waited without any being acknowledged.

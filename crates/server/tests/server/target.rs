@@ -59,6 +59,22 @@ fn a_chatty_target_is_answered_and_wakes_nobody() {
 }
 
 #[test]
+fn pongs_are_no_relay() {
+    let (sink, server) = (Sink::start(Manner::Chatty), Server::start(Setup::default()));
+    let url = sink.url("show");
+    let silent = Publisher::connect(&server.rtmp("show")).expect("it is taken");
+    server.relay("show", &url);
+    let pongs = || sink.session("show").map_or(0, |it| it.pongs);
+    eventually("a ping is answered", secs(5), || (pongs() > 0).then_some(()));
+    stays("nothing is relayed", secs(3), || {
+        let rule = server.rule("show", &url).expect("the rule");
+        rule["State"] != 2 && rule["BytesSent"] == 0
+    });
+    let _flow = Flow::start(vec![silent], Pace::SMALL);
+    server.wait_state("show", &url, 2, secs(5));
+}
+
+#[test]
 fn a_silent_name_server_delays_only_who_asks_it() {
     let (names, sink) = (Names::start(), Sink::start(Manner::Take));
     let resolver = Some(names.file());
