@@ -27,7 +27,7 @@ pub enum Manner {
     Deaf,
     /// Drops every packet that comes in, below TCP: no acknowledgement at all.
     BlackHole,
-    /// Refuses the publish with this code.
+    /// Refuses the publish with this code, and says the stream's name and each value of its query.
     Refuse(&'static str),
     /// Takes the publish, and refuses it with this code once media comes.
     Regret(&'static str),
@@ -272,7 +272,7 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
             (20, _) => {}
             (8 | 9, Some(place)) => {
                 if let Manner::Regret(code) = now {
-                    socket.write_all(&status("error", code).chunks(4096))?;
+                    socket.write_all(&status("error", code, "by the test").chunks(4096))?;
                 }
                 let mut head = [0; 24];
                 let have = message.payload.len().min(24);
@@ -326,13 +326,14 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
                 if hangs_up == Some(false) {
                     return Ok(());
                 }
+                let words = name.replace(['?', '&', '='], " ");
                 let (level, code) = refusal.map_or(("status", "NetStream.Publish.Start"), |code| ("error", code));
                 if refusal.is_none() && hangs_up.is_none() {
                     let mut seen = lock(seen);
                     *place = Some(seen.sessions.len() as u32);
                     seen.sessions.push(Session { name, app: app.clone(), ..Session::default() });
                 }
-                socket.write_all(&status(level, code).chunks(4096))?;
+                socket.write_all(&status(level, code, &words).chunks(4096))?;
                 if *lock(manner) == Manner::Chatty {
                     // It takes the stream before it is pinged.
                     thread::sleep(Duration::from_millis(100));
@@ -352,8 +353,8 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
     }
 }
 
-fn status(level: &str, code: &str) -> Message {
-    let info = Amf::object(&[("level", level), ("code", code), ("description", "by the test")]);
+fn status(level: &str, code: &str, description: &str) -> Message {
+    let info = Amf::object(&[("level", level), ("code", code), ("description", description)]);
     Message::command(1, &[Amf::text("onStatus"), Amf::Number(0.0), Amf::Null, info])
 }
 

@@ -7,6 +7,7 @@
 
 mod connect;
 
+use std::cmp::Reverse;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use bywash_media::{Codec, Time, transcode};
 use bywash_rtmp::client::{self, Class, Client, Phase};
+use percent_encoding::percent_decode_str;
 use rand::Rng;
 use tokio::sync::watch;
 use tracing::{Span, info, warn};
@@ -28,6 +30,7 @@ use crate::live;
 use crate::output::packer::Packer;
 use crate::output::source::Source;
 use crate::rendition::{Renditions, Sound};
+use crate::secret::Secret;
 use crate::store::{Reason, State, Status};
 use crate::vendor::{self, Key, Target};
 use crate::wire::{Turn, Wire};
@@ -320,8 +323,8 @@ impl Relay {
 struct Link {
     wire: Wire<Socket>,
     client: Client,
-    /// The rule's address, whose secrets the target may repeat.
-    url: crate::secret::Secret,
+    /// The rule's address, and the stream as it was signed: a target may repeat their secrets.
+    secrets: [Secret; 2],
     /// When the target first acknowledged some of the stream.
     carries_since: Option<Instant>,
 }
@@ -364,8 +367,9 @@ impl Link {
             tc_url: url.tc_url(),
             ..config
         };
+        let secrets = [wish.target.url().clone(), url.stream_with_query().clone()];
         let client = Client::new(config, Instant::now(), rand::random());
-        let mut link = Link { wire: Wire::new(socket), client, url: wish.target.url().clone(), carries_since: None };
+        let mut link = Link { wire: Wire::new(socket), client, secrets, carries_since: None };
         link.outputs();
         let published = tokio::time::timeout_at(deadline, link.publish()).await;
         published.unwrap_or_else(|_| Err(unanswered(link.client.phase(), "the target did not answer in time")))?;
@@ -395,7 +399,7 @@ impl Link {
                 client::Event::Publishing => {}
                 client::Event::Rejected { code, description, class } => {
                     let phase = self.client.phase();
-                    let error = mask(&format!("{code}: {description}"), &self.url);
+                    let error = mask(&format!("{code}: {description}"), &self.secrets);
                     let reason = match (class, phase) {
                         (_, Phase::Publishing) if class == Class::Other || self.has_settled() => {
                             return Err(self.lost(error));
@@ -473,16 +477,50 @@ fn reason_of(phase: Phase) -> Reason {
     }
 }
 
-/// Targets like to repeat the address that they refuse, with its signature.
-fn mask(text: &str, url: &crate::secret::Secret) -> String {
-    let cut: String = text.chars().take(200).collect();
-    let query = url.expose().split_once('?').map_or("", |(_, query)| query);
-    let cut = if query.is_empty() { cut } else { cut.replace(query, "***") };
-    // What the vendor's signature added is not in the rule's address: hide every query.
-    cut.split_whitespace()
-        .map(|word| word.split_once('?').map_or_else(|| word.to_owned(), |(path, _)| format!("{path}?***")))
-        .collect::<Vec<_>>()
-        .join(" ")
+/// The beginning of what a target says, on one line. Targets like to repeat the address that they refuse, its query or a part of
+/// that, or to say what they would have had in its place.
+fn mask(text: &str, addresses: &[Secret]) -> String {
+    let queries = addresses.iter().filter_map(|it| it.expose().split_once('?'));
+    let pairs: Vec<_> = queries
+        .flat_map(|(_, query)| query.split('&'))
+        .map(|pair| pair.split_once('=').unwrap_or(("", pair)))
+        .collect();
+    let mut values = Vec::new();
+    for (_, value) in &pairs {
+        // Aliyun's digest is a part of its value.
+        for part in [*value].into_iter().chain(value.split('-').filter(|part| part.len() >= 16)) {
+            let plain = percent_decode_str(part).decode_utf8_lossy();
+            values.extend([plain.to_string(), part.to_owned(), part.to_ascii_lowercase(), part.to_ascii_uppercase()]);
+        }
+    }
+    // Shorter ones are words and numbers.
+    values.retain(|value| value.len() >= 4);
+    values.sort_by_key(|value| Reverse(value.len()));
+
+    let mut text: String = text.chars().take(4096).collect();
+    for value in &values {
+        text = text.replace(value, "***");
+    }
+    for (name, _) in pairs.iter().filter(|(name, _)| !name.is_empty()) {
+        text = without_value(&text, &format!("{name}="));
+    }
+    // Whatever else is in a query.
+    let words = text.split_whitespace().map(|word| match word.split_once('?') {
+        Some((path, query)) if !query.is_empty() => format!("{path}?***"),
+        _ => word.to_owned(),
+    });
+    words.collect::<Vec<_>>().join(" ").chars().take(200).collect()
+}
+
+/// `text` without what follows each `name`, which ends with `=`.
+fn without_value(text: &str, name: &str) -> String {
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some((before, after)) = rest.split_once(name) {
+        let end = after.find(|c: char| c.is_whitespace() || r#"&,;)]}>"'"#.contains(c)).unwrap_or(after.len());
+        out.extend([before, name, "***"]);
+        rest = &after[end..];
+    }
+    out + rest
 }
 
 /// What the target has acknowledged, and when it last did.
@@ -649,16 +687,22 @@ mod tests {
     }
 
     #[test]
-    fn a_targets_words_are_cut_and_lose_their_queries() {
-        let url = crate::secret::Secret::new("rtmp://h/a/s?key=k1");
+    fn a_targets_words_are_cut_and_lose_their_secrets() {
+        let addresses = ["rtmp://h/a/s?key=k1&pass=a%2Fbc", "s?key=k1&auth_key=66-0-0-c0ffee00c0ffee00&txTime=66"];
+        let addresses = addresses.map(Secret::new);
         for (said, want) in [
-            ("no such stream", "no such stream"),
+            ("no such stream, is there?", "no such stream, is there?"),
             ("s?key=k1 refused", "s?*** refused"),
-            ("rtmp://h/a/s?txSecret=abc&txTime=1 denied", "rtmp://h/a/s?*** denied"),
-            ("bad key=k1", "bad ***"),
+            ("rtmp://h/a/s?wsSecret=abc&x=1 denied", "rtmp://h/a/s?*** denied"),
+            ("bad key=k1", "bad key=***"),
+            ("at 66: invalid 66-0-0-c0ffee00c0ffee00", "at 66: invalid ***"),
+            ("c0ffee00c0ffee00 or C0FFEE00C0FFEE00", "*** or ***"),
+            ("Denied (auth_key=deadbeef, txTime=66) now", "Denied (auth_key=***, txTime=***) now"),
+            ("a%2Fbc is a/bc,\nthat is a%2fbc", "*** is ***, that is ***"),
         ] {
-            assert_eq!(mask(said, &url), want);
+            assert_eq!(mask(said, &addresses), want);
         }
-        assert_eq!(mask(&"x".repeat(5000), &url).len(), 200);
+        assert_eq!(mask("of no query", &[Secret::new("rtmp://h/a/s")]), "of no query");
+        assert_eq!(mask(&"x".repeat(5000), &addresses).len(), 200);
     }
 }
