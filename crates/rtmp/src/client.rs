@@ -255,11 +255,11 @@ impl Client {
             }
             // Servers that do not know releaseStream and FCPublish say so, and it does not matter.
             ("_error", _) if [RELEASE_STREAM, FC_PUBLISH].contains(&command.transaction) => {}
-            ("onStatus", Phase::Publish) if text("code") == "NetStream.Publish.Start" => {
-                self.phase = Phase::Publishing;
-                self.deadline = None;
-                self.events.push_back(Event::Publishing);
-            }
+            // While it takes the stream, an error answers some side command unless it names our publish: some servers give no number.
+            ("_error", Phase::Publishing) if command.transaction != PUBLISH => {}
+            ("onStatus", Phase::Publish) if text("code") == "NetStream.Publish.Start" => self.start(),
+            // Some servers answer publish as any other command.
+            ("_result", Phase::Publish) if command.transaction == PUBLISH => self.start(),
             ("onStatus", _) if text("level") == "error" || is_end(text("code")) => {
                 self.reject(text("code").to_owned(), text("description").to_owned());
             }
@@ -268,6 +268,12 @@ impl Client {
             _ => {}
         }
         Ok(())
+    }
+
+    fn start(&mut self) {
+        self.phase = Phase::Publishing;
+        self.deadline = None;
+        self.events.push_back(Event::Publishing);
     }
 
     fn reject(&mut self, code: String, description: String) {
@@ -433,6 +439,17 @@ mod tests {
             "0:connect 0:releaseStream 0:FCPublish 0:createStream 1:publish Publishing \
              Other(NetStream.Unpublish.Success) [Publishing]",
         );
+    }
+
+    #[test]
+    fn a_result_takes_a_publish_and_an_error_to_no_command_of_ours_ends_none() {
+        let published = "0:connect 0:releaseStream 0:FCPublish 0:createStream 1:publish Publishing";
+        for (script, want) in [
+            ("_result 5 1\nonStatus 0 NetStream.Publish.Start\n_error 0 NetConnection.Call.Failed", ""),
+            ("_result 5 1\n_error 5 NetStream.Failed", " Other(NetStream.Failed)"),
+        ] {
+            check(&format!("_result 1 x\n_result 4 1\n{script}"), &format!("{published}{want} [Publishing]"));
+        }
     }
 
     #[test]

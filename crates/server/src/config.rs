@@ -179,10 +179,10 @@ pub struct Relay {
     pub audio_bitrate: u32,
 }
 
-/// The waits between attempts, each twice the one before.
+/// The waits between attempts: each is a sixteenth of the time that the target has been gone, within these.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Retry {
-    /// The first.
+    /// The shortest, which is the first.
     pub first: Duration,
     /// The longest.
     pub max: Duration,

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use md5::{Digest, Md5};
+
 use crate::flv::Tag;
 use crate::publisher::{epoch, read_stamp, stamp_at};
 use crate::rtmp::{self, Amf, Message, Reader};
@@ -17,7 +19,7 @@ pub enum Manner {
     Take,
     /// The same, and keeps all that comes.
     Keep,
-    /// The same as a good one, and acknowledges each message by itself, a little later, and pings at each keyframe.
+    /// The same as a good one, and acknowledges each message by itself, a little later, and pings at the publish and at each keyframe.
     Chatty,
     /// Accepts the connection and never says a word.
     Silent,
@@ -25,8 +27,17 @@ pub enum Manner {
     Deaf,
     /// Drops every packet that comes in, below TCP: no acknowledgement at all.
     BlackHole,
-    /// Refuses the publish with this code.
+    /// Refuses the publish with this code, and says the stream's name and each value of its query.
     Refuse(&'static str),
+    /// Takes the publish, and refuses it with this code once media comes.
+    Regret(&'static str),
+    /// Takes what is signed with this key as Tencent has it, and hangs up on the rest.
+    Checks {
+        /// The key.
+        key: &'static str,
+        /// It says that it takes the stream before it looks.
+        late: bool,
+    },
     /// Reads this many bytes a second, out of a small buffer.
     Slow(u32),
     /// Closes the connection, open ones at their next message.
@@ -260,6 +271,9 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
         match (message.kind, *place) {
             (20, _) => {}
             (8 | 9, Some(place)) => {
+                if let Manner::Regret(code) = now {
+                    socket.write_all(&status("error", code, "by the test").chunks(4096))?;
+                }
                 let mut head = [0; 24];
                 let have = message.payload.len().min(24);
                 head[..have].copy_from_slice(&message.payload[..have]);
@@ -303,19 +317,31 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
             }
             "createStream" => send(0, &[Amf::text("_result"), id, Amf::Null, Amf::Number(1.0)])?,
             "publish" => {
-                let refusal = match *lock(manner) {
-                    Manner::Refuse(code) => Some(code),
-                    _ => None,
+                let name = values.get(3).map_or("", Amf::as_text).to_owned();
+                let (refusal, hangs_up) = match *lock(manner) {
+                    Manner::Refuse(code) => (Some(code), None),
+                    Manner::Checks { key, late } if !is_signed(&name, key) => (None, Some(late)),
+                    _ => (None, None),
                 };
+                if hangs_up == Some(false) {
+                    return Ok(());
+                }
+                let words = name.replace(['?', '&', '='], " ");
                 let (level, code) = refusal.map_or(("status", "NetStream.Publish.Start"), |code| ("error", code));
-                let info = Amf::object(&[("level", level), ("code", code), ("description", "by the test")]);
-                if refusal.is_none() {
-                    let name = values.get(3).map_or("", Amf::as_text).to_owned();
+                if refusal.is_none() && hangs_up.is_none() {
                     let mut seen = lock(seen);
                     *place = Some(seen.sessions.len() as u32);
                     seen.sessions.push(Session { name, app: app.clone(), ..Session::default() });
                 }
-                send(1, &[Amf::text("onStatus"), Amf::Number(0.0), Amf::Null, info])?;
+                socket.write_all(&status(level, code, &words).chunks(4096))?;
+                if *lock(manner) == Manner::Chatty {
+                    // It takes the stream before it is pinged.
+                    thread::sleep(Duration::from_millis(100));
+                    socket.write_all(&Message::ping().chunks(4096))?;
+                }
+                if hangs_up.is_some() {
+                    return Ok(());
+                }
             }
             "FCUnpublish" | "deleteStream" | "closeStream" => {
                 if let Some(place) = *place {
@@ -325,6 +351,19 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
             _ => {}
         }
     }
+}
+
+fn status(level: &str, code: &str, description: &str) -> Message {
+    let info = Amf::object(&[("level", level), ("code", code), ("description", description)]);
+    Message::command(1, &[Amf::text("onStatus"), Amf::Number(0.0), Amf::Null, info])
+}
+
+/// Whether `txSecret` is the digest of the key, the stream and `txTime`.
+fn is_signed(name: &str, key: &str) -> bool {
+    let (stream, query) = name.split_once('?').unwrap_or((name, ""));
+    let value = |name| query.split('&').find_map(|pair| pair.split_once('=').filter(|it| it.0 == name)).map(|it| it.1);
+    let (Some(secret), Some(time)) = (value("txSecret"), value("txTime")) else { return false };
+    hex::encode(Md5::digest(format!("{key}{stream}{time}"))) == secret
 }
 
 /// A socket that reads as the manner allows.
@@ -377,7 +416,13 @@ fn obey(socket: &TcpStream, manner: &Mutex<Manner>) -> io::Result<()> {
             dropping = true;
         }
         match now {
-            Manner::Take | Manner::Keep | Manner::Chatty | Manner::Slow(_) | Manner::Refuse(_) => {
+            Manner::Take
+            | Manner::Keep
+            | Manner::Chatty
+            | Manner::Slow(_)
+            | Manner::Refuse(_)
+            | Manner::Regret(_)
+            | Manner::Checks { .. } => {
                 return if dropping { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) };
             }
             Manner::Close => {

@@ -3,10 +3,12 @@
 //! A relay is a loop of sessions. A session connects, signs afresh, publishes, follows the stream and ends with what to do
 //! next ([`End`]). The relay owns every retry; others see its [`Status`].
 //!
-//! Invariant: the status says "relaying" only while the target's kernel acknowledges bytes.
+//! Invariant: the status says "relaying" only while the target's kernel acknowledges bytes of the stream.
 
 mod connect;
 
+use std::cmp::Reverse;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use bywash_media::{Codec, Time, transcode};
 use bywash_rtmp::client::{self, Class, Client, Phase};
+use percent_encoding::percent_decode_str;
 use rand::Rng;
 use tokio::sync::watch;
 use tracing::{Span, info, warn};
@@ -27,6 +30,7 @@ use crate::live;
 use crate::output::packer::Packer;
 use crate::output::source::Source;
 use crate::rendition::{Renditions, Sound};
+use crate::secret::Secret;
 use crate::store::{Reason, State, Status};
 use crate::vendor::{self, Key, Target};
 use crate::wire::{Turn, Wire};
@@ -38,6 +42,10 @@ const MAX_LAG: Time = Time::from_millis(8_000);
 
 /// How long a target may take to see us off.
 const GOODBYE: Duration = Duration::from_secs(1);
+
+/// How long a session has to carry media to count as taken: some servers say yes first and look at the signature then, and
+/// some take nobody for long.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// How long after a lost session a target that still holds it may call our name taken.
 const STALE_NAME: Duration = Duration::from_secs(60);
@@ -93,6 +101,8 @@ enum End {
     Done,
     /// The target may take us later: reset, timeout, busy.
     Retry(Reason, String),
+    /// The target hung up or fell silent where some do so at a wrong signature: the other key may be taken, else it is as above.
+    HungUp(Reason, String),
     /// The target said no, and will say no again: name taken, wrong signature, forbidden address.
     Refused(Reason, Class, String),
 }
@@ -105,13 +115,12 @@ impl Relay {
         self.note(&status);
         loop {
             let end = self.session(&mut attempts, &mut status).await;
+            let retry = self.settings.load().config.retry;
             let (reason, error, wait) = match end {
                 End::Done => break,
-                End::Retry(reason, error) => (reason, error, attempts.wait(&self.settings.load().config.retry)),
-                End::Refused(reason, class, error) => {
-                    let wait = attempts.wait_refused(class, &self.settings.load().config.retry);
-                    (reason, error, wait)
-                }
+                End::Retry(reason, error) => (reason, error, attempts.wait(&retry)),
+                End::HungUp(reason, error) => (reason, error, attempts.wait_hung_up(&retry)),
+                End::Refused(reason, class, error) => (reason, error, attempts.wait_refused(class, &retry)),
             };
             if wait > Duration::ZERO {
                 warn!(parent: &self.span, reason = %reason, error, retry_in_ms = wait.as_millis() as u64, "relay interrupted");
@@ -186,8 +195,10 @@ impl Relay {
         };
         info!(parent: &self.span, "target accepts");
         let end = self.follow(&mut link, sound, &settings, attempts, status).await;
-        if matches!(end, End::Done) {
-            link.goodbye().await;
+        match end {
+            End::Done => link.goodbye().await,
+            End::Retry(..) | End::HungUp(..) if link.carries_since.is_some() => attempts.lost_at = Some(Instant::now()),
+            End::Retry(..) | End::HungUp(..) | End::Refused(..) => {}
         }
         end
     }
@@ -223,8 +234,8 @@ impl Relay {
                             self.judge(&mut progress, link, attempts, status);
                         }
                     }
-                    Ok(Turn::Closed) => return End::Retry(Reason::CdnServerDisconnected, "the target closed the connection".into()),
-                    Err(Trouble::Io(error)) => return End::Retry(Reason::CdnServerDisconnected, error.to_string()),
+                    Ok(Turn::Closed) => return link.lost("the target closed the connection".into()),
+                    Err(Trouble::Io(error)) => return link.lost(error.to_string()),
                     Err(Trouble::Protocol(error)) => return End::Retry(Reason::ServerError, error.to_string()),
                 },
                 more = source.ready(&mut batch), if link.wire.is_idle() => {
@@ -234,6 +245,7 @@ impl Relay {
                         Ok(false) => return End::Retry(Reason::ServerError, "the transcoder ended".into()),
                         Err(error) => return cannot(error),
                     }
+                    progress.begin(link);
                     for event in batch.drain(..) {
                         if let hub::Event::Lagged { frames } = event {
                             self.live.frames_dropped.fetch_add(frames, Ordering::Relaxed);
@@ -290,11 +302,16 @@ impl Relay {
     }
 
     /// Compares what the target has acknowledged with what it had; tells where that changes the state.
-    fn judge(&self, progress: &mut Progress, link: &Link, attempts: &mut Attempts, status: &mut Status) {
+    fn judge(&self, progress: &mut Progress, link: &mut Link, attempts: &mut Attempts, status: &mut Status) {
         let acknowledged = progress.update(link);
         self.live.bytes.add(acknowledged);
+        if acknowledged > 0 {
+            link.carries_since.get_or_insert_with(Instant::now);
+            if link.has_settled() {
+                attempts.settled();
+            }
+        }
         if acknowledged > 0 && status.state != State::Relaying {
-            attempts.succeeded();
             *status = Status { retries: status.retries, ..Status::new(State::Relaying, Reason::None) };
             info!(parent: &self.span, "relaying");
             self.note(status);
@@ -306,8 +323,10 @@ impl Relay {
 struct Link {
     wire: Wire<Socket>,
     client: Client,
-    /// The rule's address, whose secrets the target may repeat.
-    url: crate::secret::Secret,
+    /// The rule's address, and the stream as it was signed: a target may repeat their secrets.
+    secrets: [Secret; 2],
+    /// When the target first acknowledged some of the stream.
+    carries_since: Option<Instant>,
 }
 
 /// Why a connection cannot go on.
@@ -348,15 +367,12 @@ impl Link {
             tc_url: url.tc_url(),
             ..config
         };
+        let secrets = [wish.target.url().clone(), url.stream_with_query().clone()];
         let client = Client::new(config, Instant::now(), rand::random());
-        let mut link = Link { wire: Wire::new(socket), client, url: wish.target.url().clone() };
+        let mut link = Link { wire: Wire::new(socket), client, secrets, carries_since: None };
         link.outputs();
-        tokio::time::timeout_at(deadline, link.publish()).await.unwrap_or_else(|_| {
-            Err(End::Retry(
-                reason_of(link.client.phase()),
-                format!("the target did not answer in time {}", saying(link.client.phase())),
-            ))
-        })?;
+        let published = tokio::time::timeout_at(deadline, link.publish()).await;
+        published.unwrap_or_else(|_| Err(unanswered(link.client.phase(), "the target did not answer in time")))?;
         Ok(link)
     }
 
@@ -367,18 +383,9 @@ impl Link {
             match turn {
                 Ok(Turn::Read) => self.events()?,
                 Ok(Turn::Flushed) => {}
-                Ok(Turn::Closed) => {
-                    return Err(End::Retry(
-                        reason_of(phase),
-                        format!("the target closed the connection {}", saying(phase)),
-                    ));
-                }
-                Err(Trouble::Io(error)) => {
-                    return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase))));
-                }
-                Err(Trouble::Protocol(error)) => {
-                    return Err(End::Retry(reason_of(phase), format!("{error} {}", saying(phase))));
-                }
+                Ok(Turn::Closed) => return Err(unanswered(phase, "the target closed the connection")),
+                Err(Trouble::Io(error)) => return Err(unanswered(phase, error)),
+                Err(Trouble::Protocol(error)) => return Err(unanswered(phase, error)),
             }
         }
         Ok(())
@@ -392,10 +399,12 @@ impl Link {
                 client::Event::Publishing => {}
                 client::Event::Rejected { code, description, class } => {
                     let phase = self.client.phase();
-                    let error = mask(&format!("{code}: {description}"), &self.url);
+                    let error = mask(&format!("{code}: {description}"), &self.secrets);
                     let reason = match (class, phase) {
-                        (_, Phase::Publishing) => return Err(End::Retry(Reason::CdnServerDisconnected, error)),
-                        (Class::BadName, _) | (_, Phase::Publish) => Reason::BadName,
+                        (_, Phase::Publishing) if class == Class::Other || self.has_settled() => {
+                            return Err(self.lost(error));
+                        }
+                        (Class::BadName, _) | (_, Phase::Publish | Phase::Publishing) => Reason::BadName,
                         (Class::App, _) | (_, Phase::Handshake | Phase::Connect) => Reason::AccessPointError,
                         (_, Phase::CreateStream) => Reason::CreateStreamFailed,
                     };
@@ -404,6 +413,18 @@ impl Link {
             }
         }
         Ok(())
+    }
+
+    /// The connection is gone while it took the stream.
+    fn lost(&self, error: String) -> End {
+        match self.has_settled() {
+            true => End::Retry(Reason::CdnServerDisconnected, error),
+            false => End::HungUp(Reason::CdnServerDisconnected, error),
+        }
+    }
+
+    fn has_settled(&self) -> bool {
+        self.carries_since.is_some_and(|since| since.elapsed() >= SETTLED)
     }
 
     fn outputs(&mut self) {
@@ -427,6 +448,15 @@ impl Link {
     }
 }
 
+/// The end of a connection before the target took the stream.
+fn unanswered(phase: Phase, error: impl Display) -> End {
+    let error = format!("{error} {}", saying(phase));
+    match phase {
+        Phase::Publish => End::HungUp(reason_of(phase), error),
+        _ => End::Retry(reason_of(phase), error),
+    }
+}
+
 /// What a target was doing when it failed us.
 fn saying(phase: Phase) -> &'static str {
     match phase {
@@ -447,40 +477,82 @@ fn reason_of(phase: Phase) -> Reason {
     }
 }
 
-/// Targets like to repeat the address that they refuse, with its signature.
-fn mask(text: &str, url: &crate::secret::Secret) -> String {
-    let cut: String = text.chars().take(200).collect();
-    let query = url.expose().split_once('?').map_or("", |(_, query)| query);
-    let cut = if query.is_empty() { cut } else { cut.replace(query, "***") };
-    // What the vendor's signature added is not in the rule's address: hide every query.
-    cut.split_whitespace()
-        .map(|word| word.split_once('?').map_or_else(|| word.to_owned(), |(path, _)| format!("{path}?***")))
-        .collect::<Vec<_>>()
-        .join(" ")
+/// The beginning of what a target says, on one line. Targets like to repeat the address that they refuse, its query or a part of
+/// that, or to say what they would have had in its place.
+fn mask(text: &str, addresses: &[Secret]) -> String {
+    let queries = addresses.iter().filter_map(|it| it.expose().split_once('?'));
+    let pairs: Vec<_> = queries
+        .flat_map(|(_, query)| query.split('&'))
+        .map(|pair| pair.split_once('=').unwrap_or(("", pair)))
+        .collect();
+    let mut values = Vec::new();
+    for (_, value) in &pairs {
+        // Aliyun's digest is a part of its value.
+        for part in [*value].into_iter().chain(value.split('-').filter(|part| part.len() >= 16)) {
+            let plain = percent_decode_str(part).decode_utf8_lossy();
+            values.extend([plain.to_string(), part.to_owned(), part.to_ascii_lowercase(), part.to_ascii_uppercase()]);
+        }
+    }
+    // Shorter ones are words and numbers.
+    values.retain(|value| value.len() >= 4);
+    values.sort_by_key(|value| Reverse(value.len()));
+
+    let mut text: String = text.chars().take(4096).collect();
+    for value in &values {
+        text = text.replace(value, "***");
+    }
+    for (name, _) in pairs.iter().filter(|(name, _)| !name.is_empty()) {
+        text = without_value(&text, &format!("{name}="));
+    }
+    // Whatever else is in a query.
+    let words = text.split_whitespace().map(|word| match word.split_once('?') {
+        Some((path, query)) if !query.is_empty() => format!("{path}?***"),
+        _ => word.to_owned(),
+    });
+    words.collect::<Vec<_>>().join(" ").chars().take(200).collect()
+}
+
+/// `text` without what follows each `name`, which ends with `=`.
+fn without_value(text: &str, name: &str) -> String {
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some((before, after)) = rest.split_once(name) {
+        let end = after.find(|c: char| c.is_whitespace() || r#"&,;)]}>"'"#.contains(c)).unwrap_or(after.len());
+        out.extend([before, name, "***"]);
+        rest = &after[end..];
+    }
+    out + rest
 }
 
 /// What the target has acknowledged, and when it last did.
 struct Progress {
     acknowledged: u64,
+    /// Where the stream begins: what was sent before, such as answers to pings, is none of it.
+    begins: Option<u64>,
     at: Instant,
     waits: bool,
 }
 
 impl Progress {
     fn new(link: &Link) -> Progress {
-        Progress { acknowledged: link.wire.socket().acknowledged(), at: Instant::now(), waits: false }
+        let acknowledged = link.wire.socket().acknowledged();
+        Progress { acknowledged, begins: None, at: Instant::now(), waits: false }
     }
 
-    /// Bytes acknowledged since the last time.
+    /// What is sent from now on is of the stream, if it is not so already. Nothing may wait in `link`.
+    fn begin(&mut self, link: &Link) {
+        self.begins.get_or_insert_with(|| link.wire.socket().acknowledged() + link.wire.socket().waiting());
+    }
+
+    /// Bytes acknowledged since the last time, from the beginning of the stream on.
     fn update(&mut self, link: &Link) -> u64 {
         let acknowledged = link.wire.socket().acknowledged();
-        let new = acknowledged.saturating_sub(self.acknowledged);
-        self.acknowledged = acknowledged;
         self.waits = !link.wire.is_idle() || link.wire.socket().waiting() > 0;
-        if new > 0 || !self.waits {
+        if acknowledged > self.acknowledged || !self.waits {
             self.at = Instant::now();
         }
-        new
+        let begins = self.begins.unwrap_or(u64::MAX).max(self.acknowledged);
+        self.acknowledged = acknowledged;
+        acknowledged.saturating_sub(begins)
     }
 
     /// How long bytes have waited without any being acknowledged.
@@ -491,10 +563,10 @@ impl Progress {
 
 /// What is remembered from one session to the next.
 struct Attempts {
-    /// Since when the target has been unreachable.
+    /// Since when the target has taken no stream for as long as [`SETTLED`].
     down_since: Option<Instant>,
-    /// When a session last carried media.
-    carried_at: Option<Instant>,
+    /// When a session was lost that had carried media.
+    lost_at: Option<Instant>,
     key: Key,
     has_backup: bool,
     backup_tried: bool,
@@ -502,15 +574,14 @@ struct Attempts {
 
 impl Default for Attempts {
     fn default() -> Attempts {
-        Attempts { down_since: None, carried_at: None, key: Key::Main, has_backup: false, backup_tried: false }
+        Attempts { down_since: None, lost_at: None, key: Key::Main, has_backup: false, backup_tried: false }
     }
 }
 
 impl Attempts {
-    fn succeeded(&mut self) {
+    fn settled(&mut self) {
         self.down_since = None;
         self.backup_tried = false;
-        self.carried_at = Some(Instant::now());
     }
 
     /// A sixteenth of the outage so far: exponential, and an outage of 20 s is noticed to be over within 2 s.
@@ -519,23 +590,31 @@ impl Attempts {
         jitter((outage / 16).clamp(retry.first, retry.max.max(retry.first)))
     }
 
+    /// What may be a refusal is tried once more with the other key, then as any outage is.
+    fn wait_hung_up(&mut self, retry: &config::Retry) -> Duration {
+        if self.take_other_key() { Duration::ZERO } else { self.wait(retry) }
+    }
+
     /// A refusal is tried once more with the other key, then only now and then.
     fn wait_refused(&mut self, class: Class, retry: &config::Retry) -> Duration {
         // The target has not noticed yet that our last session is over.
-        let stale = self.carried_at.is_some_and(|at| at.elapsed() < STALE_NAME);
+        let stale = self.lost_at.is_some_and(|at| at.elapsed() < STALE_NAME);
         if class == Class::BadName && stale {
             return self.wait(retry);
         }
-        if self.has_backup && !self.backup_tried {
-            self.backup_tried = true;
+        if self.take_other_key() { Duration::ZERO } else { jitter(retry.max) }
+    }
+
+    /// Changes keys; false where there is no other, or where it has been tried just now.
+    fn take_other_key(&mut self) -> bool {
+        self.backup_tried = self.has_backup && !self.backup_tried;
+        if self.backup_tried {
             self.key = match self.key {
                 Key::Main => Key::Backup,
                 Key::Backup => Key::Main,
             };
-            return Duration::ZERO;
         }
-        self.backup_tried = false;
-        jitter(retry.max)
+        self.backup_tried
     }
 }
 
@@ -568,6 +647,14 @@ mod tests {
     }
 
     #[test]
+    fn only_a_session_that_settled_ends_an_outage() {
+        let mut attempts = down_for(160);
+        assert!(attempts.wait(&RETRY) >= Duration::from_secs(8));
+        attempts.settled();
+        assert!(attempts.wait(&RETRY) <= Duration::from_millis(1200));
+    }
+
+    #[test]
     fn a_refusal_is_tried_once_with_the_other_key_and_then_slowly() {
         let mut attempts = Attempts { has_backup: true, ..Attempts::default() };
         assert_eq!(attempts.wait_refused(Class::Auth, &RETRY), Duration::ZERO);
@@ -582,24 +669,40 @@ mod tests {
     }
 
     #[test]
+    fn a_hang_up_is_tried_once_with_the_other_key_and_then_as_an_outage() {
+        let mut attempts = Attempts { has_backup: true, ..Attempts::default() };
+        for key in [Key::Backup, Key::Main, Key::Backup] {
+            assert_eq!((attempts.wait_hung_up(&RETRY), attempts.key), (Duration::ZERO, key));
+            let wait = attempts.wait_hung_up(&RETRY).as_secs_f64();
+            assert!((0.8..1.2).contains(&wait) && attempts.key == key, "{wait} s with the {:?} key", attempts.key);
+        }
+        assert!(Attempts::default().wait_hung_up(&RETRY) > Duration::ZERO);
+    }
+
+    #[test]
     fn a_name_that_our_own_last_session_still_holds_is_tried_again_soon() {
-        let mut attempts = Attempts::default();
-        attempts.succeeded();
+        let mut attempts = Attempts { lost_at: Some(Instant::now()), ..Attempts::default() };
         assert!(attempts.wait_refused(Class::BadName, &RETRY) <= Duration::from_millis(1200));
         assert!(attempts.wait_refused(Class::Auth, &RETRY) >= Duration::from_secs(24));
     }
 
     #[test]
-    fn a_targets_words_are_cut_and_lose_their_queries() {
-        let url = crate::secret::Secret::new("rtmp://h/a/s?key=k1");
+    fn a_targets_words_are_cut_and_lose_their_secrets() {
+        let addresses = ["rtmp://h/a/s?key=k1&pass=a%2Fbc", "s?key=k1&auth_key=66-0-0-c0ffee00c0ffee00&txTime=66"];
+        let addresses = addresses.map(Secret::new);
         for (said, want) in [
-            ("no such stream", "no such stream"),
+            ("no such stream, is there?", "no such stream, is there?"),
             ("s?key=k1 refused", "s?*** refused"),
-            ("rtmp://h/a/s?txSecret=abc&txTime=1 denied", "rtmp://h/a/s?*** denied"),
-            ("bad key=k1", "bad ***"),
+            ("rtmp://h/a/s?wsSecret=abc&x=1 denied", "rtmp://h/a/s?*** denied"),
+            ("bad key=k1", "bad key=***"),
+            ("at 66: invalid 66-0-0-c0ffee00c0ffee00", "at 66: invalid ***"),
+            ("c0ffee00c0ffee00 or C0FFEE00C0FFEE00", "*** or ***"),
+            ("Denied (auth_key=deadbeef, txTime=66) now", "Denied (auth_key=***, txTime=***) now"),
+            ("a%2Fbc is a/bc,\nthat is a%2fbc", "*** is ***, that is ***"),
         ] {
-            assert_eq!(mask(said, &url), want);
+            assert_eq!(mask(said, &addresses), want);
         }
-        assert_eq!(mask(&"x".repeat(5000), &url).len(), 200);
+        assert_eq!(mask("of no query", &[Secret::new("rtmp://h/a/s")]), "of no query");
+        assert_eq!(mask(&"x".repeat(5000), &addresses).len(), 200);
     }
 }

@@ -59,6 +59,22 @@ fn a_chatty_target_is_answered_and_wakes_nobody() {
 }
 
 #[test]
+fn pongs_are_no_relay() {
+    let (sink, server) = (Sink::start(Manner::Chatty), Server::start(Setup::default()));
+    let url = sink.url("show");
+    let silent = Publisher::connect(&server.rtmp("show")).expect("it is taken");
+    server.relay("show", &url);
+    let pongs = || sink.session("show").map_or(0, |it| it.pongs);
+    eventually("a ping is answered", secs(5), || (pongs() > 0).then_some(()));
+    stays("nothing is relayed", secs(3), || {
+        let rule = server.rule("show", &url).expect("the rule");
+        rule["State"] != 2 && rule["BytesSent"] == 0
+    });
+    let _flow = Flow::start(vec![silent], Pace::SMALL);
+    server.wait_state("show", &url, 2, secs(5));
+}
+
+#[test]
 fn a_silent_name_server_delays_only_who_asks_it() {
     let (names, sink) = (Names::start(), Sink::start(Manner::Take));
     let resolver = Some(names.file());
@@ -114,15 +130,33 @@ fn status_tells_the_truth() {
 #[test]
 fn refusals_back_off() {
     let server = Server::start(Setup::default());
-    let sink = Sink::start(Manner::Refuse("NetStream.Publish.BadName"));
+    let code = "NetStream.Publish.BadName";
+    let sinks = [Manner::Refuse(code), Manner::Regret(code)].map(Sink::start);
     let _flow = live(&server, Pace::SMALL);
-    server.relay("show", &sink.url("show"));
-    eventually("it is tried", secs(3), || (!sink.connects().is_empty()).then_some(()));
+    for sink in &sinks {
+        server.relay("show", &sink.url("show"));
+        eventually("it is tried", secs(3), || (!sink.connects().is_empty()).then_some(()));
+    }
     thread::sleep(secs(8));
-    let connects = sink.connects();
-    assert!(connects.len() <= 3, "{} connects in 8 s", connects.len());
-    let rule = server.rule("show", &sink.url("show")).expect("the rule");
-    assert_eq!(rule["UpdateReason"], 5, "{rule}");
+    for sink in sinks {
+        let connects = sink.connects();
+        assert!(connects.len() <= 3, "{} connects in 8 s", connects.len());
+        let rule = server.rule("show", &sink.url("show")).expect("the rule");
+        assert_eq!(rule["UpdateReason"], 5, "{rule}");
+    }
+}
+
+#[test]
+fn a_push_refused_by_hanging_up_is_tried_with_the_backup_key() {
+    for late in [false, true] {
+        let sink = Sink::start(Manner::Checks { key: "the backup key", late });
+        let push = r#"host = "127.0.0.1", vendor = "Tencent", key = "the main key", backup_key = "the backup key""#;
+        let server = Server::start(Setup::app(format!("cdn.push = [{{ {push} }}]")));
+        let _flow = live(&server, Pace::SMALL);
+        server.relay("show", &sink.url("show"));
+        sink.wait_for("show", secs(10));
+        assert_eq!((sink.connects().len(), sink.sessions().len()), (2, 1), "late: {late}");
+    }
 }
 
 #[test]

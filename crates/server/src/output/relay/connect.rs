@@ -9,6 +9,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use bywash_rtmp::client::Class;
@@ -16,6 +17,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -31,6 +33,9 @@ const UNSENT: u32 = 256 * 1024;
 /// Bytes that a target may say before we look at them. An acknowledgement has 16.
 const SMALL_TALK: u32 = 1024;
 
+/// How long an address has to answer before the next is tried beside it (RFC 8305 §5).
+const HEAD_START: Duration = Duration::from_millis(250);
+
 /// A connection to a target.
 pub enum Socket {
     Plain(TcpStream),
@@ -43,8 +48,8 @@ pub async fn connect(target: &Target, settings: &Settings) -> Result<Socket, End
     let found = tokio::net::lookup_host((target.host(), target.port())).await;
     let found: Vec<SocketAddr> =
         found.map_err(|error| unreachable(format!("cannot resolve {}: {error}", target.host())))?.collect();
-    let allowed = |addr: &&SocketAddr| settings.config.allow_private_targets || address::is_public(addr.ip());
-    let addresses: Vec<_> = found.iter().filter(allowed).collect();
+    let allowed = |addr: &SocketAddr| settings.config.allow_private_targets || address::is_public(addr.ip());
+    let addresses: Vec<_> = found.iter().copied().filter(allowed).collect();
     if addresses.is_empty() {
         let error = format!(
             "{} is a private address ({}); relay.allow_private_targets permits it",
@@ -54,23 +59,36 @@ pub async fn connect(target: &Target, settings: &Settings) -> Result<Socket, End
         return Err(End::Refused(Reason::AccessPointError, Class::Other, error));
     }
 
-    let mut last = None;
-    for addr in addresses {
-        match TcpStream::connect(addr).await {
-            Ok(tcp) => {
-                // A frame goes out in one write; Nagle would only hold back its end.
-                let _ = tcp.set_nodelay(true);
-                // What the network does not take stays with us, where it is skipped to a keyframe, not in the kernel.
-                let _ = socket2::SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT);
-                return match target.tls() {
-                    false => Ok(Socket::Plain(tcp)),
-                    true => secure(target, tcp, settings).await.map_err(unreachable),
-                };
-            }
-            Err(error) => last = Some(format!("{addr}: {error}")),
+    let tcp = first_of(addresses).await.map_err(unreachable)?;
+    // A frame goes out in one write; Nagle would only hold back its end.
+    let _ = tcp.set_nodelay(true);
+    // What the network does not take stays with us, where it is skipped to a keyframe, not in the kernel.
+    let _ = socket2::SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT);
+    match target.tls() {
+        false => Ok(Socket::Plain(tcp)),
+        true => secure(target, tcp, settings).await.map_err(unreachable),
+    }
+}
+
+/// A connection to the first of `addresses` that answers; each but the first is tried once those before it have failed or have had
+/// their head start. The others are let go.
+async fn first_of(addresses: Vec<SocketAddr>) -> Result<TcpStream, String> {
+    let (mut tries, mut addresses) = (JoinSet::new(), addresses.into_iter());
+    let mut error = "no address".to_owned();
+    loop {
+        if let Some(addr) = addresses.next() {
+            tries.spawn(async move { TcpStream::connect(addr).await.map_err(|error| format!("{addr}: {error}")) });
+        }
+        tokio::select! {
+            done = tries.join_next() => match done {
+                Some(Ok(Ok(tcp))) => return Ok(tcp),
+                Some(Ok(Err(failed))) => error = failed,
+                Some(Err(failed)) => error = failed.to_string(),
+                None => return Err(error),
+            },
+            () = tokio::time::sleep(HEAD_START), if addresses.len() > 0 => {}
         }
     }
-    Err(unreachable(last.expect("there is an address")))
 }
 
 async fn secure(target: &Target, tcp: TcpStream, settings: &Settings) -> Result<Socket, String> {
@@ -165,5 +183,44 @@ impl AsyncWrite for Socket {
             Socket::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Socket::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Connects to listeners, each of which is dead (d: every packet is dropped), closed (c) or live (l).
+    async fn check(script: &str, reached: Option<usize>) {
+        let listeners: Vec<_> = script.chars().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let addresses: Vec<_> = listeners.iter().map(|it| it.local_addr().unwrap()).collect();
+        let mut open = Vec::new();
+        for (kind, listener) in script.chars().zip(listeners) {
+            match kind {
+                'd' => {
+                    // A filter that takes no byte (BPF_RET of 0).
+                    let nothing = socket2::SockFilter::new(0x06, 0, 0, 0);
+                    socket2::SockRef::from(&listener).attach_filter(&[nothing]).unwrap();
+                    open.push(listener);
+                }
+                'c' => drop(listener),
+                _ => open.push(listener),
+            }
+        }
+        let connected = tokio::time::timeout(Duration::from_secs(5), first_of(addresses.clone())).await;
+        let connected = connected.expect("within relay.connect_timeout").ok();
+        let peer = connected.map(|tcp| tcp.peer_addr().unwrap());
+        assert_eq!(peer, reached.map(|n| addresses[n]), "{script}");
+    }
+
+    #[tokio::test]
+    async fn a_dead_address_of_a_target_does_not_keep_us_from_the_others() {
+        for (script, reached) in [("l", 0), ("dl", 1), ("cl", 1), ("ddcl", 3), ("ld", 0)] {
+            check(script, Some(reached)).await;
+        }
+        check("cc", None).await;
+        check("", None).await;
     }
 }
