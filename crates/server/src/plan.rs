@@ -308,6 +308,8 @@ struct Running {
     task: tokio::task::Id,
     /// What the rows and the customer know.
     told: (State, Reason),
+    /// It has said goodbye.
+    ended: bool,
 }
 
 struct Keeper {
@@ -719,7 +721,8 @@ impl Keeper {
         };
         let task = self.running.spawn_on(relay.run(), live.lane.handle()).id();
         let told = (State::None, Reason::None);
-        self.relays.insert(number, Running { key: key.clone(), address, masked, wish: Some(wish), task, told });
+        let wish = Some(wish);
+        self.relays.insert(number, Running { key: key.clone(), address, masked, wish, task, told, ended: false });
     }
 
     async fn task_ended(&mut self, ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>) {
@@ -730,7 +733,7 @@ impl Keeper {
         }
     }
 
-    /// A relay's last word is in the inbox by now, unless its task failed.
+    /// A relay's last word is in the inbox by now, if it is not written already, unless its task failed.
     fn relay_ended(&mut self, task: tokio::task::Id, ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>) {
         let Some(number) = self.relays.iter().find(|(_, relay)| relay.task == task).map(|(number, _)| *number) else {
             return;
@@ -745,8 +748,13 @@ impl Keeper {
                 Some(status)
             }
         };
+        self.relays.get_mut(&number).expect("it was found").ended = true;
         self.pending.extend(status.map(|status| (number, status)));
-        self.write_at = Some(Instant::now());
+        if self.pending.contains_key(&number) {
+            self.write_at = Some(Instant::now());
+        } else {
+            self.forget_relay(number);
+        }
     }
 
     /// Writes the statuses that wait, and owes relay_state for those that changed.
@@ -781,7 +789,7 @@ impl Keeper {
         for (number, status) in std::mem::take(&mut self.pending) {
             let Some(relay) = self.relays.get_mut(&number) else { continue };
             relay.told = (status.state, status.reason);
-            if status.state == State::None {
+            if relay.ended {
                 self.forget_relay(number);
             }
         }

@@ -113,11 +113,14 @@ impl Relay {
         let mut attempts = Attempts::default();
         let mut status = Status::new(State::Requesting, Reason::None);
         self.note(&status);
-        loop {
-            let end = self.session(&mut attempts, &mut status).await;
+        let link = loop {
+            let end = match self.session(&mut attempts, &mut status).await {
+                Ok(link) => break Some(link),
+                Err(end) => end,
+            };
             let retry = self.settings.load().config.retry;
             let (reason, error, wait) = match end {
-                End::Done => break,
+                End::Done => break None,
                 End::Retry(reason, error) => (reason, error, attempts.wait(&retry)),
                 End::HungUp(reason, error) => (reason, error, attempts.wait_hung_up(&retry)),
                 End::Refused(reason, class, error) => (reason, error, attempts.wait_refused(class, &retry)),
@@ -132,12 +135,15 @@ impl Relay {
             status.next_retry_ms = unix_ms() + wait.as_millis() as i64;
             self.note(&status);
             if !self.wait(wait).await {
-                break;
+                break None;
             }
             status.next_retry_ms = 0;
-        }
+        };
         info!(parent: &self.span, "relay ended");
         self.note(&Status { state: State::None, reason: Reason::ActivelyDisconnected, next_retry_ms: 0, ..status });
+        if let Some(link) = link {
+            link.goodbye().await;
+        }
     }
 
     /// What we say of ourselves. Enhanced RTMP is mentioned only where the stream needs it: older servers may stumble over it.
@@ -172,7 +178,8 @@ impl Relay {
         (self.note)(Status { state_ms: unix_ms(), ..status.clone() });
     }
 
-    async fn session(&mut self, attempts: &mut Attempts, status: &mut Status) -> End {
+    /// A session from its connect on; gives the connection that is to be seen off once the stream is done.
+    async fn session(&mut self, attempts: &mut Attempts, status: &mut Status) -> Result<Link, End> {
         let settings = self.settings.load_full();
         let wish = self.wish.borrow_and_update().clone();
         let deadline = tokio::time::Instant::now() + settings.config.connect_timeout;
@@ -181,26 +188,23 @@ impl Relay {
         if !sound.fits(&self.stream.tracks())
             && let Err(error) = sound.check()
         {
-            return End::Retry(Reason::ServerError, error.to_string());
+            return Err(End::Retry(Reason::ServerError, error.to_string()));
         }
 
         let mut withdrawn = self.wish.clone();
         let mut link = tokio::select! { biased;
-            _ = withdrawn.wait_for(|_| false) => return End::Done,
-            () = self.stream.ended() => return End::Done,
-            link = Link::open(&wish, attempts, &settings, self.client(sound), deadline) => match link {
-                Ok(link) => link,
-                Err(end) => return end,
-            },
+            _ = withdrawn.wait_for(|_| false) => return Err(End::Done),
+            () = self.stream.ended() => return Err(End::Done),
+            link = Link::open(&wish, attempts, &settings, self.client(sound), deadline) => link?,
         };
         info!(parent: &self.span, "target accepts");
         let end = self.follow(&mut link, sound, &settings, attempts, status).await;
         match end {
-            End::Done => link.goodbye().await,
+            End::Done => return Ok(link),
             End::Retry(..) | End::HungUp(..) if link.carries_since.is_some() => attempts.lost_at = Some(Instant::now()),
             End::Retry(..) | End::HungUp(..) | End::Refused(..) => {}
         }
-        end
+        Err(end)
     }
 
     /// Passes the stream on until one of the two ends.
@@ -435,7 +439,7 @@ impl Link {
 
     /// Ends the session as the target expects it. A socket that is closed with answers unread resets the connection, and the
     /// target loses the last frames: so its answers are read until it closes too.
-    async fn goodbye(&mut self) {
+    async fn goodbye(mut self) {
         self.wire.socket().listen(true);
         self.client.finish();
         self.outputs();

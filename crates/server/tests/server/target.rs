@@ -3,6 +3,7 @@
 use std::thread;
 
 use bywash_testkit::publisher::{Flow, Pace};
+use bywash_testkit::server::now_ms;
 use bywash_testkit::tls::Tls;
 use bywash_testkit::{
     Manner, Media, Names, Nginx, Publisher, Receiver, Server, Setup, Sink, eventually, media, secs, stays,
@@ -157,6 +158,26 @@ fn a_push_refused_by_hanging_up_is_tried_with_the_backup_key() {
         sink.wait_for("show", secs(10));
         assert_eq!((sink.connects().len(), sink.sessions().len()), (2, 1), "late: {late}");
     }
+}
+
+#[test]
+fn the_end_of_a_relay_shows_while_the_target_is_seen_off() {
+    let (sink, receiver) = (Sink::start(Manner::Take), Receiver::start());
+    let server = Server::start(Setup {
+        server: "publish.grace = \"0s\"".into(),
+        app: format!("callback.state = {:?}", receiver.url()),
+        ..Setup::default()
+    });
+    let flow = live(&server, Pace::SMALL);
+    server.relay("show", &sink.url("show"));
+    server.wait_state("show", &sink.url("show"), 2, secs(5));
+    // It does not close, however long we wait for that.
+    sink.set(Manner::Deaf);
+    let begin = now_ms();
+    drop(flow);
+    let told = receiver.wait("relay_state", "show", secs(5), |it| it["state"] == "0");
+    let at: i64 = told["state_time"].as_str().and_then(|it| it.parse().ok()).expect("a time");
+    assert!(at - begin < 900, "told {} ms after the end", at - begin);
 }
 
 #[test]
