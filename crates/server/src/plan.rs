@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bywash_media::StreamKey;
+use bywash_media::{Environment, StreamKey};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -354,6 +354,7 @@ impl Keeper {
                         let _ = reply.send(self.publish(*arrival).await);
                     }
                     Request::Reload => {
+                        self.readdress().await;
                         let keys: Vec<_> = self.places.keys().cloned().collect();
                         self.reconcile_all(keys).await;
                     }
@@ -375,6 +376,7 @@ impl Keeper {
 
     /// After a start: nothing runs, whatever the rows say. Streams that were live wait for their publishers.
     async fn recover(&mut self) {
+        self.readdress().await;
         let grace = **self.parts.grace.load();
         let found = self.read(async |tx| Ok((tx.streams_open().await?, tx.rules_running().await?))).await;
         let Ok((sessions, rules)) = found.inspect_err(|error| error!(%error, "cannot read what ran before")) else {
@@ -414,6 +416,24 @@ impl Keeper {
             error!(%error, "cannot write that nothing runs yet");
         }
         self.recover_recordings().await;
+    }
+
+    /// The configuration may have changed: callbacks that are not delivered yet go to where their apps take them now.
+    async fn readdress(&self) {
+        let apps = self.parts.apps.all();
+        let written = self
+            .write(async |tx| {
+                for app in &apps {
+                    for environment in [Environment::Production, Environment::Test] {
+                        tx.outbox_readdress(app, environment).await?;
+                    }
+                }
+                Ok(())
+            })
+            .await;
+        if let Err(error) = written {
+            error!(%error, "callbacks that wait still go to where they went before");
+        }
     }
 
     async fn publish(&mut self, arrival: Arrival) -> Result<Hold, Refusal> {

@@ -14,7 +14,7 @@ use super::*;
 use crate::config;
 use crate::live::{Meter, Relay, Stream};
 use crate::secret::Secret;
-use crate::store::{Delivery, Origin, Reason, Session, State, Status};
+use crate::store::{Callback, Delivery, Origin, Reason, Session, State, Status};
 
 mod cdn;
 
@@ -745,7 +745,11 @@ async fn callbacks_are_listed_and_sent_again() {
             body: "{}".into(),
         };
         let id = tx.outbox_add(&owed, 5).await.unwrap();
-        tx.outbox_note(id, Delivery::Dead, 6, 0, 500, "status 500").await.unwrap();
+        let page = crate::store::Page { number: 0, size: 1 };
+        let was = tx.outbox_page(app, Environment::Production, None, page).await.unwrap().1.remove(0);
+        let (state, last_error) = (Delivery::Dead, "status 500".into());
+        let is = Callback { state, attempts: 6, due_ms: 0, last_status: 500, last_error, ..was.clone() };
+        tx.outbox_note(&was, &is).await.unwrap();
         ids.push(id);
     }
     tx.commit().await.unwrap();
@@ -771,6 +775,35 @@ async fn callbacks_are_listed_and_sent_again() {
         ("RetryCallbacks Id=1 State=dead", 5005),
     ])
     .await;
+}
+
+#[tokio::test]
+async fn callbacks_that_are_sent_again_go_to_where_the_app_takes_them_now() {
+    use config::CallbackFormat::{Form, Json};
+    let mut now = app(APP);
+    now.callback = config::Callback { stream: Some("http://new/".into()), format: Form, ..Default::default() };
+    let mut api = Api::with(vec![now], settings()).await;
+    let mut tx = api.gateway.store.begin().await.unwrap();
+    for event in ["stream_create"; 250].into_iter().chain(["stream_close", "record"]) {
+        let (stream, url, body) = ("s".into(), "http://old/".into(), r#"{"nonce":"1","rtmp_url":["a+b"]}"#.into());
+        let environment = Environment::Production;
+        let owed = crate::callback::Owed { app: APP, environment, event, stream, url, format: Json, body };
+        tx.outbox_add(&owed, 5).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    let seen = async |api: &Api| {
+        let page = crate::store::Page { number: 0, size: 1000 };
+        let mut tx = api.gateway.store.read().await.unwrap();
+        let rows = tx.outbox_page(APP, Environment::Production, None, page).await.unwrap().1;
+        Vec::from_iter(rows.into_iter().rev().map(|it| (it.url, it.format, it.body)))
+    };
+    let before = seen(&api).await;
+    api.next("RetryCallbacks State=dead").await;
+    let new = ("http://new/".to_owned(), Form, "nonce=1&rtmp_url%5B0%5D=a%2Bb".to_owned());
+    // The app takes `record` no more: what there is of it keeps its address.
+    let mut want = vec![new; 251];
+    want.push(before[251].clone());
+    assert_eq!(seen(&api).await, want);
 }
 
 #[test]
