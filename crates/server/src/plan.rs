@@ -667,7 +667,7 @@ impl Keeper {
             let target = match Target::parse(rule.url.expose()) {
                 Ok(target) => target,
                 Err(error) => {
-                    error!(stream = %key, address = rule.address, error, "a stored rule does not parse");
+                    error!(stream = %key, error, "a stored rule does not parse");
                     continue;
                 }
             };
@@ -721,12 +721,13 @@ impl Keeper {
         }
         self.numbers += 1;
         let number = self.numbers;
-        let counters = Arc::<live::Relay>::default();
+        let (masked, public) = (wish.target.masked(), wish.target.public(key.id()));
+        let counters = Arc::new(live::Relay { target: public.clone(), ..live::Relay::default() });
         self.parts.live.relay_started(key.clone(), address.clone(), counters.clone());
-        let masked = wish.target.masked();
         let (wish, wished) = watch::channel(wish);
         let inbox = self.plan.inbox.clone();
         let relay = Relay {
+            id: key.id().to_owned(),
             stream: live.stream.clone(),
             wish: wished,
             lane: live.lane.clone(),
@@ -735,7 +736,7 @@ impl Keeper {
             live: counters,
             trace: live.trace.clone(),
             note: Box::new(move |status| inbox.put(|news| drop(news.statuses.insert(number, status)))),
-            span: info_span!("relay", stream = %key, target = masked),
+            span: info_span!("relay", stream = %key, target = public),
         };
         let task = self.running.spawn_on(relay.run(), live.lane.handle()).id();
         let told = (State::None, Reason::None);

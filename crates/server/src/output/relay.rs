@@ -67,6 +67,8 @@ pub struct Wish {
 
 /// One relay, ready to run.
 pub struct Relay {
+    /// The stream's id, which is no secret where it is part of the target.
+    pub id: String,
     /// What to relay.
     pub stream: hub::Stream,
     /// The rule, which may change. When its sender is gone, the rule is withdrawn.
@@ -179,7 +181,7 @@ impl Relay {
         let mut link = tokio::select! { biased;
             _ = withdrawn.wait_for(|_| false) => return End::Done,
             () = self.stream.ended() => return End::Done,
-            link = Link::open(&wish, attempts, &settings, self.client(sound), deadline) => match link {
+            link = Link::open(&self.id, &wish, attempts, &settings, self.client(sound), deadline) => match link {
                 Ok(link) => link,
                 Err(end) => return end,
             },
@@ -306,8 +308,10 @@ impl Relay {
 struct Link {
     wire: Wire<Socket>,
     client: Client,
-    /// The rule's address, whose secrets the target may repeat.
-    url: crate::secret::Secret,
+    /// Whose secrets the target may repeat.
+    target: Target,
+    /// The stream's id.
+    id: String,
 }
 
 /// Why a connection cannot go on.
@@ -331,6 +335,7 @@ impl From<bywash_rtmp::Error> for Trouble {
 impl Link {
     /// Connects and publishes; returns once the target has said that it takes the stream.
     async fn open(
+        id: &str,
         wish: &Wish,
         attempts: &mut Attempts,
         settings: &Settings,
@@ -349,7 +354,7 @@ impl Link {
             ..config
         };
         let client = Client::new(config, Instant::now(), rand::random());
-        let mut link = Link { wire: Wire::new(socket), client, url: wish.target.url().clone() };
+        let mut link = Link { wire: Wire::new(socket), client, target: wish.target.clone(), id: id.to_owned() };
         link.outputs();
         tokio::time::timeout_at(deadline, link.publish()).await.unwrap_or_else(|_| {
             Err(End::Retry(
@@ -392,7 +397,7 @@ impl Link {
                 client::Event::Publishing => {}
                 client::Event::Rejected { code, description, class } => {
                     let phase = self.client.phase();
-                    let error = mask(&format!("{code}: {description}"), &self.url);
+                    let error = mask(&format!("{code}: {description}"), &self.target, &self.id);
                     let reason = match (class, phase) {
                         (_, Phase::Publishing) => return Err(End::Retry(Reason::CdnServerDisconnected, error)),
                         (Class::BadName, _) | (_, Phase::Publish) => Reason::BadName,
@@ -447,11 +452,17 @@ fn reason_of(phase: Phase) -> Reason {
     }
 }
 
-/// Targets like to repeat the address that they refuse, with its signature.
-fn mask(text: &str, url: &crate::secret::Secret) -> String {
+/// Targets like to repeat the address that they refuse, with its signature and the key at its end.
+fn mask(text: &str, target: &Target, id: &str) -> String {
+    let mut text = text.to_owned();
+    // What is shorter than any key may well be part of other words.
+    if let Some(short) = target.short_key(id).filter(|_| target.stream().len() >= 8) {
+        text = text.replace(target.stream(), &short);
+    }
+    if let Some((_, query)) = target.url().expose().split_once('?').filter(|(_, query)| !query.is_empty()) {
+        text = text.replace(query, "***");
+    }
     let cut: String = text.chars().take(200).collect();
-    let query = url.expose().split_once('?').map_or("", |(_, query)| query);
-    let cut = if query.is_empty() { cut } else { cut.replace(query, "***") };
     // What the vendor's signature added is not in the rule's address: hide every query.
     cut.split_whitespace()
         .map(|word| word.split_once('?').map_or_else(|| word.to_owned(), |(path, _)| format!("{path}?***")))
@@ -590,16 +601,18 @@ mod tests {
     }
 
     #[test]
-    fn a_targets_words_are_cut_and_lose_their_queries() {
-        let url = crate::secret::Secret::new("rtmp://h/a/s?key=k1");
-        for (said, want) in [
-            ("no such stream", "no such stream"),
-            ("s?key=k1 refused", "s?*** refused"),
-            ("rtmp://h/a/s?txSecret=abc&txTime=1 denied", "rtmp://h/a/s?*** denied"),
-            ("bad key=k1", "bad ***"),
-        ] {
-            assert_eq!(mask(said, &url), want);
-        }
-        assert_eq!(mask(&"x".repeat(5000), &url).len(), 200);
+    fn a_targets_words_are_cut_and_lose_their_queries_and_keys() {
+        let check = |url: &str, said: &str, want: &str| {
+            assert_eq!(mask(said, &Target::parse(url).unwrap(), "show"), want);
+        };
+        let url = "rtmp://h/a/show?key=k1";
+        check(url, "no such stream", "no such stream");
+        check(url, "show?key=k1 refused", "show?*** refused");
+        check(url, "rtmp://h/a/show?txSecret=abc&txTime=1 denied", "rtmp://h/a/show?*** denied");
+        check(url, "bad key=k1", "bad ***");
+        check(url, &"x".repeat(5000), &"x".repeat(200));
+        let url = "rtmp://h/live2/ab12-cd34-ef56-gh78";
+        check(url, "ab12-cd34-ef56-gh78: bad name", "ab12…e56ad842: bad name");
+        check("rtmp://h/live2/pass", "no pass", "no pass");
     }
 }
