@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::http::StatusCode;
 use bywash_media::{Codec, Format, Track, Tracks};
 use serde_json::json;
@@ -301,7 +302,7 @@ async fn a_post_takes_its_parameters_from_a_json_object() {
     assert_eq!(api.post(in_query, "").await["Code"], 0);
     assert_eq!(api.post(in_query, r#"{"AppId":"1","Action":"x","IsTest":"x"}"#).await["Code"], 0, "only the query");
     api.passes(Duration::from_secs(1));
-    for bad in ["[]", "{", "1", "StreamId=s", "\u{feff}{}"] {
+    for bad in ["[]", "{", "1", "StreamId=s"] {
         assert_eq!(api.post(create, bad).await["Code"], 5005, "{bad}");
     }
     assert_eq!(api.post("ForbidRTCStream", "[]").await["Code"], 30003);
@@ -817,10 +818,39 @@ fn a_full_disk_is_said_with_the_actions_internal_code() {
 }
 
 #[tokio::test]
+async fn a_body_may_be_a_form_or_json_with_a_mark_before_it_or_nothing_but_space() {
+    let mut api = Api::new().await;
+    let form = "application/x-www-form-urlencoded; charset=UTF-8";
+    for (kind, body, code) in [
+        (form, "StreamId%5B%5D=a&StreamId%5B%5D=b&AppId=1&Sequence=N", 0),
+        (form, "StreamId[0]=a&StreamId[1]=b&Sequence=N", 0),
+        // As curl sends it when it is not told what it is.
+        (form, r#"{"StreamId":["a"],"Sequence":"N"}"#, 0),
+        ("application/json", "\u{feff}{\"StreamId\":[\"a\"],\"Sequence\":\"N\"}\r\n", 0),
+        ("", " \r\n\t", 30006),
+        (form, "StreamId[]=a&StreamId[]=!&Sequence=N", 30006),
+        ("application/json", "StreamId[]=a&Sequence=N", 30003),
+    ] {
+        api.sequence += 1;
+        let path = api.signed("ForbidRTCStreams");
+        let body = Body::from(body.replace('N', &api.sequence.to_string()));
+        let request = Request::post(path).header(HOST, "h").header(CONTENT_TYPE, kind).body(body).unwrap();
+        let answer = api.send(request).await;
+        assert_eq!(answer["Code"], code, "{kind}: {answer}");
+        let mut tx = api.gateway.store.read().await.unwrap();
+        let forbidden = tx.forbidden(&key("b")).await.unwrap();
+        assert!(forbidden || kind != form, "the form's second stream");
+    }
+}
+
+#[tokio::test]
 async fn other_methods_and_paths_are_not_the_apis() {
     let api = Api::new().await;
-    for (request, status) in [(Request::put("/"), 405), (Request::get("/x"), 404)] {
-        let response = api.gateway.clone().router().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    let forbid = api.signed("ForbidRTCStream StreamId=s Sequence=1");
+    for (request, status) in [(Request::put("/"), 405), (Request::get("/x"), 404), (Request::head(forbid), 405)] {
+        let request = request.header(HOST, "h").body(Body::empty()).unwrap();
+        let response = api.gateway.clone().router().oneshot(request).await.unwrap();
         assert_eq!(response.status(), status);
     }
+    assert!(api.woken.lock().unwrap().is_empty(), "HEAD forbids nothing");
 }
