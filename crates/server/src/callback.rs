@@ -6,10 +6,10 @@
 use bywash_media::{Environment, StreamKey};
 use form_urlencoded::Serializer;
 use rand::Rng;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha1::{Digest, Sha1};
 
-use crate::config::{App, CallbackFormat, Vendor};
+use crate::config::{self, App, CallbackFormat, Vendor};
 use crate::secret::Secret;
 use crate::store::{File, Job, Record, Session, Status};
 
@@ -45,6 +45,42 @@ pub enum Close {
     TcpDrop = 4,
 }
 
+/// All events.
+pub const EVENTS: [&str; 6] = ["stream_create", "stream_close", "relay_state", "record", "record_state", "compose"];
+
+/// Where an app takes an event now. `None` where it does not.
+pub fn receiver<'a>(app: &'a App, event: &str) -> Option<&'a str> {
+    let config::Callback { stream, record, compose, state, format: _ } = &app.callback;
+    let url = match event {
+        "stream_create" | "stream_close" => stream,
+        "record" => record,
+        "compose" => compose,
+        _ => state,
+    };
+    url.as_deref()
+}
+
+/// A body in another format: the same fields, and so the same nonce and signature. `None` where it is not one of `from`.
+pub fn reformat(body: &str, from: CallbackFormat, to: CallbackFormat) -> Option<String> {
+    let fields = match from {
+        CallbackFormat::Json => serde_json::from_str(body).ok()?,
+        CallbackFormat::Form => {
+            let mut fields = Fields::new();
+            for (name, text) in form_urlencoded::parse(body.as_bytes()) {
+                match name.split_once('[') {
+                    None => drop(fields.insert(name.into(), text.into())),
+                    Some((list, _)) => {
+                        let list = fields.entry(list).or_insert_with(|| Value::Array(Vec::new()));
+                        list.as_array_mut()?.push(text.into());
+                    }
+                }
+            }
+            fields
+        }
+    };
+    Some(text_of(fields, to))
+}
+
 /// `stream_create`: a stream is live. `public_url` and `rtmp_base` (`rtmp://host:port`) begin the addresses at
 /// which it plays; `recreate` says that it goes on after a break. `None` where the app has no URL for it.
 pub fn stream_create(
@@ -55,10 +91,9 @@ pub fn stream_create(
     recreate: bool,
     now_ms: i64,
 ) -> Option<Owed> {
-    let url = app.callback.stream.as_ref()?;
     let id = session.key.id();
     let play = format!("{}/live/{}/{id}", public_url.trim_end_matches('/'), app.id);
-    let mut body = Body::new(app, "stream_create", now_ms);
+    let mut body = Body::new(app, "stream_create", now_ms)?;
     body.stream(session);
     body.text("title", "");
     body.text("stream_attr", format!(r#"{{"cid":{}}}"#, session.codec));
@@ -71,26 +106,24 @@ pub fn stream_create(
     body.list("hls_url", vec![format!("{play}/index.m3u8")]);
     body.list("hdl_url", vec![format!("{play}.flv")]);
     body.list("pic_url", vec![]);
-    Some(body.owed(app, &session.key, url))
+    Some(body.owed(app, &session.key))
 }
 
 /// `stream_close`: a stream is live no more. `None` where the app has no URL for it.
 pub fn stream_close(app: &App, session: &Session, kind: Close, now_ms: i64) -> Option<Owed> {
-    let url = app.callback.stream.as_ref()?;
     let closed_ms = if session.closed_ms > 0 { session.closed_ms } else { now_ms };
-    let mut body = Body::new(app, "stream_close", now_ms);
+    let mut body = Body::new(app, "stream_close", now_ms)?;
     body.stream(session);
     body.text("type", (kind as i64).to_string());
     body.text("third_define_data", "");
     body.text("destroy_timemillis", closed_ms.to_string());
-    Some(body.owed(app, &session.key, url))
+    Some(body.owed(app, &session.key))
 }
 
 /// `relay_state`: a relay changed its state. `masked_url` is the target without its secrets; times are Unix
 /// milliseconds. `None` where the app has no URL for it.
 pub fn relay_state(app: &App, key: &StreamKey, masked_url: &str, status: &Status, now_ms: i64) -> Option<Owed> {
-    let url = app.callback.state.as_ref()?;
-    let mut body = Body::new(app, "relay_state", now_ms);
+    let mut body = Body::new(app, "relay_state", now_ms)?;
     body.text("stream_id", key.id());
     body.text("url", masked_url);
     body.text("state", (status.state as i64).to_string());
@@ -98,12 +131,11 @@ pub fn relay_state(app: &App, key: &StreamKey, masked_url: &str, status: &Status
     body.text("state_time", status.state_ms.to_string());
     body.text("retries", status.retries.to_string());
     body.text("last_error", &status.last_error);
-    Some(body.owed(app, key, url))
+    Some(body.owed(app, key))
 }
 
 /// `record`: a recorded file is there, at `replay_url`. `None` where the app has no URL for it.
 pub fn record(app: &App, replay_url: &str, file: &File, now_ms: i64) -> Option<Owed> {
-    let url = app.callback.record.as_ref()?;
     let duration = file.duration_ms as f64 / 1000.0;
     let extra = match file.vendor {
         Vendor::Tencent => json!({ "TaskId": file.record, "FileID": file.id, "Duration": duration }),
@@ -111,7 +143,7 @@ pub fn record(app: &App, replay_url: &str, file: &File, now_ms: i64) -> Option<O
         Vendor::Huawei => json!({ "Duration": duration, "ObsObject": file.path, "FileSize": file.size }),
         Vendor::Aliyun => json!({ "Duration": duration, "OssObject": file.path }),
     };
-    let mut body = Body::new(app, "record", now_ms);
+    let mut body = Body::new(app, "record", now_ms)?;
     body.text("stream_alias", file.key.id());
     body.text("replay_url", replay_url);
     body.text("begin_time", (file.begin_ms / 1000).to_string());
@@ -120,26 +152,24 @@ pub fn record(app: &App, replay_url: &str, file: &File, now_ms: i64) -> Option<O
     if file.interrupted {
         body.text("interrupted", "1");
     }
-    Some(body.owed(app, &file.key, url))
+    Some(body.owed(app, &file.key))
 }
 
 /// `record_state`: a recording changed its state. `None` where the app has no URL for it.
 pub fn record_state(app: &App, record: &Record, now_ms: i64) -> Option<Owed> {
-    let url = app.callback.state.as_ref()?;
-    let mut body = Body::new(app, "record_state", now_ms);
+    let mut body = Body::new(app, "record_state", now_ms)?;
     body.text("stream_id", record.key.id());
     body.text("task_id", &record.id);
     body.text("vendor", record.vendor.name());
     body.text("state", record.status.state.name());
     body.text("reason", &record.status.reason);
     body.text("state_time", record.status.state_ms.to_string());
-    Some(body.owed(app, &record.key, url))
+    Some(body.owed(app, &record.key))
 }
 
 /// `compose`: a merge is over, well or not. `replay_url` is that of its result, empty without. `None` where the app has no URL for it.
 pub fn compose(app: &App, replay_url: &str, job: &Job, now_ms: i64) -> Option<Owed> {
-    let url = app.callback.compose.as_ref()?;
-    let mut body = Body::new(app, "compose", now_ms);
+    let mut body = Body::new(app, "compose", now_ms)?;
     body.text("replay_url", replay_url);
     body.text("task_id", &job.id);
     if job.vendor == Vendor::Tencent {
@@ -147,7 +177,7 @@ pub fn compose(app: &App, replay_url: &str, job: &Job, now_ms: i64) -> Option<Ow
         body.text("code", &job.code);
     }
     body.text("message", &job.message);
-    Some(body.owed_for(app, job.environment, &job.request.name, url))
+    Some(body.owed_for(app, job.environment, &job.request.name))
 }
 
 /// ZEGO's callback signature: SHA-1 over the secret and the two texts as sent, sorted by bytes, in hex.
@@ -157,30 +187,30 @@ pub fn signature(secret: &Secret, timestamp: &str, nonce: &str) -> String {
     hex::encode(Sha1::digest(parts.concat()))
 }
 
-/// Fields in the order in which the body shows them.
-struct Body {
+/// What a callback tells: texts and lists of texts, in the order in which the body shows them.
+type Fields = Map<String, Value>;
+
+/// A callback that is being made.
+struct Body<'a> {
     event: &'static str,
-    fields: Vec<(&'static str, Field)>,
+    url: &'a str,
+    fields: Fields,
 }
 
-enum Field {
-    Text(String),
-    List(Vec<String>),
-}
-
-impl Body {
-    /// A body with what every callback has.
-    fn new(app: &App, event: &'static str, now_ms: i64) -> Body {
+impl<'a> Body<'a> {
+    /// A body with what every callback has. `None` where the app does not take the event.
+    fn new(app: &'a App, event: &'static str, now_ms: i64) -> Option<Body<'a>> {
+        let url = receiver(app, event)?;
         let timestamp = (now_ms / 1000).to_string();
         let nonce = rand::rng().random_range(0..=i64::MAX).to_string();
         let signature = signature(&app.callback_secret, &timestamp, &nonce);
-        let mut body = Body { event, fields: Vec::with_capacity(32) };
+        let mut body = Body { event, url, fields: Fields::with_capacity(32) };
         body.text("event", event);
         body.text("appid", app.id.to_string());
         body.text("timestamp", timestamp);
         body.text("nonce", nonce);
         body.text("signature", signature);
-        body
+        Some(body)
     }
 
     /// What `stream_create` and `stream_close` say alike. A publisher that is in no room has no room's id.
@@ -198,63 +228,49 @@ impl Body {
     }
 
     fn text(&mut self, name: &'static str, value: impl Into<String>) {
-        self.fields.push((name, Field::Text(value.into())));
+        self.fields.insert(name.into(), Value::String(value.into()));
     }
 
     fn list(&mut self, name: &'static str, values: Vec<String>) {
-        self.fields.push((name, Field::List(values)));
+        self.fields.insert(name.into(), values.into());
     }
 
-    fn owed(self, app: &App, key: &StreamKey, url: &str) -> Owed {
-        self.owed_for(app, key.environment(), key.id(), url)
+    fn owed(self, app: &App, key: &StreamKey) -> Owed {
+        self.owed_for(app, key.environment(), key.id())
     }
 
     /// A callback that tells of what is called `name`, a stream or not.
-    fn owed_for(self, app: &App, environment: Environment, name: &str, url: &str) -> Owed {
+    fn owed_for(self, app: &App, environment: Environment, name: &str) -> Owed {
         Owed {
             app: app.id,
             environment,
             event: self.event,
             stream: name.to_owned(),
-            url: url.to_owned(),
+            url: self.url.to_owned(),
             format: app.callback.format,
-            body: match app.callback.format {
-                CallbackFormat::Json => self.json(),
-                CallbackFormat::Form => self.form(),
-            },
+            body: text_of(self.fields, app.callback.format),
         }
     }
+}
 
-    /// ZEGO's text tells receivers to URL-decode the JSON. `%` and `+` are therefore written as escapes, which
-    /// that leaves alone; outside of strings, and after a backslash, JSON has neither.
-    fn json(self) -> String {
-        let mut json = String::from("{");
-        for (name, field) in self.fields {
-            let value = match field {
-                Field::Text(text) => Value::from(text),
-                Field::List(list) => Value::from(list),
-            };
-            let comma = if json.len() > 1 { "," } else { "" };
-            json += &format!("{comma}\"{name}\":{value}");
-        }
-        json.push('}');
-        json.replace('%', "\\u0025").replace('+', "\\u002b")
-    }
-
-    /// Arrays as PHP reads them: `rtmp_url[0]=…`.
-    fn form(self) -> String {
-        let mut form = Serializer::new(String::new());
-        for (name, field) in self.fields {
-            match field {
-                Field::Text(text) => drop(form.append_pair(name, &text)),
-                Field::List(list) => {
-                    for (n, text) in list.iter().enumerate() {
-                        form.append_pair(&format!("{name}[{n}]"), text);
-                    }
+fn text_of(fields: Fields, format: CallbackFormat) -> String {
+    match format {
+        // ZEGO's text tells receivers to URL-decode the JSON. `%` and `+` are therefore written as escapes, which that leaves
+        // alone; outside of strings, and after a backslash, JSON has neither.
+        CallbackFormat::Json => Value::Object(fields).to_string().replace('%', "\\u0025").replace('+', "\\u002b"),
+        CallbackFormat::Form => {
+            let mut form = Serializer::new(String::new());
+            for (name, value) in &fields {
+                // Arrays as PHP reads them: `rtmp_url[0]=…`.
+                for (n, text) in value.as_array().into_iter().flatten().enumerate() {
+                    form.append_pair(&format!("{name}[{n}]"), text.as_str().unwrap_or_default());
+                }
+                if let Value::String(text) = value {
+                    form.append_pair(name, text);
                 }
             }
+            form.finish()
         }
-        form.finish()
     }
 }
 
@@ -263,7 +279,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::config::{self, Callback, Cdn, PublishAuth};
+    use crate::config::{Callback, Cdn, PublishAuth};
     use crate::store::{Reason, State};
 
     fn app(format: CallbackFormat) -> App {
@@ -393,6 +409,22 @@ mod tests {
         assert_eq!(fields["rtmp_url[0]"], "rtmp://h:1935/7/zegotest-7-a");
         assert_eq!(fields["hls_url[0]"], "http://h:8080/live/7/zegotest-7-a/index.m3u8");
         assert_eq!((&*fields["recreate"], &*fields["user_id"]), ("0", &*session().user_id));
+    }
+
+    #[test]
+    fn a_body_says_the_same_in_the_other_format() {
+        let forms = [CallbackFormat::Json, CallbackFormat::Form];
+        for (from, to) in [(forms[0], forms[1]), (forms[1], forms[0])] {
+            let mut owed =
+                stream_create(&app(from), "http://h:8080", "rtmp://h:1935", &session(), false, NOW_MS).unwrap();
+            // A form has no empty lists.
+            owed.body = owed.body.replace(",\"pic_url\":[]", "");
+            let other = reformat(&owed.body, from, to).unwrap();
+            assert_ne!(other, owed.body);
+            assert_eq!(reformat(&other, to, from).unwrap(), owed.body);
+        }
+        assert_eq!(reformat("a=b", forms[0], forms[1]), None);
+        assert_eq!(reformat("a=b&a[0]=c", forms[1], forms[0]), None);
     }
 
     #[test]

@@ -54,6 +54,8 @@ impl Stream {
 /// A relay's counters.
 #[derive(Default)]
 pub struct Relay {
+    /// The target as anyone may see it.
+    pub target: String,
     /// Bytes that the target has acknowledged, over all sessions since the task began.
     pub bytes: Meter,
     /// Frames skipped because the target was too slow.

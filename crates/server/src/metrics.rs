@@ -94,14 +94,14 @@ impl Collector for Running {
         for (key, stream) in &streams {
             ConstGauge::new(load(&stream.outputs) as i64).encode(family.encode_family(&labels(key))?)?;
         }
-        let relay_labels = |key: &bywash_media::StreamKey, address: &String| {
+        let relay_labels = |key: &bywash_media::StreamKey, relay: &crate::live::Relay| {
             let [app, stream] = labels(key);
-            [app, stream, ("target", address.clone())]
+            [app, stream, ("target", relay.target.clone())]
         };
         let mut counter = |name, help, unit: Option<&Unit>, read: &dyn Fn(&crate::live::Relay) -> u64| {
             let mut family = encoder.encode_descriptor(name, help, unit, zero.metric_type())?;
-            for ((key, address), relay) in &relays {
-                ConstCounter::new(read(relay)).encode(family.encode_family(&relay_labels(key, address))?)?;
+            for ((key, _), relay) in &relays {
+                ConstCounter::new(read(relay)).encode(family.encode_family(&relay_labels(key, relay))?)?;
             }
             Ok::<_, std::fmt::Error>(())
         };
@@ -112,8 +112,8 @@ impl Collector for Running {
         counter("relay_retries", "Connections tried again", None, &|relay| load(&relay.retries))?;
         let state = "0 no relay, 1 requesting, 2 relaying";
         let mut family = encoder.encode_descriptor("relay_state", state, None, gauge.metric_type())?;
-        for ((key, address), relay) in &relays {
-            ConstGauge::new(load(&relay.state) as i64).encode(family.encode_family(&relay_labels(key, address))?)?;
+        for ((key, _), relay) in &relays {
+            ConstGauge::new(load(&relay.state) as i64).encode(family.encode_family(&relay_labels(key, relay))?)?;
         }
         // Recordings of one stream under several names are one line.
         let mut by_stream = BTreeMap::<_, (u64, u64)>::new();

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bywash_media::StreamKey;
+use bywash_media::{Environment, StreamKey};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -356,6 +356,7 @@ impl Keeper {
                         let _ = reply.send(self.publish(*arrival).await);
                     }
                     Request::Reload => {
+                        self.readdress().await;
                         let keys: Vec<_> = self.places.keys().cloned().collect();
                         self.reconcile_all(keys).await;
                     }
@@ -377,6 +378,7 @@ impl Keeper {
 
     /// After a start: nothing runs, whatever the rows say. Streams that were live wait for their publishers.
     async fn recover(&mut self) {
+        self.readdress().await;
         let grace = **self.parts.grace.load();
         let found = self.read(async |tx| Ok((tx.streams_open().await?, tx.rules_running().await?))).await;
         let Ok((sessions, rules)) = found.inspect_err(|error| error!(%error, "cannot read what ran before")) else {
@@ -416,6 +418,24 @@ impl Keeper {
             error!(%error, "cannot write that nothing runs yet");
         }
         self.recover_recordings().await;
+    }
+
+    /// The configuration may have changed: callbacks that are not delivered yet go to where their apps take them now.
+    async fn readdress(&self) {
+        let apps = self.parts.apps.all();
+        let written = self
+            .write(async |tx| {
+                for app in &apps {
+                    for environment in [Environment::Production, Environment::Test] {
+                        tx.outbox_readdress(app, environment).await?;
+                    }
+                }
+                Ok(())
+            })
+            .await;
+        if let Err(error) = written {
+            error!(%error, "callbacks that wait still go to where they went before");
+        }
     }
 
     async fn publish(&mut self, arrival: Arrival) -> Result<Hold, Refusal> {
@@ -649,7 +669,7 @@ impl Keeper {
             let target = match Target::parse(rule.url.expose()) {
                 Ok(target) => target,
                 Err(error) => {
-                    error!(stream = %key, address = rule.address, error, "a stored rule does not parse");
+                    error!(stream = %key, error, "a stored rule does not parse");
                     continue;
                 }
             };
@@ -703,12 +723,13 @@ impl Keeper {
         }
         self.numbers += 1;
         let number = self.numbers;
-        let counters = Arc::<live::Relay>::default();
+        let (masked, public) = (wish.target.masked(), wish.target.public(key.id()));
+        let counters = Arc::new(live::Relay { target: public.clone(), ..live::Relay::default() });
         self.parts.live.relay_started(key.clone(), address.clone(), counters.clone());
-        let masked = wish.target.masked();
         let (wish, wished) = watch::channel(wish);
         let inbox = self.plan.inbox.clone();
         let relay = Relay {
+            id: key.id().to_owned(),
             stream: live.stream.clone(),
             wish: wished,
             lane: live.lane.clone(),
@@ -717,7 +738,7 @@ impl Keeper {
             live: counters,
             trace: live.trace.clone(),
             note: Box::new(move |status| inbox.put(|news| drop(news.statuses.insert(number, status)))),
-            span: info_span!("relay", stream = %key, target = masked),
+            span: info_span!("relay", stream = %key, target = public),
         };
         let task = self.running.spawn_on(relay.run(), live.lane.handle()).id();
         let told = (State::None, Reason::None);

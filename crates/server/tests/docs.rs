@@ -4,10 +4,15 @@
 
 use std::collections::BTreeSet;
 use std::fs::{read_dir, read_to_string, write};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use bywash::api::{ACTIONS, code};
+use bywash::callback;
 use bywash::config::{Config, page};
+use bywash::secret::Secret;
 
 /// The root of the tree.
 fn root() -> PathBuf {
@@ -103,6 +108,55 @@ fn every_test_that_the_readme_names_exists() {
             assert!(code.contains(&format!("fn {name}(")), "{page}: {name}");
         }
     }
+}
+
+/// The fields of each event, as the manual's tables have them.
+fn callbacks(page: &str) -> Vec<(&str, Vec<&str>)> {
+    let tables = page.split("\n\n").filter(|it| it.starts_with("| `") && it.contains(" | |\n|---|---|\n"));
+    tables
+        .map(|table| {
+            let mut names = table.lines().filter_map(|row| row.split('|').nth(1)).flat_map(spans);
+            (names.next().unwrap(), names.collect())
+        })
+        .collect()
+}
+
+#[test]
+fn the_receiver_of_the_manual_loses_no_event() {
+    const SECRET: &str = "the callback_secret of the app";
+    let page = read_to_string(root().join("docs/callbacks.md")).unwrap();
+    let (_, code) = page.split_once("```python\n").expect("the receiver");
+    let (code, port) = (code.split("```").next().unwrap(), bywash_testkit::port());
+    let mut command = Command::new("python3");
+    command.args(["-u", "-c", &code.replace("9000", &port.to_string())]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut python = command.spawn().expect("python3; run `make setup`");
+    let connect = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok();
+    bywash_testkit::eventually("it listens", bywash_testkit::secs(20), connect);
+
+    // A callback with these fields; the status of its answer, 0 without one.
+    let tell = |event: &str, nonce: &str, secret: &str, fields: &[&str]| {
+        let mut body = serde_json::json!({ "event": event, "timestamp": "1470820198", "nonce": nonce });
+        body["signature"] = callback::signature(&Secret::new(secret), "1470820198", nonce).into();
+        fields.iter().for_each(|name| body[name] = "x".into());
+        let body = body.to_string();
+        let mut socket = connect().expect("it listens");
+        write!(socket, "POST / HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        let mut answer = String::new();
+        let _ = socket.read_to_string(&mut answer);
+        answer.split(' ').nth(1).map_or(0, |status| status.parse().unwrap())
+    };
+    let events = callbacks(&page);
+    for (event, fields) in &events {
+        assert_eq!(tell(event, event, "another", fields), 403, "{event}");
+        assert_eq!(tell(event, event, SECRET, &[]), 0, "{event}: what could not be worked on comes again");
+        assert_eq!(tell(event, event, SECRET, fields), 200, "{event}");
+        assert_eq!(tell(event, event, SECRET, fields), 200, "{event}: once more");
+    }
+    python.kill().unwrap();
+    let said = String::from_utf8(python.wait_with_output().unwrap().stdout).unwrap();
+    let said: Vec<_> = said.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(said, events.iter().map(|(event, _)| *event).collect::<Vec<_>>());
+    assert_eq!(BTreeSet::from_iter(said), BTreeSet::from(callback::EVENTS));
 }
 
 #[test]

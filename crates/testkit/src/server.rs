@@ -158,6 +158,11 @@ play_key = "playkey0123456789playkey01234567"
         format!("rtmp://127.0.0.1:{}/{APP}/{stream}", self.rtmp)
     }
 
+    /// The port of HTTP.
+    pub fn http_port(&self) -> u16 {
+        self.http
+    }
+
     /// The port of RTMP.
     pub fn rtmp_port(&self) -> u16 {
         self.rtmp

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::to_bytes;
 use axum::extract::Request;
-use axum::http::header::{CONTENT_TYPE, HOST};
+use axum::http::header::{ALLOW, CONTENT_TYPE, HOST};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, Method};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bywash_media::{Environment, StreamKey};
@@ -234,13 +234,14 @@ impl Gateway {
         Gateway { apps, store, live, wake, settings, calls, limits: guard::Limits::default() }
     }
 
-    /// `GET /?Action=…` and `POST /?Action=…`.
+    /// `GET /?Action=…` and `POST /?Action=…`. A HEAD would carry the call out and keep what came of it: there is none.
     pub fn router(self: Arc<Self>) -> Router {
         let answer = move |request: Request| {
             let gateway = self.clone();
             async move { gateway.answer(request, Now::read()).await }
         };
-        Router::new().route("/", get(answer.clone()).post(answer))
+        let no_head = async || (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "GET,POST")]);
+        Router::new().route("/", get(answer.clone()).post(answer).head(no_head))
     }
 
     async fn answer(&self, request: Request, now: Now) -> Response {
@@ -265,7 +266,7 @@ impl Gateway {
         let environment = caller.environment(&query)?;
         self.limits.admit(app.id, environment, row, now.instant)?;
         if request.method() == Method::POST {
-            query.overlay(body(request.into_body()).await.map_err(|why| row.family.parameter.because(why))?);
+            query.overlay(body(request).await.map_err(|why| row.family.parameter.because(why))?);
         }
         let params = Params { app: app.id, environment, family: row.family, values: query };
         let action = (row.parse)(&params)?;
@@ -332,17 +333,27 @@ fn host(headers: &HeaderMap) -> Result<(), Fault> {
     }
 }
 
-/// The JSON object of a POST; an empty body is an empty object.
-async fn body(body: Body) -> Result<Map<String, Value>, &'static str> {
-    let bytes = match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, BODY_MAX)).await {
+/// The parameters in the body of a POST: a JSON object whatever it is called, or a form that is called one. Nothing but white space is
+/// an empty object.
+async fn body(request: Request) -> Result<Map<String, Value>, &'static str> {
+    let kind = request.headers().get(CONTENT_TYPE).and_then(|it| it.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    let is_form = kind.eq_ignore_ascii_case("application/x-www-form-urlencoded");
+    let bytes = match tokio::time::timeout(BODY_TIMEOUT, to_bytes(request.into_body(), BODY_MAX)).await {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(_)) => return Err("the body is larger than 1 MiB or broke off"),
         Err(_) => return Err("the body did not arrive within 10 s"),
     };
-    if bytes.is_empty() {
+    // Some clients begin UTF-8 with a byte order mark.
+    let text = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes).trim_ascii();
+    if text.is_empty() {
         return Ok(Map::new());
     }
-    serde_json::from_slice(&bytes).map_err(|_| "the body is not a JSON object")
+    match serde_json::from_slice(text) {
+        Ok(object) => Ok(object),
+        Err(_) if is_form => Ok(params::form(text)),
+        Err(_) => Err("the body is neither a JSON object nor a form with its Content-Type"),
+    }
 }
 
 /// What a call came to: the answer but for its RequestId. Kept to answer the same call again.

@@ -37,7 +37,7 @@ impl Query {
         self.0.get(name).map(|values| values[0].as_str()).filter(|value| !value.is_empty())
     }
 
-    /// Lays a JSON body over the query: a name in the body hides the query's. Common names are left alone.
+    /// Lays a body over the query: a name in the body hides the query's. Common names are left alone.
     pub fn overlay(&mut self, body: Map<String, Value>) {
         let body = body.into_iter().map(|(name, value)| (dotted(&name), value));
         let body: Vec<(String, Value)> = body.filter(|(name, _)| !COMMON.contains(&root(name))).collect();
@@ -89,6 +89,16 @@ impl Query {
             }
         }
     }
+}
+
+/// A form as if it were JSON: each name with the list of its values.
+pub fn form(text: &[u8]) -> Map<String, Value> {
+    let mut body = Map::new();
+    for (name, value) in form_urlencoded::parse(text) {
+        let values = body.entry(name).or_insert_with(|| Value::Array(Vec::new()));
+        values.as_array_mut().expect("there are only lists").push(value.into());
+    }
+    body
 }
 
 /// A name in its one spelling: `X[0][Id]` and `X[0].Id` are `X.0.Id`, `X[]` is `X`.

@@ -206,7 +206,7 @@ impl Sender {
         }
         let mut tx = self.store.begin().await?;
         for it in &self.ended {
-            tx.outbox_note(it.id, it.state, it.attempts, it.due_ms, it.last_status, &it.last_error).await?;
+            tx.outbox_note(&self.under_way[&it.id], it).await?;
         }
         if forget {
             tx.outbox_forget(now_ms - DELIVERED_KEPT_MS, now_ms - DEAD_KEPT_MS).await?;
@@ -472,6 +472,22 @@ mod tests {
         receiver.next().await;
         assert_eq!(world.after(id, 1).await.state, Delivery::Pending);
         assert!(receiver.came.is_empty());
+        world.stopped().await;
+    }
+
+    #[tokio::test]
+    async fn one_that_is_armed_again_while_it_is_under_way_is_sent_once_more() {
+        let dir = Dir::new();
+        let mut receiver = Receiver::new().await;
+        let world = World::new(dir.open().await, Duration::from_secs(1));
+        let id = owe(&world.store, 7, "a", format!("{}/hang", receiver.base)).await;
+        receiver.next().await;
+        let mut tx = world.store.begin().await.unwrap();
+        tx.outbox_retry(7, Environment::Production, Rearm::Ids(&[id]), 1001).await.unwrap();
+        tx.commit().await.unwrap();
+        world.at(1001);
+        receiver.next().await;
+        assert_eq!(world.after(id, 1).await.due_ms, 3001);
         world.stopped().await;
     }
 

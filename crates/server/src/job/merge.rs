@@ -274,8 +274,11 @@ impl Merges {
             }
         };
         let (Whole { size, duration }, tracks) = made;
+        // Of segments that were copied we know what was known before.
+        let mut about = if tracks == Tracks::default() { one.about.clone() } else { About::of(format, &tracks) };
+        about.frame_rate_milli = if about.video_codec.is_empty() { 0 } else { one.about.frame_rate_milli };
         let now_ms = unix_ms();
-        Ok(File {
+        let file = File {
             id: file::file_id(),
             key: one.key.clone(),
             vendor: job.vendor,
@@ -285,17 +288,17 @@ impl Merges {
             state: if self.objects.bucket().is_some() { FileState::Stored } else { FileState::Ready },
             interrupted: false,
             begin_ms,
-            end_ms: begin_ms + duration.as_millis(),
-            duration_ms: duration.as_millis(),
-            size: size as i64,
+            end_ms: begin_ms,
+            duration_ms: 0,
+            size: 0,
             etag: String::new(),
-            // Of segments that were copied we know what was known before.
-            about: if tracks == Tracks::default() { one.about.clone() } else { About::of(format, &tracks) },
+            about,
             name: job.request.name.clone(),
             created_ms: now_ms,
             updated_ms: now_ms,
             expire_ms: job.request.expire_ms,
-        })
+        };
+        Ok(file.whole(size, duration.as_ticks(1000)))
     }
 }
 

@@ -75,6 +75,8 @@ pub struct Wish {
 
 /// One relay, ready to run.
 pub struct Relay {
+    /// The stream's id, which is no secret where it is part of the target.
+    pub id: String,
     /// What to relay.
     pub stream: hub::Stream,
     /// The rule, which may change. When its sender is gone, the rule is withdrawn.
@@ -195,7 +197,7 @@ impl Relay {
         let mut link = tokio::select! { biased;
             _ = withdrawn.wait_for(|_| false) => return Err(End::Done),
             () = self.stream.ended() => return Err(End::Done),
-            link = Link::open(&wish, attempts, &settings, self.client(sound), deadline) => link?,
+            link = Link::open(&self.id, &wish, attempts, &settings, self.client(sound), deadline) => link?,
         };
         info!(parent: &self.span, "target accepts");
         let end = self.follow(&mut link, sound, &settings, attempts, status).await;
@@ -329,6 +331,8 @@ struct Link {
     client: Client,
     /// The rule's address, and the stream as it was signed: a target may repeat their secrets.
     secrets: [Secret; 2],
+    /// The key at the end of the address, if there is one, and what is shown of it.
+    key: Option<(String, String)>,
     /// When the target first acknowledged some of the stream.
     carries_since: Option<Instant>,
 }
@@ -354,6 +358,7 @@ impl From<bywash_rtmp::Error> for Trouble {
 impl Link {
     /// Connects and publishes; returns once the target has said that it takes the stream.
     async fn open(
+        id: &str,
         wish: &Wish,
         attempts: &mut Attempts,
         settings: &Settings,
@@ -373,7 +378,10 @@ impl Link {
         };
         let secrets = [wish.target.url().clone(), url.stream_with_query().clone()];
         let client = Client::new(config, Instant::now(), rand::random());
-        let mut link = Link { wire: Wire::new(socket), client, secrets, carries_since: None };
+        // What is shorter than any key may well be part of other words.
+        let key = wish.target.short_key(id).map(|short| (wish.target.stream().to_owned(), short));
+        let key = key.filter(|(key, _)| key.len() >= 8);
+        let mut link = Link { wire: Wire::new(socket), client, secrets, key, carries_since: None };
         link.outputs();
         let published = tokio::time::timeout_at(deadline, link.publish()).await;
         published.unwrap_or_else(|_| Err(unanswered(link.client.phase(), "the target did not answer in time")))?;
@@ -403,7 +411,7 @@ impl Link {
                 client::Event::Publishing => {}
                 client::Event::Rejected { code, description, class } => {
                     let phase = self.client.phase();
-                    let error = mask(&format!("{code}: {description}"), &self.secrets);
+                    let error = mask(&format!("{code}: {description}"), &self.secrets, self.key.as_ref());
                     let reason = match (class, phase) {
                         (_, Phase::Publishing) if class == Class::Other || self.has_settled() => {
                             return Err(self.lost(error));
@@ -482,8 +490,8 @@ fn reason_of(phase: Phase) -> Reason {
 }
 
 /// The beginning of what a target says, on one line. Targets like to repeat the address that they refuse, its query or a part of
-/// that, or to say what they would have had in its place.
-fn mask(text: &str, addresses: &[Secret]) -> String {
+/// that, the key at its end, or to say what they would have had in its place.
+fn mask(text: &str, addresses: &[Secret], key: Option<&(String, String)>) -> String {
     let queries = addresses.iter().filter_map(|it| it.expose().split_once('?'));
     let pairs: Vec<_> = queries
         .flat_map(|(_, query)| query.split('&'))
@@ -502,6 +510,9 @@ fn mask(text: &str, addresses: &[Secret]) -> String {
     values.sort_by_key(|value| Reverse(value.len()));
 
     let mut text: String = text.chars().take(4096).collect();
+    if let Some((key, short)) = key {
+        text = text.replace(key, short);
+    }
     for value in &values {
         text = text.replace(value, "***");
     }
@@ -704,9 +715,11 @@ mod tests {
             ("Denied (auth_key=deadbeef, txTime=66) now", "Denied (auth_key=***, txTime=***) now"),
             ("a%2Fbc is a/bc,\nthat is a%2fbc", "*** is ***, that is ***"),
         ] {
-            assert_eq!(mask(said, &addresses), want);
+            assert_eq!(mask(said, &addresses, None), want);
         }
-        assert_eq!(mask("of no query", &[Secret::new("rtmp://h/a/s")]), "of no query");
-        assert_eq!(mask(&"x".repeat(5000), &addresses).len(), 200);
+        assert_eq!(mask("of no query", &[Secret::new("rtmp://h/a/s")], None), "of no query");
+        assert_eq!(mask(&"x".repeat(5000), &addresses, None).len(), 200);
+        let key = ("ab12-cd34-ef56-gh78".to_owned(), "ab12…e56ad842".to_owned());
+        assert_eq!(mask("ab12-cd34-ef56-gh78: bad name", &[], Some(&key)), "ab12…e56ad842: bad name");
     }
 }

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use bywash_media::transcode::{CHANNELS, RATE};
 use bywash_media::{Codec, Environment, Format as Content, StreamKey, Tracks};
+use md5::{Digest, Md5};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use sqlx::any::AnyRow;
@@ -101,6 +102,19 @@ pub struct About {
     pub channels: u32,
     /// Bits a second of the whole file.
     pub bit_rate: u64,
+}
+
+impl File {
+    /// The file once it is whole, with this many bytes and milliseconds.
+    pub fn whole(mut self, size: u64, duration_ms: i64) -> File {
+        self.size = size as i64;
+        self.duration_ms = duration_ms;
+        self.end_ms = self.begin_ms + duration_ms;
+        self.about.bit_rate = (size * 8000).checked_div(duration_ms as u64).unwrap_or(0);
+        // A file does not change: what it is called and how long it is say which one it is.
+        self.etag = hex::encode(Md5::digest(format!("{} {size} {duration_ms}", self.id)));
+        self
+    }
 }
 
 impl About {

@@ -8,8 +8,8 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::{Error, Page, Tx, app_of, environment_of, environment_to_row, unknown};
-use crate::callback::Owed;
-use crate::config::CallbackFormat;
+use crate::callback::{self, Owed};
+use crate::config::{App, CallbackFormat};
 
 /// A callback and how its delivery stands.
 #[derive(Clone, PartialEq)]
@@ -28,7 +28,7 @@ pub struct Callback {
     pub url: String,
     /// How `body` is written.
     pub format: CallbackFormat,
-    /// What is sent, the same at each attempt: receivers know a repetition by its nonce.
+    /// What is sent, the same at each attempt in one format: receivers know a repetition by its nonce.
     pub body: String,
     /// Where it stands.
     pub state: Delivery,
@@ -107,20 +107,13 @@ impl Tx {
         Ok(self.one(sqlx::query(sql).bind(now_ms)).await?.try_get("next")?)
     }
 
-    /// Notes what came of an attempt.
-    pub async fn outbox_note(
-        &mut self,
-        id: i64,
-        state: Delivery,
-        attempts: i64,
-        due_ms: i64,
-        last_status: i64,
-        last_error: &str,
-    ) -> Result<(), Error> {
-        let sql = "UPDATE outbox SET state = $2, attempts = $3, due_ms = $4, last_status = $5, last_error = $6 \
-                   WHERE id = $1";
-        let sql = sqlx::query(sql).bind(id).bind(state as i64).bind(attempts).bind(due_ms);
-        self.run(sql.bind(last_status).bind(last_error.to_owned())).await.map(drop)
+    /// Notes what came of an attempt, unless the callback was armed again while it was under way: then it is sent once more.
+    pub async fn outbox_note(&mut self, was: &Callback, is: &Callback) -> Result<(), Error> {
+        let sql = "UPDATE outbox SET state = $4, attempts = $5, due_ms = $6, last_status = $7, last_error = $8 \
+                   WHERE id = $1 AND state = 0 AND attempts = $2 AND due_ms = $3";
+        let sql = sqlx::query(sql).bind(was.id).bind(was.attempts).bind(was.due_ms);
+        let sql = sql.bind(is.state as i64).bind(is.attempts).bind(is.due_ms).bind(is.last_status);
+        self.run(sql.bind(is.last_error.clone())).await.map(drop)
     }
 
     /// How many callbacks an app has, and one page of them, the newest first.
@@ -176,6 +169,35 @@ impl Tx {
         }
         self.owes |= count > 0;
         Ok(count)
+    }
+
+    /// Has what is pending go to where its app takes it now, in the app's format. An event that the app takes no more goes where it
+    /// was to go.
+    pub async fn outbox_readdress(&mut self, app: &App, environment: Environment) -> Result<(), Error> {
+        let format = app.callback.format;
+        for event in callback::EVENTS {
+            let Some(url) = callback::receiver(app, event) else { continue };
+            let of_event =
+                |sql| sqlx::query(sql).bind(i64::from(app.id)).bind(environment_to_row(environment)).bind(event);
+            let sql = "UPDATE outbox SET url = $4 \
+                       WHERE app = $1 AND environment = $2 AND state = 0 AND event = $3 AND url <> $4";
+            self.owes |= self.run(of_event(sql).bind(url.to_owned())).await? > 0;
+            let mut last = 0;
+            loop {
+                let sql = "SELECT * FROM outbox WHERE app = $1 AND environment = $2 AND state = 0 AND event = $3 \
+                           AND format <> $4 AND id > $5 ORDER BY id LIMIT 100";
+                let rows = self.each(of_event(sql).bind(format as i64).bind(last), callback_of).await?;
+                let Some(row) = rows.last() else { break };
+                last = row.id;
+                for row in rows {
+                    let body = callback::reformat(&row.body, row.format, format).unwrap_or(row.body);
+                    let sql = "UPDATE outbox SET format = $2, body = $3 WHERE id = $1";
+                    self.run(sqlx::query(sql).bind(row.id).bind(format as i64).bind(body)).await?;
+                }
+                self.owes = true;
+            }
+        }
+        Ok(())
     }
 
     /// Forgets callbacks delivered, and given up, before these times.
@@ -247,7 +269,9 @@ mod tests {
 
     async fn note(store: &Store, id: i64, state: Delivery, due_ms: i64) {
         let mut tx = store.begin().await.unwrap();
-        tx.outbox_note(id, state, 1, due_ms, 500, "answered 500").await.unwrap();
+        let was =
+            tx.first(sqlx::query("SELECT * FROM outbox WHERE id = $1").bind(id), callback_of).await.unwrap().unwrap();
+        tx.outbox_note(&was, &Callback { state, attempts: 1, due_ms, ..was.clone() }).await.unwrap();
         tx.commit().await.unwrap();
     }
 
@@ -318,11 +342,11 @@ mod tests {
     async fn what_is_forgotten_was_finished_long_ago_and_its_id_is_not_given_again() {
         let dir = Dir::new();
         let store = dir.open().await;
-        let mut tx = store.begin().await.unwrap();
         for (id, state) in [(1, Delivery::Pending), (2, Delivery::Delivered), (3, Delivery::Dead)] {
-            assert_eq!(tx.outbox_add(&owed(7, &id.to_string(), "u"), 1).await.unwrap(), id);
-            tx.outbox_note(id, state, 1, 10, 200, "").await.unwrap();
+            assert_eq!(add(&store, &owed(7, &id.to_string(), "u"), 1).await, id);
+            note(&store, id, state, 10).await;
         }
+        let mut tx = store.begin().await.unwrap();
         let page = Page { number: 0, size: 10 };
         for (delivered_before_ms, dead_before_ms, left) in [(10, 10, 3), (11, 10, 2), (11, 11, 1)] {
             tx.outbox_forget(delivered_before_ms, dead_before_ms).await.unwrap();

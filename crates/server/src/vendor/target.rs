@@ -1,13 +1,16 @@
 //! Where a stream is pushed to: an `rtmp://` or `rtmps://` address, parsed once.
 //!
-//! Invariant: [`Target::address`] and [`Target::masked`] hold no query value, so they may be shown and compared.
+//! Invariant: [`Target::address`] and [`Target::masked`] hold no query value, so they may be compared, and shown to the app that gave
+//! the target. Anyone may see [`Target::public`].
 
 use std::fmt;
 use std::net::Ipv6Addr;
 
+use sha2::{Digest, Sha256};
+
 use crate::secret::Secret;
 
-/// A push target. Prints without its query's values.
+/// A push target. Prints as anyone may see it.
 #[derive(Clone)]
 pub struct Target {
     tls: bool,
@@ -65,10 +68,26 @@ impl Target {
         format!("{}/{}", self.tc_url(), self.stream)
     }
 
-    /// The address as it may be shown: `?***` stands for a query.
+    /// The address as its app may see it: `?***` stands for a query.
     pub fn masked(&self) -> String {
         let mark = if self.query().is_empty() { "" } else { "?***" };
         self.address() + mark
+    }
+
+    /// The address as anyone may see it, in logs and metrics: without query, and with the end of the path cut short where that may
+    /// be a key.
+    pub fn public(&self, id: &str) -> String {
+        format!("{}/{}", self.tc_url(), self.short_key(id).as_deref().unwrap_or(&self.stream))
+    }
+
+    /// What stands for the last segment of the path where that may be a key, as YouTube, Twitch and Facebook give them: a few of its
+    /// characters, and a hash that tells it from other keys. One that names the stream with this id is none.
+    pub fn short_key(&self, id: &str) -> Option<String> {
+        if !id.is_empty() && self.stream.contains(id) {
+            return None;
+        }
+        let shown: String = self.stream.chars().take(4.min(self.stream.len() / 4)).collect();
+        Some(format!("{shown}…{}", hex::encode(&Sha256::digest(self.address())[..4])))
     }
 
     /// The address as it was given, query included.
@@ -127,13 +146,7 @@ impl Target {
 
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.masked())
+        f.write_str(&self.public(""))
     }
 }
 
@@ -208,10 +221,18 @@ mod tests {
     }
 
     #[test]
-    fn a_target_prints_without_its_query() {
-        let it = Target::parse("rtmp://h/a/s?txSecret=deadbeef").unwrap();
-        assert_eq!(format!("{it} {it:?}"), "rtmp://h/a/s?*** rtmp://h/a/s?***");
-        assert_eq!(Target::parse("rtmp://h/a/s").unwrap().masked(), "rtmp://h/a/s");
+    fn a_target_is_shown_without_its_query_and_to_strangers_without_a_key_in_its_path() {
+        let check = |url: &str, id: &str, masked: &str, public: &str| {
+            let it = Target::parse(url).unwrap();
+            assert_eq!((it.masked(), it.public(id)), (masked.into(), public.into()), "{url} of {id}");
+        };
+        check("rtmp://h/a/show?txSecret=deadbeef", "show", "rtmp://h/a/show?***", "rtmp://h/a/show");
+        check("rtmp://h/a/7_show", "show", "rtmp://h/a/7_show", "rtmp://h/a/7_show");
+        let key = "rtmp://h/live2/ab12-cd34-ef56-gh78";
+        check(key, "show", key, "rtmp://h/live2/ab12…e56ad842");
+        check("rtmp://h/live2/pass", "show", "rtmp://h/live2/pass", "rtmp://h/live2/p…6840edcf");
+        let it = format!("{:?}", Target::parse(&format!("{key}?k=v")).unwrap());
+        assert!(it.starts_with("rtmp://h/live2/ab12…") && !it.contains("cd34"), "{it}");
     }
 
     #[test]

@@ -95,3 +95,36 @@ fn a_hanging_receiver_delays_nobody_elses_callbacks() {
     let _flow = Flow::start(streams, Pace::SMALL);
     eventually("the good one hears at once", secs(3), || good.of("stream_create", "show").pop());
 }
+
+/// A server whose `show` the wrong receiver did not take, with the right one in its configuration.
+fn corrected(wrong: &Receiver, right: &Receiver) -> (Server, Flow) {
+    wrong.set(Answer::Status(404));
+    let server = Server::start(told(wrong));
+    let flow = live(&server, "show");
+    eventually("an attempt", secs(5), || wrong.refused().iter().any(|it| it["event"] == "stream_create").then_some(()));
+    let config = std::fs::read_to_string(server.config()).expect("a configuration");
+    std::fs::write(server.config(), config.replace(&wrong.url(), &right.url())).expect("it can be written");
+    (server, flow)
+}
+
+#[test]
+fn a_corrected_url_gets_what_the_wrong_one_did_not_take() {
+    let (wrong, right) = (Receiver::start(), Receiver::start());
+    let (server, _flow) = corrected(&wrong, &right);
+    server.process().signal("HUP");
+    right.wait("stream_create", "show", secs(20), |_| true);
+
+    let all = server.ok("DescribeCallbacks", &[("State", "delivered")]);
+    let callbacks = all["Callbacks"].as_array().expect("a list").iter();
+    let id = callbacks.filter(|it| it["Event"] == "stream_create").find_map(|it| it["Id"].as_i64()).expect("an id");
+    server.ok("RetryCallbacks", &[("Id[]", &id.to_string())]);
+    eventually("sent again", secs(5), || (right.of("stream_create", "show").len() == 2).then_some(()));
+}
+
+#[test]
+fn a_url_that_was_corrected_for_the_next_start_gets_it_too() {
+    let (wrong, right) = (Receiver::start(), Receiver::start());
+    let (server, _flow) = corrected(&wrong, &right);
+    let _server = server.kill_9_and_start();
+    right.wait("stream_create", "show", secs(40), |_| true);
+}

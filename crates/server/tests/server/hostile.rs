@@ -114,5 +114,22 @@ fn http_peers_are_bounded() {
     }
     let long = format!("/?Action=DescribeStreams&x={}", "y".repeat(1 << 20));
     assert!(server.get(&long).map_or(true, |(status, _)| (400..500).contains(&status)));
+
+    // Request heads that are nearly as long as they may be and never end.
+    let before = server.process().rss();
+    let head = format!("GET /?{}", "y".repeat(60 << 10));
+    let slow: Vec<TcpStream> = (0..200)
+        .map(|_| {
+            let mut socket = TcpStream::connect(("127.0.0.1", server.http_port())).expect("a connection");
+            socket.write_all(head.as_bytes()).expect("it is read");
+            socket
+        })
+        .collect();
+    assert_eq!(server.get("/health").expect("an answer").0, 200);
+    let after = server.process().rss();
+    assert!(after < before + 200 * (64 << 10) + (8 << 20), "memory grew by {} KiB", (after - before) / 1024);
+    for socket in &slow {
+        closed("a request that never ends", socket);
+    }
     assert_eq!(server.get("/health").expect("an answer").0, 200);
 }

@@ -83,6 +83,12 @@ fn recordings_and_pieces_of_them_become_one_file() {
 
     let found = server.ok("SearchMedia", &[("Vendor", "Tencent"), ("NamePrefix", "joined")]);
     assert_eq!(found["Tencent"]["TotalCount"], 8, "{found}");
+    for file in found["Tencent"]["MediaInfoSet"].as_array().expect("a list") {
+        let made = &file["TranscodeInfo"]["TranscodeSet"][0];
+        assert!(made["Bitrate"].as_u64().is_some_and(|it| it > 10_000), "{made}");
+        let pictures = &made["VideoStreamSet"][0];
+        assert!(pictures.is_null() || pictures["Fps"].as_u64().is_some_and(|it| it > 10), "{made}");
+    }
 }
 
 #[test]

@@ -141,6 +141,30 @@ fn a_recording_is_played_from_its_address_in_whole_and_in_parts() {
 }
 
 #[test]
+fn a_search_gives_the_tag_that_the_address_has() {
+    let receiver = Receiver::start();
+    let vendor = ("Vendor", "Huawei");
+    let server = Server::start(Setup::app(recording(&receiver, r#"["mp4", "m3u8"]"#).replace("Tencent", vendor.1)));
+    server.ok("StartCDNRecord", &[("StreamId[]", "show"), vendor]);
+    let publisher = Media::Plain.publish(&server.rtmp("show"));
+    server.wait_recording("show", "recording", secs(10));
+    std::thread::sleep(secs(3));
+    drop(publisher);
+    server.ok("StopCDNRecord", &[("StreamId[]", "show"), vendor]);
+    announced(&receiver, "show", 2);
+    let keys = || server.ok("SearchMedia", &[vendor])["Huawei"]["Keys"].as_array().expect("a list").clone();
+    let mp4 = keys().iter().filter_map(|it| it["Key"].as_str()).find(|it| it.ends_with(".mp4")).expect("it").to_owned();
+    server.ok("MergeMedia", &[vendor, ("InputFileId[]", &mp4), ("InputFileId[]", &mp4)]);
+    eventually("the merge is over", secs(30), || (keys().len() == 3).then_some(()));
+    for file in keys() {
+        let at = path(file["MediaUrl"].as_str().expect("an address"));
+        let (_, head, _) = server.request("HEAD", &at, &[], b"").expect("an answer");
+        let tag = head.lines().find_map(|line| line.strip_prefix("etag: ")).expect("a tag");
+        assert!(file["ETag"] == tag && tag.len() > 30, "{file} {tag}");
+    }
+}
+
+#[test]
 fn signed_addresses_expire_and_open_one_recording_with_its_segments() {
     let receiver = Receiver::start();
     let app = recording(&receiver, r#"["m3u8", "mp4"]"#);

@@ -1,5 +1,6 @@
 //! Recordings as a customer's backend asks for them; nothing is live here.
 
+use bywash_testkit::server::APP;
 use bywash_testkit::{Server, Setup};
 
 const RECORD: &str = "[app.record.Tencent]\n[app.record.Ws]\nformats = [\"flv\"]\n";
@@ -41,4 +42,14 @@ fn only_the_apps_own_vendors_record() {
     assert_eq!(gone["Errors"][0]["Key"], "1");
     let merge = [("Vendor", "Tencent"), ("InputFileId", "1"), ("OutputFileName", "n")];
     assert_eq!(server.call("MergeMedia", &merge)["Code"], 41003);
+}
+
+#[test]
+fn a_get_may_name_as_many_of_the_longest_keys_as_a_call_takes() {
+    let server = Server::start(Setup::app("[app.record.Huawei]\n"));
+    let stream = "s".repeat(256);
+    let keys: Vec<_> = (0..100).map(|n| format!("{APP}/{stream}/2026-01-02/010203-5f1d7a84c4a8-{n}.mp4")).collect();
+    let named = keys.iter().map(|key| ("FileId[]", key.as_str()));
+    let gone = server.ok("DeleteMedia", &Vec::from_iter([("Vendor", "Huawei")].into_iter().chain(named)));
+    assert_eq!(gone["Errors"].as_array().map(Vec::len), Some(100));
 }

@@ -79,3 +79,22 @@ backup_key = "{BACKUP_KEY}""#
     }
     assert!(seen.contains("show"), "something was seen at all");
 }
+
+#[test]
+fn a_stream_key_in_a_path_is_shown_to_its_app_alone() {
+    let (receiver, sink) = (Receiver::start(), Sink::start(Manner::Take));
+    let setup = Setup::app(format!("callback.state = {:?}", receiver.url()));
+    let server = Server::start(Setup { loud: true, ..setup });
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    let keys = ["ab12-cd34-ef56-gh78", "ab12-cd34-ef56-gh79"];
+    for key in keys {
+        server.relay("show", &sink.url(key));
+        server.wait_state("show", &sink.url(key), 2, secs(8));
+        receiver.wait("relay_state", "show", secs(8), |it| it["url"] == sink.url(key));
+    }
+    let metrics = server.get("/metrics").expect("an answer").1;
+    let series = metrics.lines().filter(|line| line.starts_with("bywash_relay_state{") && line.contains("/ab12…"));
+    assert_eq!(series.count(), 2, "{metrics}");
+    let seen = metrics + &server.output();
+    assert!(seen.contains("ab12…") && !keys.iter().any(|key| seen.contains(key)), "a key is shown");
+}

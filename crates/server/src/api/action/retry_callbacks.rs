@@ -1,6 +1,7 @@
 //! # RetryCallbacks
 //!
-//! Sends callbacks again, now, as if they had never been tried. An extension of bywash.
+//! Sends callbacks again, now, as if they had never been tried, to the URL and in the format that the app has now. One whose attempt
+//! is under way is sent once more after it. An extension of bywash.
 //!
 //! | parameter | type | required | |
 //! |---|---|---|---|
@@ -45,6 +46,7 @@ impl Action for RetryCallbacks {
     async fn apply(self, tx: &mut Tx, context: &Context) -> Result<Reply, Fault> {
         let which = if self.ids.is_empty() { Rearm::Dead } else { Rearm::Ids(&self.ids) };
         let count = tx.outbox_retry(context.app.id, context.environment, which, context.now_ms).await?;
+        tx.outbox_readdress(&context.app, context.environment).await?;
         Ok(Reply::data(json!({ "Count": count })))
     }
 }

@@ -18,7 +18,8 @@
 //!
 //! Data has one member, named as the vendor. Tencent: the newest file first; TotalCount is 5000 at most. Name is the
 //! StreamId, or OutputFileName of MergeMedia. Its times are UTC; members that bywash has nothing to say to are there and empty. Ws and
-//! Huawei: ordered by Key; NextMarker is empty on the last page.
+//! Huawei: ordered by Key; NextMarker is empty on the last page. ETag is that of the file's address under `/media`, with quotes for
+//! Huawei; it is no MD5 of the bytes. Fps of a merged file is that of its first input.
 //!
 //! Codes: 2 a parameter; 4 the app does not record as this vendor, or the vendor is Aliyun; 6 too many calls; 1000 internal.
 //!

@@ -13,7 +13,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use md5::{Digest, Md5};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
@@ -21,7 +20,7 @@ use tracing::{Span, error, warn};
 
 use super::take::{Op, Opening};
 use super::{Note, Say};
-use crate::segment::{Change, Folder, Whole, Writer};
+use crate::segment::{Change, Folder, Writer};
 use crate::store::File;
 
 /// What one recording may have waiting for the disk, in bytes. A disk that is slower keeps it behind in the stream's ring.
@@ -258,22 +257,11 @@ pub async fn finish(folder: &Folder, file: File, span: &Span) -> Note {
         drop(turn);
         match finished.expect("finishing does not panic") {
             Ok(None) => return Note::Nothing(file.id),
-            Ok(Some(whole)) => return Note::Whole(Box::new(known(file, whole))),
+            Ok(Some(whole)) => return Note::Whole(Box::new(file.whole(whole.size, whole.duration.as_ticks(1000)))),
             Err(error) => {
                 warn!(parent: span, path = file.path, %error, "cannot finish a file; trying again");
                 tokio::time::sleep(RETRY).await;
             }
         }
     }
-}
-
-/// What is known of a file once it is whole.
-fn known(mut file: File, whole: Whole) -> File {
-    file.size = whole.size as i64;
-    file.duration_ms = whole.duration.as_ticks(1000);
-    file.end_ms = file.begin_ms + file.duration_ms;
-    file.about.bit_rate = (whole.size * 8000).checked_div(file.duration_ms as u64).unwrap_or(0);
-    // A file does not change: what it is called and how long it is say which one it is.
-    file.etag = hex::encode(Md5::digest(format!("{} {} {}", file.id, file.size, file.duration_ms)));
-    file
 }
