@@ -141,6 +141,18 @@ fn a_recording_is_played_from_its_address_in_whole_and_in_parts() {
 }
 
 #[test]
+fn a_stream_may_be_called_anything_that_it_may_be_called() {
+    let receiver = Receiver::start();
+    let server = Server::start(Setup::app(recording(&receiver, r#"["mp4", "m3u8"]"#)));
+    let longest = "z".repeat(256);
+    for stream in [&longest[..], "index.m3u8", "a.part"] {
+        for file in recorded(&server, &receiver, stream, Media::Plain, 2, 2) {
+            assert!(played(url_of(&file)) > 1.0, "{file}");
+        }
+    }
+}
+
+#[test]
 fn signed_addresses_expire_and_open_one_recording_with_its_segments() {
     let receiver = Receiver::start();
     let app = recording(&receiver, r#"["m3u8", "mp4"]"#);
