@@ -148,6 +148,9 @@ impl Merges {
                 }
             };
             warn!(job = job.id, code, "merge given up: {failure}");
+            if let Err(error) = self.discard(&job).await {
+                warn!(job = job.id, "what a merge has written stays: {error}");
+            }
             (job.code, job.message, job.file) = (code.into(), failure.to_string(), String::new());
             while let Err(error) = self.end(&mut job, None).await {
                 warn!(job = job.id, "the end of a merge is not written: {error}");
@@ -166,12 +169,14 @@ impl Merges {
             let file = self.make(job).await?;
             let mut tx = self.store.begin().await?;
             tx.file_open(&file).await?;
-            job.file = file.id.clone();
-            match file.state {
-                FileState::Ready => return self.end_by(tx, job, Some(&file)).await,
-                _ => tx.job_note(job).await?,
-            };
+            // Only once it is committed there is a result.
+            let mut with = Job { file: file.id.clone(), ..job.clone() };
+            if file.state == FileState::Ready {
+                return self.end_by(tx, &mut with, Some(&file)).await;
+            }
+            tx.job_note(&with).await?;
             tx.commit().await?;
+            *job = with;
         }
         let mut work = self.store.work();
         loop {
@@ -182,6 +187,16 @@ impl Merges {
                 _ => return Err(Failure::Unfit("the result was deleted before it was there".into())),
             }
         }
+    }
+
+    /// Deletes what attempts have written, if there is no row of it: of one that was killed, or whose result could not be told of.
+    async fn discard(&self, job: &Job) -> Result<(), Failure> {
+        let one = self.store.read().await?.file(job.app, job.environment, &job.request.parts[0].file).await?;
+        if let Some(one) = one.filter(|_| job.file.is_empty()) {
+            let (folder, key, format) = (self.folder.clone(), key(job, &one), job.request.format);
+            tokio::task::spawn_blocking(move || folder.remove(&key, format)).await.context("delete")??;
+        }
+        Ok(())
     }
 
     async fn note(&self, job: &Job) -> Result<(), Failure> {
@@ -244,12 +259,7 @@ impl Merges {
 
         let one = &files[&job.request.parts[0].file];
         let begin_ms = one.begin_ms + job.request.parts[0].begin_ms;
-        let format = job.request.format;
-        // What of a TaskId differs from others: `<appid>-EditMedia-<random>tt0`, or all of it.
-        let name = job.id.rsplit('-').next().unwrap_or(&job.id);
-        let path = object::key(&one.key, job.created_ms, name.get(..12).unwrap_or(name), 1, format);
-        // Of an attempt before this one.
-        self.objects.remove_local(&path).await?;
+        let (format, path) = (job.request.format, key(job, one));
         let (percent, cancelled) = (Arc::new(AtomicI64::new(0)), Cancel::default());
         let merging = make::Merging {
             request: job.request.clone(),
@@ -297,6 +307,13 @@ impl Merges {
             expire_ms: job.request.expire_ms,
         })
     }
+}
+
+/// The key of a job's result, at each attempt the same. `one` is its first input.
+fn key(job: &Job, one: &File) -> String {
+    // What of a TaskId differs from others: `<appid>-EditMedia-<random>tt0`, or all of it.
+    let name = job.id.rsplit('-').next().unwrap_or(&job.id);
+    object::key(&one.key, job.created_ms, name.get(..12).unwrap_or(name), 1, job.request.format)
 }
 
 /// Tells the thread of a merge that nobody waits for it any more.

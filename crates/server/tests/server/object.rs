@@ -61,7 +61,7 @@ pub fn path(url: &str) -> String {
     rest[rest.find('/').unwrap()..].to_owned()
 }
 
-fn files_below(folder: &Path) -> Vec<String> {
+pub fn files_below(folder: &Path) -> Vec<String> {
     let (mut found, mut folders) = (Vec::new(), vec![folder.to_owned()]);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {

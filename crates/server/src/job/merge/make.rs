@@ -13,6 +13,7 @@ use bywash_media::mux::merge::{self, Index, Piece, Unread};
 use bywash_media::mux::{fmp4, ts};
 use bywash_media::playlist::{Playlist, Segment};
 use bywash_media::{Codec, Frame, Kind, Time, Tracks, Transcoder, transcode};
+use tracing::warn;
 
 use super::Failure;
 use crate::config::Format;
@@ -60,8 +61,21 @@ struct Input {
 }
 
 impl Merging {
-    /// Writes the result; says how large and how long it is, and what is in it.
+    /// Writes the result; says how large and how long it is, and what is in it. If it fails nothing is left of it, nor of an attempt
+    /// before this one.
     pub fn run(self) -> Result<(Whole, Tracks), Failure> {
+        let remove = || self.folder.remove(&self.key, self.request.format);
+        remove()?;
+        let made = self.write();
+        if made.is_err()
+            && let Err(error) = remove()
+        {
+            warn!(key = self.key, %error, "what a failed merge has written stays until the next attempt");
+        }
+        made
+    }
+
+    fn write(&self) -> Result<(Whole, Tracks), Failure> {
         let mut writer = self.folder.create(&self.key, self.request.format)?;
         let tracks = match self.request.format {
             Format::Mp4 => self.mp4(&mut writer)?,
