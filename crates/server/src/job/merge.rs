@@ -278,7 +278,10 @@ impl Merges {
                     let now = percent.load(Relaxed);
                     if now != job.progress {
                         job.progress = now;
-                        self.note(job).await?;
+                        // A note is not worth the merge, whose thread another attempt would meet in the same file.
+                        if let Err(error) = self.note(job).await {
+                            warn!(job = job.id, "the progress of a merge is not written: {error}");
+                        }
                     }
                 }
             }
