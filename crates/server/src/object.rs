@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bywash_media::StreamKey;
+use futures_util::stream::{BoxStream, StreamExt, TryStreamExt};
 use hmac::{Hmac, KeyInit, Mac};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
-use object_store::{ClientOptions, RetryConfig};
+use object_store::{ClientOptions, ObjectMeta, ObjectStore, RetryConfig};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -176,6 +177,19 @@ impl Bucket {
     pub fn path(&self, key: &str) -> object_store::path::Path {
         let parts = self.prefix.split('/').chain(key.split('/')).filter(|it| !it.is_empty());
         object_store::path::Path::from_iter(parts)
+    }
+
+    /// The objects of the file with this key; of HLS the playlist and what is beside it.
+    pub fn objects(&self, key: &str) -> BoxStream<'static, object_store::Result<object_store::path::Path>> {
+        match key.ends_with(PLAYLIST) {
+            true => self.beside(key).map_ok(|it| it.location).boxed(),
+            false => futures_util::stream::iter([Ok(self.path(key))]).boxed(),
+        }
+    }
+
+    /// What the bucket has of the HLS recording whose playlist has this key.
+    pub fn beside(&self, playlist: &str) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.store.list(Some(&self.path(playlist.trim_end_matches(PLAYLIST))))
     }
 }
 

@@ -16,7 +16,7 @@ use anyhow::Context;
 use bywash_media::Tracks;
 use bywash_media::mux::merge;
 use futures_util::stream::{FuturesUnordered, StreamExt, TryStreamExt};
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::ObjectStoreExt;
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -24,9 +24,9 @@ use tracing::{info, warn};
 use self::make::Source;
 use crate::callback;
 use crate::clock::unix_ms;
-use crate::config::{Apps, Format};
+use crate::config::Apps;
 use crate::object::{self, Bucket, Objects, Urls};
-use crate::segment::{Folder, PLAYLIST, Whole};
+use crate::segment::{Folder, Whole};
 use crate::store::{About, File, FileState, Job, JobState, Store, file};
 
 mod make;
@@ -333,13 +333,7 @@ impl Drop for Cancel {
 async fn fetch(bucket: &Bucket, file: &File, folder: &Path) -> Result<PathBuf, Failure> {
     tokio::fs::create_dir_all(folder).await?;
     let path = bucket.path(&file.path);
-    let objects: Vec<_> = match file.format {
-        Format::M3u8 => {
-            let found = bucket.store.list(Some(&bucket.path(file.path.trim_end_matches(PLAYLIST))));
-            found.map_ok(|it| it.location).try_collect().await.context("list the bucket")?
-        }
-        _ => vec![path.clone()],
-    };
+    let objects: Vec<_> = bucket.objects(&file.path).try_collect().await.context("list the bucket")?;
     for object in objects {
         let mut out = tokio::fs::File::create(folder.join(object.filename().unwrap_or_default())).await?;
         let mut bytes = bucket.store.get(&object).await.context("fetch from the bucket")?.into_stream();

@@ -13,9 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::clock::unix_ms;
-use crate::config::Format;
 use crate::object::Objects;
-use crate::segment::PLAYLIST;
 use crate::store::{File, Store};
 
 /// How often it is looked for files whose time is over.
@@ -85,14 +83,7 @@ async fn turn(store: &Store, objects: &Objects, now_ms: i64) -> Result<bool, cra
 async fn delete(objects: &Objects, file: &File) -> anyhow::Result<()> {
     objects.remove_local(&file.path).await?;
     let Some(bucket) = objects.bucket() else { return Ok(()) };
-    let paths = match file.format {
-        Format::M3u8 => {
-            let found = bucket.store.list(Some(&bucket.path(file.path.trim_end_matches(PLAYLIST))));
-            found.map(|it| it.map(|it| it.location)).boxed()
-        }
-        _ => futures_util::stream::iter([Ok(bucket.path(&file.path))]).boxed(),
-    };
-    let mut deleted = bucket.store.delete_stream(paths);
+    let mut deleted = bucket.store.delete_stream(bucket.objects(&file.path));
     while let Some(one) = deleted.next().await {
         match one {
             Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
@@ -105,7 +96,7 @@ async fn delete(objects: &Objects, file: &File) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{self, Vendor};
+    use crate::config::{self, Format, Vendor};
     use crate::store::tests::{Dir, key};
     use crate::store::{About, FileState};
 

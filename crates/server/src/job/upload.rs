@@ -256,7 +256,7 @@ async fn folder(bucket: &Bucket, objects: &Objects, key: &str) -> anyhow::Result
         }
     }
     ensure!(local.contains_key(PLAYLIST), "{folder} has no {PLAYLIST}");
-    let there = bucket.sizes(folder).await?;
+    let there = sizes(bucket, key).await?;
     let segments = local.keys().filter(|name| *name != PLAYLIST && there.get(*name) != local.get(*name));
     for name in segments.map(String::as_str).chain([PLAYLIST]) {
         let key = format!("{folder}/{name}");
@@ -264,9 +264,15 @@ async fn folder(bucket: &Bucket, objects: &Objects, key: &str) -> anyhow::Result
         let options = PutOptions { attributes: attributes(&key), ..PutOptions::default() };
         bucket.store.put_opts(&bucket.path(&key), bytes.into(), options).await?;
     }
-    let there = bucket.sizes(folder).await?;
+    let there = sizes(bucket, key).await?;
     ensure!(local.iter().all(|(name, size)| there.get(name) == Some(size)), "the bucket does not have it whole");
     Ok(())
+}
+
+/// The objects of an HLS recording and their sizes, by name.
+async fn sizes(bucket: &Bucket, playlist: &str) -> anyhow::Result<HashMap<String, u64>> {
+    let sizes = bucket.beside(playlist).map_ok(|it| (it.location.filename().unwrap_or_default().to_owned(), it.size));
+    Ok(sizes.try_collect().await?)
 }
 
 async fn is_there(bucket: &Bucket, path: &object_store::path::Path, size: u64) -> anyhow::Result<bool> {
@@ -330,14 +336,5 @@ impl Note {
         {
             warn!(%error, file = self.key, "an upload without a file was not aborted");
         }
-    }
-}
-
-impl Bucket {
-    /// The objects of an HLS folder and their sizes, by name.
-    async fn sizes(&self, folder: &str) -> anyhow::Result<HashMap<String, u64>> {
-        let found = self.store.list(Some(&self.path(folder)));
-        let sizes = found.map_ok(|it| (it.location.filename().unwrap_or_default().to_owned(), it.size));
-        Ok(sizes.try_collect().await?)
     }
 }
