@@ -253,10 +253,7 @@ fn serve() {
 pub async fn finish(folder: &Folder, file: File, span: &Span) -> Note {
     loop {
         let (folder, path, format) = (folder.clone(), file.path.clone(), file.format);
-        let turn = FINISHERS.acquire().await.expect("it is never closed");
-        let finished = tokio::task::spawn_blocking(move || folder.finish(&path, format)).await;
-        drop(turn);
-        match finished.expect("finishing does not panic") {
+        match finished(move || folder.finish(&path, format)).await {
             Ok(None) => return Note::Nothing(file.id),
             Ok(Some(whole)) => return Note::Whole(Box::new(known(file, whole))),
             Err(error) => {
@@ -265,6 +262,12 @@ pub async fn finish(folder: &Folder, file: File, span: &Span) -> Note {
             }
         }
     }
+}
+
+/// What came of finishing, in its turn. A panic, which is a bug of ours, is an error like others: told, and tried again.
+async fn finished(finish: impl FnOnce() -> io::Result<Option<Whole>> + Send + 'static) -> io::Result<Option<Whole>> {
+    let _turn = FINISHERS.acquire().await.expect("it is never closed");
+    tokio::task::spawn_blocking(finish).await.map_err(io::Error::other)?
 }
 
 /// What is known of a file once it is whole.
@@ -276,4 +279,18 @@ fn known(mut file: File, whole: Whole) -> File {
     // A file does not change: what it is called and how long it is say which one it is.
     file.etag = hex::encode(Md5::digest(format!("{} {} {}", file.id, file.size, file.duration_ms)));
     file
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn finishing_that_panics_is_an_error_and_the_next_file_has_its_turn() {
+        for _ in 0..2 * FINISHERS.available_permits() {
+            let error = finished(|| panic!("of this test")).await.unwrap_err();
+            assert!(error.to_string().contains("of this test"), "{error}");
+        }
+        assert_eq!(finished(|| Ok(None)).await.unwrap(), None);
+    }
 }
