@@ -33,8 +33,9 @@ use crate::store::{File, FileState, Store};
 /// Files that are uploaded at once; each holds at most one part in memory.
 const AT_ONCE: usize = 4;
 
-/// Files that are looked at in one turn.
-const LOOK_MAX: i64 = 1000;
+/// Files that are looked at, a page of all that wait. When each on it was tried it is the next page's turn, after as long at least.
+const LOOK_MAX: usize = 1000;
+const PAGE: Duration = Duration::from_secs(60);
 
 /// How long to wait after a failure: this, then twice as long each time, up to the other.
 const RETRY: Duration = Duration::from_secs(1);
@@ -72,11 +73,13 @@ pub async fn run(uploads: Uploads, stop: CancellationToken) {
     let mut settled = false;
     let mut waits: HashMap<String, Wait> = HashMap::new();
     let mut under_way = FuturesUnordered::new();
+    // Behind which file the page begins, and when the next one may.
+    let (mut after, mut page_at) = (None, Instant::now());
     loop {
         if !settled {
             settled = uploads.settle().await.inspect_err(|error| warn!("notes of uploads: {error:#}")).is_ok();
         }
-        let stored = match uploads.stored().await {
+        let stored = match uploads.stored(after.as_ref()).await {
             Ok(stored) => stored,
             Err(error) => {
                 warn!(%error, "uploads wait for the store");
@@ -84,17 +87,36 @@ pub async fn run(uploads: Uploads, stop: CancellationToken) {
             }
         };
         let now = Instant::now();
-        waits.retain(|id, wait| wait.running || stored.iter().any(|file| file.id == *id));
-        for file in stored {
-            let wait = waits.entry(file.id.clone()).or_insert(Wait { at: now, long: RETRY, running: false });
-            if !wait.running && wait.at <= now && under_way.len() < AT_ONCE {
-                wait.running = true;
-                let uploads = uploads.clone();
-                under_way.push(async move { (file.id.clone(), uploads.upload(&file).await, file) });
-            }
+        let last = stored.last().filter(|_| stored.len() == LOOK_MAX).cloned();
+        let mut page: HashMap<_, _> = stored.into_iter().map(|file| (file.id.clone(), file)).collect();
+        waits.retain(|id, wait| wait.running || page.contains_key(id));
+        for file in page.values() {
+            waits.entry(file.id.clone()).or_insert(Wait {
+                at: now,
+                since: file.updated_ms,
+                long: RETRY,
+                running: false,
+            });
+        }
+        // Who has waited for the longest comes first: what fails and fails does not hold up what was not tried yet.
+        let mut due: Vec<_> = waits.iter_mut().filter(|(_, wait)| !wait.running && wait.at <= now).collect();
+        due.sort_by_key(|(_, wait)| (wait.at, wait.since));
+        for (id, wait) in due.into_iter().take(AT_ONCE - under_way.len()) {
+            wait.running = true;
+            let (uploads, file) = (uploads.clone(), page.remove(id).expect("what does not run is on the page"));
+            under_way.push(async move { (file.id.clone(), uploads.upload(&file).await, file) });
         }
         let free = under_way.len() < AT_ONCE;
-        let next = waits.values().filter(|it| free && !it.running).map(|it| it.at).min();
+        let mut next = waits.values().filter(|it| free && !it.running).map(|it| it.at).min();
+        // What always fails holds up nothing else either: after it comes the next page, and after the last the first.
+        let tried = || waits.values().all(|it| it.running || it.long > RETRY);
+        if (last.is_some() || after.is_some()) && tried() {
+            if page_at <= now {
+                (after, page_at) = (last, now + PAGE);
+                continue;
+            }
+            next = next.map(|at| at.min(page_at)).or(Some(page_at));
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             changed = work.changed() => if changed.is_err() { return },
@@ -105,9 +127,11 @@ pub async fn run(uploads: Uploads, stop: CancellationToken) {
                     waits.remove(&id);
                 }
                 Err(error) => {
-                    let wait = waits.entry(id).or_insert(Wait { at: now, long: RETRY, running: false });
-                    warn!(file = file.path, again_in = ?wait.long, "not uploaded: {error:#}");
-                    *wait = Wait { at: Instant::now() + wait.long, long: RETRY_MAX.min(2 * wait.long), running: false };
+                    if let Some(wait) = waits.get_mut(&id) {
+                        warn!(file = file.path, again_in = ?wait.long, "not uploaded: {error:#}");
+                        (wait.at, wait.running) = (Instant::now() + wait.long, false);
+                        wait.long = RETRY_MAX.min(2 * wait.long);
+                    }
                 }
             },
         }
@@ -117,14 +141,16 @@ pub async fn run(uploads: Uploads, stop: CancellationToken) {
 /// When a file is tried again.
 struct Wait {
     at: Instant,
-    /// How long the next wait is.
+    /// When it was recorded, Unix milliseconds.
+    since: i64,
+    /// How long the next wait is; more than [`RETRY`] once it was tried.
     long: Duration,
     running: bool,
 }
 
 impl Uploads {
-    async fn stored(&self) -> Result<Vec<File>, crate::store::Error> {
-        self.store.read().await?.files_stored(LOOK_MAX).await
+    async fn stored(&self, after: Option<&File>) -> Result<Vec<File>, crate::store::Error> {
+        self.store.read().await?.files_stored(after, LOOK_MAX as i64).await
     }
 
     /// Ends what a crash has left half-way beside the rows: local copies of files that are in the bucket, uploads of files
@@ -164,7 +190,7 @@ impl Uploads {
 
     async fn announce_all(&self) -> anyhow::Result<()> {
         loop {
-            let stored = self.stored().await?;
+            let stored = self.stored(None).await?;
             for file in &stored {
                 self.announce(file).await?;
             }
@@ -336,5 +362,118 @@ impl Note {
         {
             warn!(%error, file = self.key, "an upload without a file was not aborted");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+    use bywash_media::Environment;
+
+    use super::*;
+    use crate::config::{self, MediaUrl, Vendor};
+    use crate::secret::Secret;
+    use crate::store::About;
+    use crate::store::tests::{Dir, key};
+
+    fn stored(id: &str, updated_ms: i64) -> File {
+        File {
+            id: id.into(),
+            key: key("show"),
+            vendor: Vendor::Tencent,
+            record: "task".into(),
+            format: Format::Mp4,
+            path: format!("7/show/{id}.mp4"),
+            state: FileState::Stored,
+            interrupted: false,
+            begin_ms: 0,
+            end_ms: 0,
+            duration_ms: 0,
+            size: 5,
+            etag: String::new(),
+            about: About::default(),
+            name: "show".into(),
+            created_ms: updated_ms,
+            updated_ms,
+            expire_ms: 0,
+        }
+    }
+
+    /// Uploads of a server in `dir` with these files, whose bytes are not there.
+    async fn uploads(dir: &Dir, media: &config::Media, files: impl IntoIterator<Item = File>) -> Uploads {
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        for file in files {
+            tx.file_open(&file).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        let objects = Objects::new(media, dir.path()).unwrap();
+        let urls = Urls { public_url: "http://h".into(), ttl: None };
+        Uploads { store, objects, apps: Arc::new(Apps::new(Vec::new())), urls }
+    }
+
+    async fn until_ready(store: &Store, id: &str) {
+        for _ in 0..3000 {
+            let file = store.read().await.unwrap().file(7, Environment::Production, id).await.unwrap().unwrap();
+            if file.state == FileState::Ready {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{id} is not ready");
+    }
+
+    /// A bucket that takes what it is given, and has one object then; its address.
+    async fn bucket() -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let has: Arc<Mutex<Option<(Uri, usize)>>> = Arc::default();
+        let router = axum::Router::new().fallback(async move |method: Method, uri: Uri, body: axum::body::Bytes| {
+            let mut has = has.lock().unwrap();
+            if method == Method::PUT {
+                *has = Some((uri.clone(), body.len()));
+            }
+            let size = has.as_ref().filter(|it| it.0.path() == uri.path()).map(|it| it.1);
+            let Some(size) = size else { return (StatusCode::NOT_FOUND, HeaderMap::new()) };
+            let size = if method == Method::HEAD { size } else { 0 };
+            let headers = [
+                (header::ETAG, "\"a\"".to_owned()),
+                (header::LAST_MODIFIED, "Sun, 09 Sep 2001 01:46:40 GMT".to_owned()),
+                (header::CONTENT_LENGTH, size.to_string()),
+            ];
+            let headers = headers.into_iter().map(|(name, value)| (name, value.parse().unwrap())).collect();
+            (StatusCode::OK, headers)
+        });
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        format!("http://{address}")
+    }
+
+    #[tokio::test]
+    async fn what_can_be_uploaded_does_not_wait_for_what_cannot() {
+        let dir = Dir::new();
+        let media = config::Media {
+            url: MediaUrl::S3(config::Bucket {
+                name: "media".into(),
+                prefix: String::new(),
+                endpoint: Some(bucket().await),
+                region: "us-east-1".into(),
+            }),
+            access_key_id: Some(Secret::new("id")),
+            secret_access_key: Some(Secret::new("key")),
+            ..config::Media::default()
+        };
+        let lost = (0..LOOK_MAX as i64).map(|n| stored(&format!("lost-{n}"), n));
+        let uploads = uploads(&dir, &media, lost.chain([stored("there", 5000)])).await;
+        let local = uploads.objects.local("7/show/there.mp4");
+        std::fs::create_dir_all(local.parent().unwrap()).unwrap();
+        std::fs::write(&local, "media").unwrap();
+        let (store, stop) = (uploads.store.clone(), CancellationToken::new());
+        let task = tokio::spawn(run(uploads, stop.clone()));
+        until_ready(&store, "there").await;
+        stop.cancel();
+        task.await.unwrap();
+        assert_eq!(store.read().await.unwrap().files_stored(None, 5000).await.unwrap().len(), LOOK_MAX);
     }
 }
