@@ -64,10 +64,10 @@ pub struct Uploads {
 /// announced as it is.
 pub async fn run(uploads: Uploads, stop: CancellationToken) {
     if uploads.objects.bucket().is_none() {
-        if let Err(error) = uploads.announce_all().await {
-            warn!("files that waited for a bucket: {error:#}");
-        }
-        return;
+        return tokio::select! {
+            () = stop.cancelled() => {}
+            () = uploads.announce_all() => {}
+        };
     }
     let mut work = uploads.store.work();
     let mut settled = false;
@@ -188,14 +188,25 @@ impl Uploads {
         note.remove().await
     }
 
-    async fn announce_all(&self) -> anyhow::Result<()> {
+    /// Announces what waits, however long the store fails meanwhile.
+    async fn announce_all(&self) {
+        let mut wait = RETRY;
         loop {
-            let stored = self.stored(None).await?;
-            for file in &stored {
-                self.announce(file).await?;
-            }
-            if stored.is_empty() {
-                return Ok(());
+            let batch = async {
+                let stored = self.stored(None).await?;
+                for file in &stored {
+                    self.announce(file).await?;
+                }
+                anyhow::Ok(stored.is_empty())
+            };
+            match batch.await {
+                Ok(true) => return,
+                Ok(false) => wait = RETRY,
+                Err(error) => {
+                    warn!(again_in = ?wait, "files that waited for a bucket: {error:#}");
+                    tokio::time::sleep(wait).await;
+                    wait = RETRY_MAX.min(2 * wait);
+                }
             }
         }
     }
@@ -475,5 +486,20 @@ mod tests {
         stop.cancel();
         task.await.unwrap();
         assert_eq!(store.read().await.unwrap().files_stored(None, 5000).await.unwrap().len(), LOOK_MAX);
+    }
+
+    #[tokio::test]
+    async fn files_that_waited_for_a_bucket_are_announced_once_the_store_works_again() {
+        let dir = Dir::new();
+        let uploads = uploads(&dir, &config::Media::default(), [stored("1", 1), stored("2", 2)]).await;
+        let (store, stop) = (uploads.store.clone(), CancellationToken::new());
+        let busy = store.begin().await.unwrap();
+        let task = tokio::spawn(run(uploads, stop.clone()));
+        // Longer than the store lets anybody wait.
+        assert!(store.begin().await.is_err());
+        drop(busy);
+        until_ready(&store, "2").await;
+        until_ready(&store, "1").await;
+        task.await.unwrap();
     }
 }
