@@ -338,15 +338,18 @@ impl Note {
         Ok(Note { at, key: key.into(), id: None, parts: Vec::new() })
     }
 
-    /// `None` if there is none, or none that was begun whole.
+    /// `None` if there is none, or none that was begun whole. A last line that was torn is cut off, so that the next is one.
     async fn read(at: PathBuf) -> anyhow::Result<Option<Note>> {
         let text = match tokio::fs::read_to_string(&at).await {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        // A line without its end was torn.
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+        if whole.len() < text.len() {
+            let file = tokio::fs::File::options().write(true).open(&at).await?;
+            file.set_len(whole.len() as u64).await.context("mend the note of an upload")?;
+        }
         let mut lines = whole.lines().map(str::to_owned);
         let Some(key) = lines.next() else { return Ok(None) };
         Ok(Some(Note { at, key, id: lines.next(), parts: lines.collect() }))
@@ -501,5 +504,29 @@ mod tests {
         until_ready(&store, "2").await;
         until_ready(&store, "1").await;
         task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_torn_line_of_a_note_is_none_and_the_next_is_one() {
+        let dir = Dir::new();
+        std::fs::create_dir_all(dir.path()).unwrap();
+        let at = dir.path().join("note");
+        let check = async |text: &str, want: Option<(&str, Option<&str>, &[&str])>| {
+            std::fs::write(&at, text).unwrap();
+            let found = Note::read(at.clone()).await.unwrap();
+            if let Some(note) = &found {
+                note.add("next").await.unwrap();
+            }
+            let again = Note::read(at.clone()).await.unwrap();
+            let fields = again
+                .as_ref()
+                .map(|it| (it.key.as_str(), it.id.as_deref(), it.parts.iter().map(String::as_str).collect::<Vec<_>>()));
+            assert_eq!(fields, want.map(|(key, id, parts)| (key, id, parts.to_vec())), "{text:?}");
+        };
+        check("key", None).await;
+        check("key\n", Some(("key", Some("next"), &[]))).await;
+        check("key\nid\n", Some(("key", Some("id"), &["next"]))).await;
+        check("key\nid\none\ntw", Some(("key", Some("id"), &["one", "next"]))).await;
+        check("key\ni", Some(("key", Some("next"), &[]))).await;
     }
 }
