@@ -7,7 +7,7 @@
 //! Invariant: a file is Ready, and its callback owed, only after the bucket has told the size of each of its parts; the local copy
 //! goes after that.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{ErrorKind, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -73,38 +73,35 @@ pub async fn run(uploads: Uploads, stop: CancellationToken) {
     let mut settled = false;
     let mut waits: HashMap<String, Wait> = HashMap::new();
     let mut under_way = FuturesUnordered::new();
-    // Behind which file the page begins, and when the next one may.
-    let (mut after, mut page_at) = (None, Instant::now());
+    // Behind which file the page begins, which file is its last if it is full, and when the next page may come.
+    let (mut after, mut last, mut page_at) = (None, None, Instant::now());
+    let mut look = true;
     loop {
         if !settled {
             settled = uploads.settle().await.inspect_err(|error| warn!("notes of uploads: {error:#}")).is_ok();
         }
-        let stored = match uploads.stored(after.as_ref()).await {
-            Ok(stored) => stored,
-            Err(error) => {
-                warn!(%error, "uploads wait for the store");
-                Vec::new()
+        if look {
+            match uploads.stored(after.as_ref()).await {
+                Ok(stored) => {
+                    look = false;
+                    last = stored.last().filter(|_| stored.len() == LOOK_MAX).cloned();
+                    let ids: HashSet<_> = stored.iter().map(|file| file.id.as_str()).collect();
+                    waits.retain(|id, wait| wait.running || ids.contains(id.as_str()));
+                    for file in stored {
+                        waits.entry(file.id.clone()).or_insert(Wait::new(file));
+                    }
+                }
+                Err(error) => warn!(%error, "uploads wait for the store"),
             }
-        };
-        let now = Instant::now();
-        let last = stored.last().filter(|_| stored.len() == LOOK_MAX).cloned();
-        let mut page: HashMap<_, _> = stored.into_iter().map(|file| (file.id.clone(), file)).collect();
-        waits.retain(|id, wait| wait.running || page.contains_key(id));
-        for file in page.values() {
-            waits.entry(file.id.clone()).or_insert(Wait {
-                at: now,
-                since: file.updated_ms,
-                long: RETRY,
-                running: false,
-            });
         }
+        let now = Instant::now();
         // Who has waited for the longest comes first: what fails and fails does not hold up what was not tried yet.
-        let mut due: Vec<_> = waits.iter_mut().filter(|(_, wait)| !wait.running && wait.at <= now).collect();
-        due.sort_by_key(|(_, wait)| (wait.at, wait.since));
-        for (id, wait) in due.into_iter().take(AT_ONCE - under_way.len()) {
+        let mut due: Vec<_> = waits.values_mut().filter(|wait| !wait.running && wait.at <= now).collect();
+        due.sort_by_key(|wait| (wait.at, wait.file.updated_ms));
+        for wait in due.into_iter().take(AT_ONCE - under_way.len()) {
             wait.running = true;
-            let (uploads, file) = (uploads.clone(), page.remove(id).expect("what does not run is on the page"));
-            under_way.push(async move { (file.id.clone(), uploads.upload(&file).await, file) });
+            let (uploads, file) = (uploads.clone(), wait.file.clone());
+            under_way.push(async move { (uploads.upload(&file).await, file) });
         }
         let free = under_way.len() < AT_ONCE;
         let mut next = waits.values().filter(|it| free && !it.running).map(|it| it.at).min();
@@ -112,22 +109,25 @@ pub async fn run(uploads: Uploads, stop: CancellationToken) {
         let tried = || waits.values().all(|it| it.running || it.long > RETRY);
         if (last.is_some() || after.is_some()) && tried() {
             if page_at <= now {
-                (after, page_at) = (last, now + PAGE);
+                (after, page_at, look) = (last.take(), now + PAGE, true);
                 continue;
             }
             next = next.map(|at| at.min(page_at)).or(Some(page_at));
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            changed = work.changed() => if changed.is_err() { return },
+            changed = work.changed() => match changed {
+                Ok(()) => look = true,
+                Err(_) => return,
+            },
             () = sleep_until(next.unwrap_or(now + RETRY_MAX).max(now + Duration::from_millis(10))) => {}
-            Some((id, done, file)) = under_way.next() => match done {
+            Some((done, file)) = under_way.next() => match done {
                 Ok(()) => {
                     info!(file = file.path, size = file.size, "uploaded");
-                    waits.remove(&id);
+                    waits.remove(&file.id);
                 }
                 Err(error) => {
-                    if let Some(wait) = waits.get_mut(&id) {
+                    if let Some(wait) = waits.get_mut(&file.id) {
                         warn!(file = file.path, again_in = ?wait.long, "not uploaded: {error:#}");
                         (wait.at, wait.running) = (Instant::now() + wait.long, false);
                         wait.long = RETRY_MAX.min(2 * wait.long);
@@ -138,14 +138,19 @@ pub async fn run(uploads: Uploads, stop: CancellationToken) {
     }
 }
 
-/// When a file is tried again.
+/// A file, and when it is tried again.
 struct Wait {
+    file: File,
     at: Instant,
-    /// When it was recorded, Unix milliseconds.
-    since: i64,
     /// How long the next wait is; more than [`RETRY`] once it was tried.
     long: Duration,
     running: bool,
+}
+
+impl Wait {
+    fn new(file: File) -> Wait {
+        Wait { file, at: Instant::now(), long: RETRY, running: false }
+    }
 }
 
 impl Uploads {
