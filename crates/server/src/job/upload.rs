@@ -481,7 +481,6 @@ mod tests {
             }),
             access_key_id: Some(Secret::new("id")),
             secret_access_key: Some(Secret::new("key")),
-            ..config::Media::default()
         };
         let lost = (0..LOOK_MAX as i64).map(|n| stored(&format!("lost-{n}"), n));
         let uploads = uploads(&dir, &media, lost.chain([stored("there", 5000)])).await;
