@@ -6,17 +6,19 @@
 //!
 //! Invariant: a key is never taken from a request, only from a row; so no request reaches a file that is not of a row.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use bywash_media::StreamKey;
+use futures_util::stream::{BoxStream, StreamExt, TryStreamExt};
 use hmac::{Hmac, KeyInit, Mac};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
-use object_store::{ClientOptions, RetryConfig};
+use object_store::{ClientOptions, ObjectMeta, ObjectStore, RetryConfig};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::config::{self, App, Format, MediaUrl};
@@ -176,10 +178,27 @@ impl Bucket {
         let parts = self.prefix.split('/').chain(key.split('/')).filter(|it| !it.is_empty());
         object_store::path::Path::from_iter(parts)
     }
+
+    /// The objects of the file with this key; of HLS the playlist and what is beside it.
+    pub fn objects(&self, key: &str) -> BoxStream<'static, object_store::Result<object_store::path::Path>> {
+        match key.ends_with(PLAYLIST) {
+            true => self.beside(key).map_ok(|it| it.location).boxed(),
+            false => futures_util::stream::iter([Ok(self.path(key))]).boxed(),
+        }
+    }
+
+    /// What the bucket has of the HLS recording whose playlist has this key.
+    pub fn beside(&self, playlist: &str) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.store.list(Some(&self.path(playlist.trim_end_matches(PLAYLIST))))
+    }
 }
+
+/// How long the name of a file or folder may be, in bytes, on Linux.
+const NAME_MAX: usize = 255;
 
 /// The key of a file of `stream` that begins at `begin_ms` (Unix milliseconds), the `number`th of `task`:
 /// `<appid>/<StreamId>/<yyyy-mm-dd>/<hhmmss>-<task>-<number>.<ext>`, in UTC; of HLS the playlist in a folder of that name.
+/// A StreamId that is too long for a folder's name is its beginning and a hash there.
 pub fn key(stream: &StreamKey, begin_ms: i64, task: &str, number: i64, format: Format) -> String {
     let utc = bywash_media::playlist::utc(begin_ms);
     let (date, time) = (&utc[..10], utc[11..19].replace(':', ""));
@@ -190,7 +209,16 @@ pub fn key(stream: &StreamKey, begin_ms: i64, task: &str, number: i64, format: F
         Format::Aac => ".aac",
         Format::Mp3 => ".mp3",
     };
-    format!("{stream}/{date}/{time}-{task}-{number}{end}")
+    format!("{}/{}/{date}/{time}-{task}-{number}{end}", stream.app(), component(stream.id()))
+}
+
+/// A StreamId as the name of a folder. It may have one byte more than that.
+fn component(id: &str) -> Cow<'_, str> {
+    if id.len() <= NAME_MAX {
+        return id.into();
+    }
+    let hash = hex::encode(&Sha256::digest(id)[..8]);
+    format!("{}-{hash}", &id[..NAME_MAX - 1 - hash.len()]).into()
 }
 
 /// The content type of a media file, by the end of its key.
@@ -236,6 +264,27 @@ mod tests {
         check(Some(60), "7/a.mp4", 1000, |it| it, Err("the signature is wrong"));
         check(Some(60), KEY, 1000, |it| it.replace("1060-", "1061-"), Err("the signature is wrong"));
         check(Some(60), KEY, 1000, |_| format!("http://h/media/{KEY}"), Err("the address is not signed"));
+    }
+
+    #[test]
+    fn a_key_has_the_stream_id_as_it_is_unless_no_folder_can_be_called_so() {
+        let folder = |id: &str| {
+            let stream = StreamKey::published(7, id).unwrap();
+            let key = key(&stream, 1_767_323_045_000, "0123456789ab", 1, Format::M3u8);
+            let (folder, rest) = key.strip_prefix("7/").unwrap().split_once('/').unwrap();
+            assert_eq!(rest, "2026-01-02/030405-0123456789ab-1/index.m3u8");
+            folder.to_owned()
+        };
+        let check = |id: &str, same: bool| assert_eq!(folder(id) == id, same, "{id}: {}", folder(id));
+        let long = "z".repeat(255);
+        check("a", true);
+        check(&long, true);
+        let (one, two) = (format!("{long}1"), format!("{long}2"));
+        check(&one, false);
+        assert_ne!(folder(&one), folder(&two));
+        for name in [folder(&one), folder(&two)] {
+            assert!(name.len() == 255 && name.starts_with(&long[..238]), "{name}");
+        }
     }
 
     #[tokio::test]

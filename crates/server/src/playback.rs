@@ -163,7 +163,8 @@ impl Doors {
             };
             let file = tx.file_by_path(&format!("{folder}/{PLAYLIST}")).await?;
             Ok(file.map(|file| {
-                let key = file.path.replace(PLAYLIST, name);
+                // What a stream is called may end alike.
+                let key = file.path.trim_end_matches(PLAYLIST).to_owned() + name;
                 (file, key)
             }))
         };

@@ -136,6 +136,21 @@ impl Folder {
         Ok(whole)
     }
 
+    /// Deletes what there is of the file of this key, whole or not, and the folders above that are empty then. That nothing is
+    /// there is fine.
+    pub fn remove(&self, key: &str, format: Format) -> io::Result<()> {
+        let path = self.path(key, format);
+        for path in [&self.part(key, format), &path] {
+            let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+            match removed {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        prune(&self.root, &path);
+        Ok(())
+    }
+
     /// The file of a key, or the folder of HLS.
     fn path(&self, key: &str, format: Format) -> PathBuf {
         let path = self.root.join(key);

@@ -1,12 +1,13 @@
 //! Sends the callbacks that are owed. The only sender.
 //!
-//! A loop takes what is due from the outbox, makes one attempt each, and writes down what came of it. One app's
-//! receiver that hangs keeps its own callbacks waiting and nobody else's.
+//! A loop takes what is due from the outbox, makes one attempt each, and writes down what came of it. A receiver that hangs
+//! keeps its own callbacks waiting. Where so many begin to hang at once that they have every place, others wait for
+//! one timeout: after it those that hang share half of the places.
 //!
 //! Invariant: a row is pending until an answer to it has been written down. So a crash repeats a callback and
 //! never loses one.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -26,9 +27,10 @@ use crate::store::{Callback, Delivery, Error, Store};
 /// Waits in seconds after the first, second … failed attempt (ZEGO); one more failure and it is given up.
 const RETRIES: [i64; 5] = [2, 4, 8, 16, 32];
 
-/// Attempts at once, in all and to one URL of an app.
+/// Attempts at once: in all, to one URL of an app, and to all URLs that did not answer the last one.
 const AT_ONCE: usize = 64;
 const AT_ONCE_PER_RECEIVER: usize = 4;
+const AT_ONCE_UNANSWERED: usize = AT_ONCE / 2;
 
 /// Callbacks taken from the outbox in one look, in all and for one URL of an app.
 const LOOK_MAX: i64 = 1024;
@@ -64,19 +66,7 @@ async fn run_by(
     counters: Counters,
     stop: CancellationToken,
 ) {
-    let mut sender = Sender {
-        store: store.clone(),
-        counters,
-        client: client(&limits),
-        look: true,
-        look_from: Instant::now(),
-        due: VecDeque::new(),
-        next_due_ms: None,
-        under_way: HashMap::new(),
-        attempts: FuturesUnordered::new(),
-        ended: Vec::new(),
-        forget_at: Instant::now(),
-    };
+    let mut sender = Sender::new(store.clone(), &limits, counters);
     let mut failing = false;
     while !stop.is_cancelled() {
         let turn = sender.turn(now_ms()).await;
@@ -127,12 +117,31 @@ struct Sender {
     /// Callbacks whose attempt is not written down yet, by id.
     under_way: HashMap<i64, Callback>,
     attempts: FuturesUnordered<BoxFuture<'static, (i64, Answer)>>,
+    /// URLs whose last attempt got no answer. There are no more of them than the configuration has.
+    unanswered: HashSet<String>,
     /// Attempts that have ended, to be written down.
     ended: Vec<Callback>,
     forget_at: Instant,
 }
 
 impl Sender {
+    fn new(store: Store, limits: &CallbackLimits, counters: Counters) -> Sender {
+        Sender {
+            store,
+            counters,
+            client: client(limits),
+            look: true,
+            look_from: Instant::now(),
+            due: VecDeque::new(),
+            next_due_ms: None,
+            under_way: HashMap::new(),
+            attempts: FuturesUnordered::new(),
+            unanswered: HashSet::new(),
+            ended: Vec::new(),
+            forget_at: Instant::now(),
+        }
+    }
+
     /// Writes down what has ended and begins what is due. What cannot be written down, on a full disk, stays under
     /// way: that bounds what a crash would repeat.
     async fn turn(&mut self, now_ms: i64) -> Result<(), Error> {
@@ -176,7 +185,9 @@ impl Sender {
     fn may_begin(&self, callback: &Callback) -> bool {
         let to_receiver = || self.under_way.values().filter(|it| same_receiver(it, callback));
         let same_stream = |it: &Callback| it.environment == callback.environment && it.stream == callback.stream;
+        let unanswered = |it: &&Callback| self.unanswered.contains(&it.url);
         self.under_way.len() < AT_ONCE
+            && (!unanswered(&callback) || self.under_way.values().filter(unanswered).count() < AT_ONCE_UNANSWERED)
             && to_receiver().count() < AT_ONCE_PER_RECEIVER
             && !to_receiver().any(same_stream)
     }
@@ -188,6 +199,10 @@ impl Sender {
             let callback = self.under_way[&id].clone();
             // What waited behind it may be due now, or did not fit into the last look.
             self.look |= !self.due.iter().any(|it| same_receiver(it, &callback));
+            match answer.0 {
+                0 => self.unanswered.insert(callback.url.clone()),
+                _ => self.unanswered.remove(&callback.url),
+            };
             let judged = judge(callback, answer, now_ms);
             match judged.state {
                 Delivery::Delivered => self.counters.delivered.inc(),
@@ -536,6 +551,39 @@ mod tests {
         let (_, rows) = tx.outbox_page(7, Environment::Production, None, page).await.unwrap();
         assert!(rows.len() == 100 && rows.iter().all(|it| it.state == Delivery::Pending && it.attempts == 0));
         assert_eq!(tx.outbox_page(8, Environment::Production, Some(Delivery::Delivered), page).await.unwrap().0, 10);
+    }
+
+    #[tokio::test]
+    async fn receivers_that_hang_leave_half_of_the_places_to_others_after_one_timeout() {
+        let dir = Dir::new();
+        let receiver = Receiver::new().await;
+        let store = dir.open().await;
+        let hanging = AT_ONCE / AT_ONCE_PER_RECEIVER;
+        for n in 0..AT_ONCE {
+            owe(&store, 7, &n.to_string(), format!("{}/hang?{}", receiver.base, n % hanging)).await;
+        }
+        let limits = CallbackLimits { timeout: Duration::from_secs(600) };
+        let mut sender = Sender::new(store.clone(), &limits, Counters::default());
+        sender.turn(1000).await.unwrap();
+        assert_eq!(sender.under_way.len(), AT_ONCE);
+
+        let ids: Vec<_> = sender.under_way.keys().copied().collect();
+        sender.attempts.clear();
+        for id in ids {
+            sender.end(id, (0, Err("no answer in time".into())), 1000);
+        }
+        for n in 0..hanging {
+            owe(&store, 8, &n.to_string(), format!("{}/200?{n}", receiver.base)).await;
+        }
+        (sender.look, sender.look_from) = (true, Instant::now());
+        sender.turn(3000).await.unwrap();
+        let of = |app: u32| sender.under_way.values().filter(|it| it.app == app).count();
+        assert_eq!((of(7), of(8)), (AT_ONCE_UNANSWERED, hanging));
+
+        // One that answers again has all of its places again.
+        let (id, url) = sender.under_way.iter().find(|it| it.1.app == 7).map(|(id, it)| (*id, it.url.clone())).unwrap();
+        sender.end(id, (200, Ok(())), 3000);
+        assert!(!sender.unanswered.contains(&url) && sender.unanswered.len() == hanging - 1);
     }
 
     #[tokio::test]

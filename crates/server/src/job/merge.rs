@@ -16,7 +16,7 @@ use anyhow::Context;
 use bywash_media::Tracks;
 use bywash_media::mux::merge;
 use futures_util::stream::{FuturesUnordered, StreamExt, TryStreamExt};
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::ObjectStoreExt;
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -24,9 +24,9 @@ use tracing::{info, warn};
 use self::make::Source;
 use crate::callback;
 use crate::clock::unix_ms;
-use crate::config::{Apps, Format};
+use crate::config::Apps;
 use crate::object::{self, Bucket, Objects, Urls};
-use crate::segment::{Folder, PLAYLIST, Whole};
+use crate::segment::{Folder, Whole};
 use crate::store::{About, File, FileState, Job, JobState, Store, file};
 
 mod make;
@@ -148,6 +148,9 @@ impl Merges {
                 }
             };
             warn!(job = job.id, code, "merge given up: {failure}");
+            if let Err(error) = self.discard(&job).await {
+                warn!(job = job.id, "what a merge has written stays: {error}");
+            }
             (job.code, job.message, job.file) = (code.into(), failure.to_string(), String::new());
             while let Err(error) = self.end(&mut job, None).await {
                 warn!(job = job.id, "the end of a merge is not written: {error}");
@@ -166,12 +169,14 @@ impl Merges {
             let file = self.make(job).await?;
             let mut tx = self.store.begin().await?;
             tx.file_open(&file).await?;
-            job.file = file.id.clone();
-            match file.state {
-                FileState::Ready => return self.end_by(tx, job, Some(&file)).await,
-                _ => tx.job_note(job).await?,
-            };
+            // Only once it is committed there is a result.
+            let mut with = Job { file: file.id.clone(), ..job.clone() };
+            if file.state == FileState::Ready {
+                return self.end_by(tx, &mut with, Some(&file)).await;
+            }
+            tx.job_note(&with).await?;
             tx.commit().await?;
+            *job = with;
         }
         let mut work = self.store.work();
         loop {
@@ -182,6 +187,16 @@ impl Merges {
                 _ => return Err(Failure::Unfit("the result was deleted before it was there".into())),
             }
         }
+    }
+
+    /// Deletes what attempts have written, if there is no row of it: of one that was killed, or whose result could not be told of.
+    async fn discard(&self, job: &Job) -> Result<(), Failure> {
+        let one = self.store.read().await?.file(job.app, job.environment, &job.request.parts[0].file).await?;
+        if let Some(one) = one.filter(|_| job.file.is_empty()) {
+            let (folder, key, format) = (self.folder.clone(), key(job, &one), job.request.format);
+            tokio::task::spawn_blocking(move || folder.remove(&key, format)).await.context("delete")??;
+        }
+        Ok(())
     }
 
     async fn note(&self, job: &Job) -> Result<(), Failure> {
@@ -244,12 +259,7 @@ impl Merges {
 
         let one = &files[&job.request.parts[0].file];
         let begin_ms = one.begin_ms + job.request.parts[0].begin_ms;
-        let format = job.request.format;
-        // What of a TaskId differs from others: `<appid>-EditMedia-<random>tt0`, or all of it.
-        let name = job.id.rsplit('-').next().unwrap_or(&job.id);
-        let path = object::key(&one.key, job.created_ms, name.get(..12).unwrap_or(name), 1, format);
-        // Of an attempt before this one.
-        self.objects.remove_local(&path).await?;
+        let (format, path) = (job.request.format, key(job, one));
         let (percent, cancelled) = (Arc::new(AtomicI64::new(0)), Cancel::default());
         let merging = make::Merging {
             request: job.request.clone(),
@@ -268,7 +278,10 @@ impl Merges {
                     let now = percent.load(Relaxed);
                     if now != job.progress {
                         job.progress = now;
-                        self.note(job).await?;
+                        // A note is not worth the merge, whose thread another attempt would meet in the same file.
+                        if let Err(error) = self.note(job).await {
+                            warn!(job = job.id, "the progress of a merge is not written: {error}");
+                        }
                     }
                 }
             }
@@ -302,6 +315,13 @@ impl Merges {
     }
 }
 
+/// The key of a job's result, at each attempt the same. `one` is its first input.
+fn key(job: &Job, one: &File) -> String {
+    // What of a TaskId differs from others: `<appid>-EditMedia-<random>tt0`, or all of it.
+    let name = job.id.rsplit('-').next().unwrap_or(&job.id);
+    object::key(&one.key, job.created_ms, name.get(..12).unwrap_or(name), 1, job.request.format)
+}
+
 /// Tells the thread of a merge that nobody waits for it any more.
 #[derive(Default)]
 struct Cancel(Arc<AtomicBool>);
@@ -316,13 +336,7 @@ impl Drop for Cancel {
 async fn fetch(bucket: &Bucket, file: &File, folder: &Path) -> Result<PathBuf, Failure> {
     tokio::fs::create_dir_all(folder).await?;
     let path = bucket.path(&file.path);
-    let objects: Vec<_> = match file.format {
-        Format::M3u8 => {
-            let found = bucket.store.list(Some(&bucket.path(file.path.trim_end_matches(PLAYLIST))));
-            found.map_ok(|it| it.location).try_collect().await.context("list the bucket")?
-        }
-        _ => vec![path.clone()],
-    };
+    let objects: Vec<_> = bucket.objects(&file.path).try_collect().await.context("list the bucket")?;
     for object in objects {
         let mut out = tokio::fs::File::create(folder.join(object.filename().unwrap_or_default())).await?;
         let mut bytes = bucket.store.get(&object).await.context("fetch from the bucket")?.into_stream();

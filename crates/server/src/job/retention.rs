@@ -13,9 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::clock::unix_ms;
-use crate::config::Format;
 use crate::object::Objects;
-use crate::segment::PLAYLIST;
 use crate::store::{File, Store};
 
 /// How often it is looked for files whose time is over.
@@ -31,8 +29,9 @@ const TOLD_MS: i64 = 30 * 86_400_000;
 /// Deletes until `stop`.
 pub async fn run(store: Store, objects: Objects, stop: CancellationToken) {
     let mut work = store.work();
+    let mut after = None;
     loop {
-        let again = match turn(&store, &objects, unix_ms()).await {
+        let again = match turn(&store, &objects, unix_ms(), &mut after).await {
             Ok(again) => again,
             Err(error) => {
                 warn!(%error, "deletions wait for the store");
@@ -47,8 +46,14 @@ pub async fn run(store: Store, objects: Objects, stop: CancellationToken) {
     }
 }
 
-/// Deletes a batch; says whether there may be more that can be.
-async fn turn(store: &Store, objects: &Objects, now_ms: i64) -> Result<bool, crate::store::Error> {
+/// Deletes a batch of those behind `after`, which moves on, so that what cannot be deleted holds up nothing else; says whether
+/// there may be more that can be.
+async fn turn(
+    store: &Store,
+    objects: &Objects,
+    now_ms: i64,
+    after: &mut Option<File>,
+) -> Result<bool, crate::store::Error> {
     let told_ms = now_ms - TOLD_MS;
     // A look waits for nobody, and nearly always there is nothing to write.
     if store.read().await?.anything_over(now_ms, told_ms).await? {
@@ -61,7 +66,8 @@ async fn turn(store: &Store, objects: &Objects, now_ms: i64) -> Result<bool, cra
             info!(expired, "files whose time is over");
         }
     }
-    let files = store.read().await?.files_deleting(BATCH).await?;
+    let files = store.read().await?.files_deleting(after.as_ref(), BATCH).await?;
+    *after = files.last().filter(|_| files.len() == BATCH as usize).cloned();
     let one = async |file: File| match delete(objects, &file).await {
         Ok(()) => Some(file.id),
         Err(error) => {
@@ -79,20 +85,13 @@ async fn turn(store: &Store, objects: &Objects, now_ms: i64) -> Result<bool, cra
         }
         tx.commit().await?;
     }
-    Ok(gone.len() == found && found == BATCH as usize)
+    Ok(gone.len() == found && after.is_some())
 }
 
 async fn delete(objects: &Objects, file: &File) -> anyhow::Result<()> {
     objects.remove_local(&file.path).await?;
     let Some(bucket) = objects.bucket() else { return Ok(()) };
-    let paths = match file.format {
-        Format::M3u8 => {
-            let found = bucket.store.list(Some(&bucket.path(file.path.trim_end_matches(PLAYLIST))));
-            found.map(|it| it.map(|it| it.location)).boxed()
-        }
-        _ => futures_util::stream::iter([Ok(bucket.path(&file.path))]).boxed(),
-    };
-    let mut deleted = bucket.store.delete_stream(paths);
+    let mut deleted = bucket.store.delete_stream(bucket.objects(&file.path));
     while let Some(one) = deleted.next().await {
         match one {
             Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
@@ -105,9 +104,32 @@ async fn delete(objects: &Objects, file: &File) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{self, Vendor};
+    use crate::config::{self, Format, Vendor};
     use crate::store::tests::{Dir, key};
     use crate::store::{About, FileState};
+
+    fn ready(id: &str) -> File {
+        File {
+            id: id.into(),
+            key: key("show"),
+            vendor: Vendor::Tencent,
+            record: String::new(),
+            format: Format::Mp4,
+            path: format!("7/show/{id}.mp4"),
+            state: FileState::Ready,
+            interrupted: false,
+            begin_ms: 0,
+            end_ms: 0,
+            duration_ms: 0,
+            size: 5,
+            etag: String::new(),
+            about: About::default(),
+            name: "show".into(),
+            created_ms: 0,
+            updated_ms: 0,
+            expire_ms: 0,
+        }
+    }
 
     /// Keeps files with an id, a format and when they expire; what is left of them at `now_ms` on the disk and as rows, after
     /// those of `deleted` were deleted by a call.
@@ -123,28 +145,8 @@ mod tests {
             if format == Format::M3u8 {
                 std::fs::write(at.with_file_name("0.ts"), "media").unwrap();
             }
-            let file = File {
-                id: id.into(),
-                key: key("show"),
-                vendor: Vendor::Tencent,
-                record: String::new(),
-                format,
-                path,
-                state: FileState::Ready,
-                interrupted: false,
-                begin_ms: 0,
-                end_ms: 0,
-                duration_ms: 0,
-                size: 5,
-                etag: String::new(),
-                about: About::default(),
-                name: "show".into(),
-                created_ms: 0,
-                updated_ms: 0,
-                expire_ms,
-            };
             let mut tx = store.begin().await.unwrap();
-            tx.file_open(&file).await.unwrap();
+            tx.file_open(&File { path, format, expire_ms, ..ready(id) }).await.unwrap();
             tx.commit().await.unwrap();
         }
         let environment = bywash_media::Environment::Production;
@@ -153,7 +155,7 @@ mod tests {
             assert!(tx.file_delete(7, environment, Vendor::Tencent, id, 0).await.unwrap());
         }
         tx.commit().await.unwrap();
-        assert!(!turn(&store, &objects, now_ms).await.unwrap());
+        assert!(!turn(&store, &objects, now_ms, &mut None).await.unwrap());
 
         let mut left = Vec::new();
         for &(id, format, _) in files {
@@ -173,7 +175,35 @@ mod tests {
         let media = config::Media::default();
         let objects = Objects::new(&media, dir.path()).unwrap();
         let _writer = store.begin().await.unwrap();
-        assert!(!turn(&store, &objects, 1).await.unwrap());
+        assert!(!turn(&store, &objects, 1, &mut None).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_can_be_deleted_does_not_wait_for_what_cannot() {
+        let (rows, data) = (Dir::new(), Dir::new());
+        let store = rows.open().await;
+        let objects = Objects::new(&config::Media::default(), data.path()).unwrap();
+        let mut tx = store.begin().await.unwrap();
+        for n in 0..=BATCH {
+            let file = File { state: FileState::Deleting, ..ready(&format!("{n:03}")) };
+            if n < BATCH {
+                // A folder that is in use where the file should be.
+                std::fs::create_dir_all(objects.local(&file.path).join("in use")).unwrap();
+            }
+            tx.file_open(&file).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        let mut after = None;
+        for left in [BATCH + 1, BATCH, BATCH] {
+            assert!(!turn(&store, &objects, 1, &mut after).await.unwrap());
+            assert_eq!(store.read().await.unwrap().files_deleting(None, 1000).await.unwrap().len() as i64, left);
+        }
+        // Those again, once they can be.
+        std::fs::remove_dir_all(objects.local("7")).unwrap();
+        after = None;
+        assert!(turn(&store, &objects, 1, &mut after).await.unwrap());
+        assert!(!turn(&store, &objects, 1, &mut after).await.unwrap());
+        assert!(store.read().await.unwrap().files_deleting(None, 1000).await.unwrap().is_empty());
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@
 //! Invariant: a file is Ready, and its callback owed, only after the bucket has told the size of each of its parts; the local copy
 //! goes after that.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{ErrorKind, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,8 +33,9 @@ use crate::store::{File, FileState, Store};
 /// Files that are uploaded at once; each holds at most one part in memory.
 const AT_ONCE: usize = 4;
 
-/// Files that are looked at in one turn.
-const LOOK_MAX: i64 = 1000;
+/// Files that are looked at, a page of all that wait. When each on it was tried it is the next page's turn, after as long at least.
+const LOOK_MAX: usize = 1000;
+const PAGE: Duration = Duration::from_secs(60);
 
 /// How long to wait after a failure: this, then twice as long each time, up to the other.
 const RETRY: Duration = Duration::from_secs(1);
@@ -63,68 +64,98 @@ pub struct Uploads {
 /// announced as it is.
 pub async fn run(uploads: Uploads, stop: CancellationToken) {
     if uploads.objects.bucket().is_none() {
-        if let Err(error) = uploads.announce_all().await {
-            warn!("files that waited for a bucket: {error:#}");
-        }
-        return;
+        return tokio::select! {
+            () = stop.cancelled() => {}
+            () = uploads.announce_all() => {}
+        };
     }
     let mut work = uploads.store.work();
     let mut settled = false;
     let mut waits: HashMap<String, Wait> = HashMap::new();
     let mut under_way = FuturesUnordered::new();
+    // Behind which file the page begins, which file is its last if it is full, and when the next page may come.
+    let (mut after, mut last, mut page_at) = (None, None, Instant::now());
+    let mut look = true;
     loop {
         if !settled {
             settled = uploads.settle().await.inspect_err(|error| warn!("notes of uploads: {error:#}")).is_ok();
         }
-        let stored = match uploads.stored().await {
-            Ok(stored) => stored,
-            Err(error) => {
-                warn!(%error, "uploads wait for the store");
-                Vec::new()
-            }
-        };
-        let now = Instant::now();
-        waits.retain(|id, wait| wait.running || stored.iter().any(|file| file.id == *id));
-        for file in stored {
-            let wait = waits.entry(file.id.clone()).or_insert(Wait { at: now, long: RETRY, running: false });
-            if !wait.running && wait.at <= now && under_way.len() < AT_ONCE {
-                wait.running = true;
-                let uploads = uploads.clone();
-                under_way.push(async move { (file.id.clone(), uploads.upload(&file).await, file) });
+        if look {
+            match uploads.stored(after.as_ref()).await {
+                Ok(stored) => {
+                    look = false;
+                    last = stored.last().filter(|_| stored.len() == LOOK_MAX).cloned();
+                    let ids: HashSet<_> = stored.iter().map(|file| file.id.as_str()).collect();
+                    waits.retain(|id, wait| wait.running || ids.contains(id.as_str()));
+                    for file in stored {
+                        waits.entry(file.id.clone()).or_insert(Wait::new(file));
+                    }
+                }
+                Err(error) => warn!(%error, "uploads wait for the store"),
             }
         }
+        let now = Instant::now();
+        // Who has waited for the longest comes first: what fails and fails does not hold up what was not tried yet.
+        let mut due: Vec<_> = waits.values_mut().filter(|wait| !wait.running && wait.at <= now).collect();
+        due.sort_by_key(|wait| (wait.at, wait.file.updated_ms));
+        for wait in due.into_iter().take(AT_ONCE - under_way.len()) {
+            wait.running = true;
+            let (uploads, file) = (uploads.clone(), wait.file.clone());
+            under_way.push(async move { (uploads.upload(&file).await, file) });
+        }
         let free = under_way.len() < AT_ONCE;
-        let next = waits.values().filter(|it| free && !it.running).map(|it| it.at).min();
+        let mut next = waits.values().filter(|it| free && !it.running).map(|it| it.at).min();
+        // What always fails holds up nothing else either: after it comes the next page, and after the last the first.
+        let tried = || waits.values().all(|it| it.running || it.long > RETRY);
+        if (last.is_some() || after.is_some()) && tried() {
+            if page_at <= now {
+                (after, page_at, look) = (last.take(), now + PAGE, true);
+                continue;
+            }
+            next = next.map(|at| at.min(page_at)).or(Some(page_at));
+        }
         tokio::select! {
             () = stop.cancelled() => return,
-            changed = work.changed() => if changed.is_err() { return },
+            changed = work.changed() => match changed {
+                Ok(()) => look = true,
+                Err(_) => return,
+            },
             () = sleep_until(next.unwrap_or(now + RETRY_MAX).max(now + Duration::from_millis(10))) => {}
-            Some((id, done, file)) = under_way.next() => match done {
+            Some((done, file)) = under_way.next() => match done {
                 Ok(()) => {
                     info!(file = file.path, size = file.size, "uploaded");
-                    waits.remove(&id);
+                    waits.remove(&file.id);
                 }
                 Err(error) => {
-                    let wait = waits.entry(id).or_insert(Wait { at: now, long: RETRY, running: false });
-                    warn!(file = file.path, again_in = ?wait.long, "not uploaded: {error:#}");
-                    *wait = Wait { at: Instant::now() + wait.long, long: RETRY_MAX.min(2 * wait.long), running: false };
+                    if let Some(wait) = waits.get_mut(&file.id) {
+                        warn!(file = file.path, again_in = ?wait.long, "not uploaded: {error:#}");
+                        (wait.at, wait.running) = (Instant::now() + wait.long, false);
+                        wait.long = RETRY_MAX.min(2 * wait.long);
+                    }
                 }
             },
         }
     }
 }
 
-/// When a file is tried again.
+/// A file, and when it is tried again.
 struct Wait {
+    file: File,
     at: Instant,
-    /// How long the next wait is.
+    /// How long the next wait is; more than [`RETRY`] once it was tried.
     long: Duration,
     running: bool,
 }
 
+impl Wait {
+    fn new(file: File) -> Wait {
+        Wait { file, at: Instant::now(), long: RETRY, running: false }
+    }
+}
+
 impl Uploads {
-    async fn stored(&self) -> Result<Vec<File>, crate::store::Error> {
-        self.store.read().await?.files_stored(LOOK_MAX).await
+    async fn stored(&self, after: Option<&File>) -> Result<Vec<File>, crate::store::Error> {
+        self.store.read().await?.files_stored(after, LOOK_MAX as i64).await
     }
 
     /// Ends what a crash has left half-way beside the rows: local copies of files that are in the bucket, uploads of files
@@ -162,14 +193,25 @@ impl Uploads {
         note.remove().await
     }
 
-    async fn announce_all(&self) -> anyhow::Result<()> {
+    /// Announces what waits, however long the store fails meanwhile.
+    async fn announce_all(&self) {
+        let mut wait = RETRY;
         loop {
-            let stored = self.stored().await?;
-            for file in &stored {
-                self.announce(file).await?;
-            }
-            if stored.is_empty() {
-                return Ok(());
+            let batch = async {
+                let stored = self.stored(None).await?;
+                for file in &stored {
+                    self.announce(file).await?;
+                }
+                anyhow::Ok(stored.is_empty())
+            };
+            match batch.await {
+                Ok(true) => return,
+                Ok(false) => wait = RETRY,
+                Err(error) => {
+                    warn!(again_in = ?wait, "files that waited for a bucket: {error:#}");
+                    tokio::time::sleep(wait).await;
+                    wait = RETRY_MAX.min(2 * wait);
+                }
             }
         }
     }
@@ -256,7 +298,7 @@ async fn folder(bucket: &Bucket, objects: &Objects, key: &str) -> anyhow::Result
         }
     }
     ensure!(local.contains_key(PLAYLIST), "{folder} has no {PLAYLIST}");
-    let there = bucket.sizes(folder).await?;
+    let there = sizes(bucket, key).await?;
     let segments = local.keys().filter(|name| *name != PLAYLIST && there.get(*name) != local.get(*name));
     for name in segments.map(String::as_str).chain([PLAYLIST]) {
         let key = format!("{folder}/{name}");
@@ -264,9 +306,15 @@ async fn folder(bucket: &Bucket, objects: &Objects, key: &str) -> anyhow::Result
         let options = PutOptions { attributes: attributes(&key), ..PutOptions::default() };
         bucket.store.put_opts(&bucket.path(&key), bytes.into(), options).await?;
     }
-    let there = bucket.sizes(folder).await?;
+    let there = sizes(bucket, key).await?;
     ensure!(local.iter().all(|(name, size)| there.get(name) == Some(size)), "the bucket does not have it whole");
     Ok(())
+}
+
+/// The objects of an HLS recording and their sizes, by name.
+async fn sizes(bucket: &Bucket, playlist: &str) -> anyhow::Result<HashMap<String, u64>> {
+    let sizes = bucket.beside(playlist).map_ok(|it| (it.location.filename().unwrap_or_default().to_owned(), it.size));
+    Ok(sizes.try_collect().await?)
 }
 
 async fn is_there(bucket: &Bucket, path: &object_store::path::Path, size: u64) -> anyhow::Result<bool> {
@@ -295,15 +343,18 @@ impl Note {
         Ok(Note { at, key: key.into(), id: None, parts: Vec::new() })
     }
 
-    /// `None` if there is none, or none that was begun whole.
+    /// `None` if there is none, or none that was begun whole. A last line that was torn is cut off, so that the next is one.
     async fn read(at: PathBuf) -> anyhow::Result<Option<Note>> {
         let text = match tokio::fs::read_to_string(&at).await {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        // A line without its end was torn.
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+        if whole.len() < text.len() {
+            let file = tokio::fs::File::options().write(true).open(&at).await?;
+            file.set_len(whole.len() as u64).await.context("mend the note of an upload")?;
+        }
         let mut lines = whole.lines().map(str::to_owned);
         let Some(key) = lines.next() else { return Ok(None) };
         Ok(Some(Note { at, key, id: lines.next(), parts: lines.collect() }))
@@ -333,11 +384,153 @@ impl Note {
     }
 }
 
-impl Bucket {
-    /// The objects of an HLS folder and their sizes, by name.
-    async fn sizes(&self, folder: &str) -> anyhow::Result<HashMap<String, u64>> {
-        let found = self.store.list(Some(&self.path(folder)));
-        let sizes = found.map_ok(|it| (it.location.filename().unwrap_or_default().to_owned(), it.size));
-        Ok(sizes.try_collect().await?)
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+    use bywash_media::Environment;
+
+    use super::*;
+    use crate::config::{self, MediaUrl, Vendor};
+    use crate::secret::Secret;
+    use crate::store::About;
+    use crate::store::tests::{Dir, key};
+
+    fn stored(id: &str, updated_ms: i64) -> File {
+        File {
+            id: id.into(),
+            key: key("show"),
+            vendor: Vendor::Tencent,
+            record: "task".into(),
+            format: Format::Mp4,
+            path: format!("7/show/{id}.mp4"),
+            state: FileState::Stored,
+            interrupted: false,
+            begin_ms: 0,
+            end_ms: 0,
+            duration_ms: 0,
+            size: 5,
+            etag: String::new(),
+            about: About::default(),
+            name: "show".into(),
+            created_ms: updated_ms,
+            updated_ms,
+            expire_ms: 0,
+        }
+    }
+
+    /// Uploads of a server in `dir` with these files, whose bytes are not there.
+    async fn uploads(dir: &Dir, media: &config::Media, files: impl IntoIterator<Item = File>) -> Uploads {
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        for file in files {
+            tx.file_open(&file).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        let objects = Objects::new(media, dir.path()).unwrap();
+        let urls = Urls { public_url: "http://h".into(), ttl: None };
+        Uploads { store, objects, apps: Arc::new(Apps::new(Vec::new())), urls }
+    }
+
+    async fn until_ready(store: &Store, id: &str) {
+        for _ in 0..3000 {
+            let file = store.read().await.unwrap().file(7, Environment::Production, id).await.unwrap().unwrap();
+            if file.state == FileState::Ready {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{id} is not ready");
+    }
+
+    /// A bucket that takes what it is given, and has one object then; its address.
+    async fn bucket() -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let has: Arc<Mutex<Option<(Uri, usize)>>> = Arc::default();
+        let router = axum::Router::new().fallback(async move |method: Method, uri: Uri, body: axum::body::Bytes| {
+            let mut has = has.lock().unwrap();
+            if method == Method::PUT {
+                *has = Some((uri.clone(), body.len()));
+            }
+            let size = has.as_ref().filter(|it| it.0.path() == uri.path()).map(|it| it.1);
+            let Some(size) = size else { return (StatusCode::NOT_FOUND, HeaderMap::new()) };
+            let size = if method == Method::HEAD { size } else { 0 };
+            let headers = [
+                (header::ETAG, "\"a\"".to_owned()),
+                (header::LAST_MODIFIED, "Sun, 09 Sep 2001 01:46:40 GMT".to_owned()),
+                (header::CONTENT_LENGTH, size.to_string()),
+            ];
+            let headers = headers.into_iter().map(|(name, value)| (name, value.parse().unwrap())).collect();
+            (StatusCode::OK, headers)
+        });
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        format!("http://{address}")
+    }
+
+    #[tokio::test]
+    async fn what_can_be_uploaded_does_not_wait_for_what_cannot() {
+        let dir = Dir::new();
+        let media = config::Media {
+            url: MediaUrl::S3(config::Bucket {
+                name: "media".into(),
+                prefix: String::new(),
+                endpoint: Some(bucket().await),
+                region: "us-east-1".into(),
+            }),
+            access_key_id: Some(Secret::new("id")),
+            secret_access_key: Some(Secret::new("key")),
+        };
+        let lost = (0..LOOK_MAX as i64).map(|n| stored(&format!("lost-{n}"), n));
+        let uploads = uploads(&dir, &media, lost.chain([stored("there", 5000)])).await;
+        let local = uploads.objects.local("7/show/there.mp4");
+        std::fs::create_dir_all(local.parent().unwrap()).unwrap();
+        std::fs::write(&local, "media").unwrap();
+        let (store, stop) = (uploads.store.clone(), CancellationToken::new());
+        let task = tokio::spawn(run(uploads, stop.clone()));
+        until_ready(&store, "there").await;
+        stop.cancel();
+        task.await.unwrap();
+        assert_eq!(store.read().await.unwrap().files_stored(None, 5000).await.unwrap().len(), LOOK_MAX);
+    }
+
+    #[tokio::test]
+    async fn files_that_waited_for_a_bucket_are_announced_once_the_store_works_again() {
+        let dir = Dir::new();
+        let uploads = uploads(&dir, &config::Media::default(), [stored("1", 1), stored("2", 2)]).await;
+        let (store, stop) = (uploads.store.clone(), CancellationToken::new());
+        let busy = store.begin().await.unwrap();
+        let task = tokio::spawn(run(uploads, stop.clone()));
+        // Longer than the store lets anybody wait.
+        assert!(store.begin().await.is_err());
+        drop(busy);
+        until_ready(&store, "2").await;
+        until_ready(&store, "1").await;
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_torn_line_of_a_note_is_none_and_the_next_is_one() {
+        let dir = Dir::new();
+        std::fs::create_dir_all(dir.path()).unwrap();
+        let at = dir.path().join("note");
+        let check = async |text: &str, want: Option<(&str, Option<&str>, &[&str])>| {
+            std::fs::write(&at, text).unwrap();
+            let found = Note::read(at.clone()).await.unwrap();
+            if let Some(note) = &found {
+                note.add("next").await.unwrap();
+            }
+            let again = Note::read(at.clone()).await.unwrap();
+            let fields = again
+                .as_ref()
+                .map(|it| (it.key.as_str(), it.id.as_deref(), it.parts.iter().map(String::as_str).collect::<Vec<_>>()));
+            assert_eq!(fields, want.map(|(key, id, parts)| (key, id, parts.to_vec())), "{text:?}");
+        };
+        check("key", None).await;
+        check("key\n", Some(("key", Some("next"), &[]))).await;
+        check("key\nid\n", Some(("key", Some("id"), &["next"]))).await;
+        check("key\nid\none\ntw", Some(("key", Some("id"), &["one", "next"]))).await;
+        check("key\ni", Some(("key", Some("next"), &[]))).await;
     }
 }

@@ -202,17 +202,17 @@ impl Tx {
 
     /// All files that are being written. Right after a start: those that the stop cut.
     pub async fn files_open(&mut self) -> Result<Vec<File>, Error> {
-        self.files_in(FileState::Open, i64::MAX).await
+        self.files_in(FileState::Open, None, i64::MAX).await
     }
 
-    /// Files to be uploaded, the oldest first.
-    pub async fn files_stored(&mut self, limit: i64) -> Result<Vec<File>, Error> {
-        self.files_in(FileState::Stored, limit).await
+    /// Files to be uploaded, the oldest first; those behind `after` if one is given.
+    pub async fn files_stored(&mut self, after: Option<&File>, limit: i64) -> Result<Vec<File>, Error> {
+        self.files_in(FileState::Stored, after, limit).await
     }
 
-    /// Files whose bytes are to be removed, the oldest first.
-    pub async fn files_deleting(&mut self, limit: i64) -> Result<Vec<File>, Error> {
-        self.files_in(FileState::Deleting, limit).await
+    /// Files whose bytes are to be removed, the oldest first; those behind `after` if one is given.
+    pub async fn files_deleting(&mut self, after: Option<&File>, limit: i64) -> Result<Vec<File>, Error> {
+        self.files_in(FileState::Deleting, after, limit).await
     }
 
     /// A stored file is where it stays; says whether it was Stored until now, for then a callback is owed.
@@ -331,9 +331,11 @@ impl Tx {
         self.each(sql.bind(limit), listed).await
     }
 
-    async fn files_in(&mut self, state: FileState, limit: i64) -> Result<Vec<File>, Error> {
-        let sql = "SELECT * FROM file WHERE state <> 2 AND state = $1 ORDER BY updated_ms LIMIT $2";
-        self.each(sqlx::query(sql).bind(state as i64).bind(limit), file_of).await
+    async fn files_in(&mut self, state: FileState, after: Option<&File>, limit: i64) -> Result<Vec<File>, Error> {
+        let sql = "SELECT * FROM file WHERE state <> 2 AND state = $1 AND (updated_ms, id) > ($2, $3) \
+                   ORDER BY updated_ms, id LIMIT $4";
+        let (updated_ms, id) = after.map_or((i64::MIN, ""), |it| (it.updated_ms, &it.id));
+        self.each(sqlx::query(sql).bind(state as i64).bind(updated_ms).bind(id.to_owned()).bind(limit), file_of).await
     }
 
     /// How many files a walk finds, at most `most`.
@@ -531,7 +533,7 @@ mod tests {
         assert_eq!(tx.file(7, Environment::Test, "1").await.unwrap(), None);
         assert_eq!(tx.file(8, production, "1").await.unwrap(), None);
         assert_eq!(tx.file_by_path("7/s/3.mp4").await.unwrap(), None);
-        assert_eq!(tx.files_stored(10).await.unwrap(), [stored]);
+        assert_eq!(tx.files_stored(None, 10).await.unwrap(), [stored]);
         assert_eq!(tx.files_open().await.unwrap().len(), 1);
         assert!(!tx.file_ready("4", 60).await.unwrap(), "not before it is complete");
         assert!(tx.file_ready("2", 60).await.unwrap() && !tx.file_ready("2", 70).await.unwrap());
@@ -549,8 +551,10 @@ mod tests {
             assert_eq!(tx.file_delete(7, production, vendor, name, 80).await.unwrap(), there, "{name}");
         }
         assert_eq!(tx.file_named(7, production, Vendor::Tencent, "1").await.unwrap(), None);
-        let gone: Vec<_> = tx.files_deleting(10).await.unwrap().into_iter().map(|file| file.id).collect();
-        assert_eq!(gone, ["1", "2"]);
+        let gone = tx.files_deleting(None, 10).await.unwrap();
+        assert!(gone.iter().map(|file| &file.id).eq(["1", "2"]), "{gone:?}");
+        assert_eq!(tx.files_deleting(None, 1).await.unwrap(), gone[..1]);
+        assert_eq!(tx.files_deleting(Some(&gone[0]), 1).await.unwrap(), gone[1..]);
     }
 
     #[tokio::test]
@@ -569,7 +573,7 @@ mod tests {
         }
         assert_eq!(tx.files_expire(99).await.unwrap(), 0);
         assert_eq!(tx.files_expire(100).await.unwrap(), 1);
-        assert_eq!(tx.files_deleting(10).await.unwrap()[0].id, "1");
+        assert_eq!(tx.files_deleting(None, 10).await.unwrap()[0].id, "1");
     }
 
     /// Puts `count` files of many streams and one large one in the order of a shuffled deck.

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicI64;
 use bywash_testkit::{Bucket, Media, Receiver, Scratch, Server, Setup, eventually, flv, secs};
 use serde_json::Value;
 
-use crate::object::{announced, path, played, recorded, recording};
+use crate::object::{announced, files_below, path, played, recorded, recording};
 use crate::record::{Clip, publish};
 
 /// FileId of the file with this end.
@@ -101,6 +101,9 @@ fn sources_that_do_not_fit_together_fail_with_a_code_and_a_reason() {
     let told = composed(&receiver, &ask(&server, &[("InputFileId[]", &a), ("InputFileId[]", &b)]));
     assert_eq!((told["code"].as_str(), told["replay_url"].as_str()), (Some("60000"), Some("")), "{told}");
     assert!(told["message"].as_str().is_some_and(|it| it.contains("input 2 has AAC")), "{told}");
+    let mut files = files_below(&server.media());
+    files.retain(|it| !it.ends_with(".mp4"));
+    assert!(files.is_empty() && files_below(&server.media()).len() == 2, "what it has written stays: {files:?}");
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub fn path(url: &str) -> String {
     rest[rest.find('/').unwrap()..].to_owned()
 }
 
-fn files_below(folder: &Path) -> Vec<String> {
+pub fn files_below(folder: &Path) -> Vec<String> {
     let (mut found, mut folders) = (Vec::new(), vec![folder.to_owned()]);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -161,6 +161,18 @@ fn a_search_gives_the_tag_that_the_address_has() {
         let (_, head, _) = server.request("HEAD", &at, &[], b"").expect("an answer");
         let tag = head.lines().find_map(|line| line.strip_prefix("etag: ")).expect("a tag");
         assert!(file["ETag"] == tag && tag.len() > 30, "{file} {tag}");
+    }
+}
+
+#[test]
+fn a_stream_may_be_called_anything_that_it_may_be_called() {
+    let receiver = Receiver::start();
+    let server = Server::start(Setup::app(recording(&receiver, r#"["mp4", "m3u8"]"#)));
+    let longest = "z".repeat(256);
+    for stream in [&longest[..], "index.m3u8", "a.part"] {
+        for file in recorded(&server, &receiver, stream, Media::Plain, 2, 2) {
+            assert!(played(url_of(&file)) > 1.0, "{file}");
+        }
     }
 }
 

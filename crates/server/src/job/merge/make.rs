@@ -1,5 +1,6 @@
 //! One merge, on a thread of its own: reads pieces, writes the result, and waits for the disk as it must.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
@@ -13,6 +14,7 @@ use bywash_media::mux::merge::{self, Index, Piece, Unread};
 use bywash_media::mux::{fmp4, ts};
 use bywash_media::playlist::{Playlist, Segment};
 use bywash_media::{Codec, Frame, Kind, Time, Tracks, Transcoder, transcode};
+use tracing::warn;
 
 use super::Failure;
 use crate::config::Format;
@@ -60,8 +62,21 @@ struct Input {
 }
 
 impl Merging {
-    /// Writes the result; says how large and how long it is, and what is in it.
+    /// Writes the result; says how large and how long it is, and what is in it. If it fails nothing is left of it, nor of an attempt
+    /// before this one.
     pub fn run(self) -> Result<(Whole, Tracks), Failure> {
+        let remove = || self.folder.remove(&self.key, self.request.format);
+        remove()?;
+        let made = self.write();
+        if made.is_err()
+            && let Err(error) = remove()
+        {
+            warn!(key = self.key, %error, "what a failed merge has written stays until the next attempt");
+        }
+        made
+    }
+
+    fn write(&self) -> Result<(Whole, Tracks), Failure> {
         let mut writer = self.folder.create(&self.key, self.request.format)?;
         let tracks = match self.request.format {
             Format::Mp4 => self.mp4(&mut writer)?,
@@ -394,27 +409,29 @@ impl Input {
         let index = Index::ts(&source, &mut out)?;
         out.flush()?;
         let source = Chain::open([&frames])?;
-        // Open, it stays as long as it is needed.
+        // Open, as the only one of its chain is, it stays as long as it is needed.
         fs::remove_file(frames)?;
         Ok(Input { index, source })
     }
 }
 
-/// Files one behind the other, as one.
+/// Files one behind the other, as one. Of an HLS recording they are a thousand: only the one that was read last is open.
 struct Chain {
     /// Each with where it ends.
-    files: Vec<(fs::File, u64)>,
+    files: Vec<(PathBuf, u64)>,
+    open: RefCell<Option<(usize, fs::File)>>,
 }
 
 impl Chain {
     fn open(paths: impl IntoIterator<Item = impl AsRef<Path>>) -> io::Result<Chain> {
-        let mut end = 0;
-        let open = |path| {
-            let file = fs::File::open(path)?;
+        let (mut files, mut open, mut end) = (Vec::new(), None, 0);
+        for (nth, path) in paths.into_iter().enumerate() {
+            let file = fs::File::open(&path)?;
             end += file.metadata()?.len();
-            Ok((file, end))
-        };
-        Ok(Chain { files: paths.into_iter().map(open).collect::<io::Result<_>>()? })
+            files.push((path.as_ref().to_owned(), end));
+            open = Some((nth, file));
+        }
+        Ok(Chain { files, open: open.into() })
     }
 
     fn read(&self, at: u64, len: u64) -> io::Result<Bytes> {
@@ -438,7 +455,13 @@ impl bywash_media::mux::Source for Chain {
     fn read_at(&self, mut at: u64, mut buf: &mut [u8]) -> io::Result<()> {
         let mut nth = self.files.partition_point(|(_, end)| *end <= at);
         while !buf.is_empty() {
-            let (file, end) = self.files.get(nth).ok_or(io::ErrorKind::UnexpectedEof)?;
+            let (path, end) = self.files.get(nth).ok_or(io::ErrorKind::UnexpectedEof)?;
+            let mut open = self.open.borrow_mut();
+            let file = match open.take() {
+                Some((it, file)) if it == nth => file,
+                _ => fs::File::open(path)?,
+            };
+            let (_, file) = open.insert((nth, file));
             let start = if nth > 0 { self.files[nth - 1].1 } else { 0 };
             let (now, later) = buf.split_at_mut((buf.len() as u64).min(end - at) as usize);
             file.read_exact_at(now, at - start)?;
@@ -446,5 +469,74 @@ impl bywash_media::mux::Source for Chain {
             (buf, nth) = (later, nth + 1);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bywash_media::mux::{Source as _, adts};
+
+    use super::*;
+    use crate::store::tests::Dir;
+
+    #[test]
+    fn of_many_segments_one_is_open_at_a_time() {
+        let dir = Dir::new();
+        fs::create_dir_all(dir.path()).unwrap();
+        let paths: Vec<_> = (0..1000).map(|n| dir.path().join(n.to_string())).collect();
+        paths.iter().for_each(|path| fs::write(path, path.file_name().unwrap().as_encoded_bytes()).unwrap());
+        let chain = Chain::open(&paths).unwrap();
+        let check = |at: u64, want: &str| {
+            assert_eq!(chain.read(at, want.len() as u64).unwrap(), want);
+            let open = fs::read_dir("/proc/self/fd").unwrap().flatten().filter_map(|it| fs::read_link(it.path()).ok());
+            assert_eq!(open.filter(|it| it.starts_with(dir.path())).count(), 1, "{want}");
+        };
+        assert_eq!(chain.size(), 10 + 90 * 2 + 900 * 3);
+        check(0, "0123456789101112");
+        check(chain.size() - 5, "98999");
+        check(5, "5");
+        assert!(chain.read(chain.size() - 2, 3).is_err());
+    }
+
+    #[test]
+    fn a_merge_that_fails_leaves_nothing_behind() {
+        let check = |second: &[u8], fails: bool| {
+            let dir = Dir::new();
+            fs::create_dir_all(dir.path()).unwrap();
+            let header = adts::Header::new(&[0x11, 0x90]).unwrap();
+            let sound = [&header.frame(300).unwrap()[..], &[7; 300]].concat().repeat(100);
+            let mut sources = BTreeMap::new();
+            for (id, bytes) in [("a", &sound[..]), ("b", second)] {
+                let path = dir.path().join(id);
+                fs::write(&path, bytes).unwrap();
+                sources.insert(id.to_owned(), Source { path, format: Format::Aac, begin_ms: 0 });
+            }
+            let folder = Folder::new(dir.path().join("media"), None);
+            let key = "7/s/day/1/index.m3u8";
+            // Of an attempt before, that was killed; and of one that was made and not told of.
+            for name in ["7/s/day/1.part/9-9.ts", "7/s/day/1/8-8.ts"] {
+                fs::create_dir_all(folder.root().join(name).parent().unwrap()).unwrap();
+                fs::write(folder.root().join(name), "media").unwrap();
+            }
+            let part = |file: &str| Part { file: file.into(), begin_ms: 0, end_ms: None };
+            let (format, name) = (Format::M3u8, String::new());
+            let request = Merge { format, parts: vec![part("a"), part("b")], name, expire_ms: 0 };
+            let merging = Merging {
+                request,
+                sources,
+                folder: folder.clone(),
+                scratch: dir.path().join("scratch"),
+                key: key.into(),
+                percent: Arc::default(),
+                cancelled: Arc::default(),
+            };
+            let made = merging.run();
+            assert_eq!(made.is_err(), fails, "{made:?}");
+            assert_eq!(folder.root().join("7").exists(), !fails);
+            assert!(!folder.root().join("7/s/day/1.part").exists() && !folder.root().join("7/s/day/1/8-8.ts").exists());
+            sound
+        };
+        let sound = check(b"noise", true);
+        check(&sound, false);
     }
 }

@@ -252,10 +252,7 @@ fn serve() {
 pub async fn finish(folder: &Folder, file: File, span: &Span) -> Note {
     loop {
         let (folder, path, format) = (folder.clone(), file.path.clone(), file.format);
-        let turn = FINISHERS.acquire().await.expect("it is never closed");
-        let finished = tokio::task::spawn_blocking(move || folder.finish(&path, format)).await;
-        drop(turn);
-        match finished.expect("finishing does not panic") {
+        match finished(move || folder.finish(&path, format)).await {
             Ok(None) => return Note::Nothing(file.id),
             Ok(Some(whole)) => return Note::Whole(Box::new(file.whole(whole.size, whole.duration.as_ticks(1000)))),
             Err(error) => {
@@ -263,5 +260,25 @@ pub async fn finish(folder: &Folder, file: File, span: &Span) -> Note {
                 tokio::time::sleep(RETRY).await;
             }
         }
+    }
+}
+
+/// What came of finishing, in its turn. A panic, which is a bug of ours, is an error like others: told, and tried again.
+async fn finished(finish: impl FnOnce() -> io::Result<Option<Whole>> + Send + 'static) -> io::Result<Option<Whole>> {
+    let _turn = FINISHERS.acquire().await.expect("it is never closed");
+    tokio::task::spawn_blocking(finish).await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn finishing_that_panics_is_an_error_and_the_next_file_has_its_turn() {
+        for _ in 0..2 * FINISHERS.available_permits() {
+            let error = finished(|| panic!("of this test")).await.unwrap_err();
+            assert!(error.to_string().contains("of this test"), "{error}");
+        }
+        assert_eq!(finished(|| Ok(None)).await.unwrap(), None);
     }
 }
