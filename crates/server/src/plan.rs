@@ -7,9 +7,12 @@
 //! are one transaction; where the store fails, what happened is kept and written later, and what runs goes on.
 
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::future::ready;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -208,26 +211,9 @@ impl Inbox {
 impl Plan {
     /// Puts the rows right after what ended the last run, then starts plan. The future is its work; it ends once drained.
     pub async fn start(parts: Parts) -> (Plan, impl Future<Output = ()>) {
-        let (requests, asked) = mpsc::channel(256);
-        let plan = Plan { inbox: Arc::default(), requests, marker: rand::random() };
-        let mut keeper = Keeper {
-            parts,
-            plan: plan.clone(),
-            places: HashMap::new(),
-            relays: HashMap::new(),
-            running: JoinSet::new(),
-            pending: BTreeMap::new(),
-            unwritten: BTreeSet::new(),
-            recordings: BTreeMap::new(),
-            words: Vec::new(),
-            finishing: JoinSet::new(),
-            due_at: None,
-            numbers: 0,
-            write_at: None,
-            drained: None,
-        };
+        let (mut keeper, asked) = Keeper::new(parts);
         keeper.recover().await;
-        (plan, keeper.run(asked))
+        (keeper.plan.clone(), keeper.run(asked))
     }
 
     /// May this publisher have its stream?
@@ -317,6 +303,12 @@ struct Keeper {
     /// By number, so that a word from an older relay of the same address is known as such.
     relays: HashMap<u64, Running>,
     running: JoinSet<()>,
+    /// Live streams that are to be compared with their rows,
+    woken: BTreeSet<StreamKey>,
+    /// and those whose turn it is. Who is woken again and again comes after all that were woken before.
+    turn: Vec<StreamKey>,
+    /// Recordings are to be looked for that are over.
+    settle: bool,
     /// Statuses that wait to be written.
     pending: BTreeMap<u64, Status>,
     /// Streams whose rows could not be read or written.
@@ -327,7 +319,7 @@ struct Keeper {
     words: Vec<(u64, Note)>,
     /// Those that finish files that a stop has cut.
     finishing: JoinSet<()>,
-    /// When a recording's time may be over.
+    /// When a recording's time may be over, or the store is asked again for such.
     due_at: Option<Instant>,
     numbers: u64,
     write_at: Option<Instant>,
@@ -335,6 +327,32 @@ struct Keeper {
 }
 
 impl Keeper {
+    fn new(parts: Parts) -> (Keeper, mpsc::Receiver<Request>) {
+        let (requests, asked) = mpsc::channel(256);
+        let keeper = Keeper {
+            parts,
+            plan: Plan { inbox: Arc::default(), requests, marker: rand::random() },
+            places: HashMap::new(),
+            relays: HashMap::new(),
+            running: JoinSet::new(),
+            woken: BTreeSet::new(),
+            turn: Vec::new(),
+            settle: false,
+            pending: BTreeMap::new(),
+            unwritten: BTreeSet::new(),
+            recordings: BTreeMap::new(),
+            words: Vec::new(),
+            finishing: JoinSet::new(),
+            due_at: None,
+            numbers: 0,
+            write_at: None,
+            drained: None,
+        };
+        (keeper, asked)
+    }
+
+    /// Publishers and moments that have come go before what calls have changed, of which each turn does a little: however much of
+    /// it there is, a publisher waits for one stream's rows and not for all.
     async fn run(mut self, mut asked: mpsc::Receiver<Request>) {
         let mut tidied = Instant::now();
         loop {
@@ -343,26 +361,26 @@ impl Keeper {
                 break;
             }
             let wake_at = self.next_deadline();
+            let more = self.settle || !self.woken.is_empty() || !self.turn.is_empty();
             tokio::select! { biased;
-                () = self.plan.inbox.come.notified() => self.read_inbox().await,
+                () = until(wake_at) => self.on_time().await,
                 Some(ended) = self.running.join_next_with_id() => self.task_ended(ended).await,
                 Some(_) = self.finishing.join_next() => {}
-                () = until(wake_at) => self.on_time().await,
                 Some(request) = asked.recv() => match request {
                     Request::Publish(arrival, reply) => {
                         // A publisher that has gone meanwhile drops its hold, which says so.
                         let _ = reply.send(self.publish(*arrival).await);
                     }
-                    Request::Reload => {
-                        let keys: Vec<_> = self.places.keys().cloned().collect();
-                        self.reconcile_all(keys).await;
-                    }
+                    Request::Reload => self.woken.extend(self.places.keys().cloned()),
                     Request::Drain(reply) => {
                         self.drained = Some(reply);
                         self.drain().await;
                     }
                 },
+                () = self.plan.inbox.come.notified() => self.read_inbox().await,
+                () = ready(()), if more => {}
             }
+            self.take_turn().await;
             if tidied.elapsed() > HISTORY / 24 {
                 tidied = Instant::now();
                 self.tidy().await;
@@ -485,7 +503,7 @@ impl Keeper {
                 self.write_session(&key).await;
             }
         }
-        self.reconcile_all(vec![key.clone()]).await;
+        self.make_so(&key).await;
         Ok(Hold { publisher, cut, word: Word { inbox: self.plan.inbox.clone(), key, number, how: Leave::Lost } })
     }
 
@@ -514,7 +532,14 @@ impl Keeper {
         } else if !self.pending.is_empty() {
             self.write_at.get_or_insert(Instant::now() + LAZY);
         }
-        self.reconcile_all(news.woken.into_iter().collect()).await;
+        // Nothing runs for a stream that is not live, and when it is published its rows are read. But its recordings may be over.
+        self.settle |= !news.woken.is_empty();
+        let live = news.woken.into_iter().filter(|key| self.is_live(key)).collect::<Vec<_>>();
+        self.woken.extend(live);
+    }
+
+    fn is_live(&self, key: &StreamKey) -> bool {
+        self.places.get(key).is_some_and(|place| place.stream.is_some())
     }
 
     /// Whether this publisher is the one that holds the stream now.
@@ -577,9 +602,9 @@ impl Keeper {
         self.write_session(key).await;
     }
 
-    /// Writes a session that the rows do not know, or not as it is.
-    async fn write_session(&mut self, key: &StreamKey) {
-        let Some(place) = self.places.get(key).filter(|place| place.unwritten) else { return };
+    /// Writes a session that the rows do not know, or not as it is; says whether they do now.
+    async fn write_session(&mut self, key: &StreamKey) -> bool {
+        let Some(place) = self.places.get(key).filter(|place| place.unwritten) else { return true };
         let (session, announced, recreate) = (place.session.clone(), place.announced, place.recreate);
         let (apps, http, rtmp) = (self.parts.apps.clone(), &self.parts.public_url, &self.parts.rtmp_base);
         let now_ms = unix_ms();
@@ -598,37 +623,56 @@ impl Keeper {
                 if let Some(place) = self.places.get_mut(key) {
                     place.unwritten = false;
                 }
+                true
             }
             Err(error) => {
                 error!(stream = %key, %error, "cannot write that the stream is live; trying again");
                 self.later(key);
+                false
             }
         }
     }
 
     fn later(&mut self, key: &StreamKey) {
         self.unwritten.insert(key.clone());
-        self.write_at = Some(Instant::now() + STORE_RETRY);
+        self.write_later();
     }
 
-    async fn reconcile_all(&mut self, keys: Vec<StreamKey>) {
-        for key in keys {
-            if let Err(error) = self.reconcile(&key).await {
-                error!(stream = %key, %error, "cannot read what should run; trying again");
-                self.later(&key);
-            }
+    fn write_later(&mut self) {
+        self.write_at.get_or_insert(Instant::now() + STORE_RETRY);
+    }
+
+    /// Does the next part of what calls have changed.
+    async fn take_turn(&mut self) {
+        if self.turn.is_empty() {
+            self.turn.extend(std::mem::take(&mut self.woken));
+        }
+        if let Some(key) = self.turn.pop() {
+            self.make_so(&key).await;
+        }
+        if self.settle {
+            self.settle_recordings().await;
         }
     }
 
-    /// Makes the relays of one stream equal to its rules.
+    async fn make_so(&mut self, key: &StreamKey) {
+        if let Err(error) = self.reconcile(key).await {
+            error!(stream = %key, %error, "cannot read what should run; trying again");
+            self.later(key);
+        }
+    }
+
+    /// Makes the relays and recordings of a live stream equal to its rows.
     async fn reconcile(&mut self, key: &StreamKey) -> Result<(), store::Error> {
+        if !self.is_live(key) {
+            return Ok(());
+        }
         let app = self.parts.apps.get(key.app());
-        let live = self.places.get(key).is_some_and(|place| place.stream.is_some());
-        if live && let Some(app) = &app {
+        if let Some(app) = &app {
             self.put_default_rule(app, key).await?;
         }
         let (forbidden, rules) = self.read(async |tx| Ok((tx.forbidden(key).await?, tx.rules_of(key).await?))).await?;
-        if forbidden && live {
+        if forbidden {
             info!(stream = %key, "stream is forbidden: its publisher is cut");
             if let Some(live) = self.places.get(key).and_then(|place| place.stream.as_ref()) {
                 live.cut.cancel();
@@ -775,8 +819,7 @@ impl Keeper {
             .await;
         if let Err(error) = written {
             error!(%error, "cannot write the state of relays; trying again");
-            self.write_at = Some(Instant::now() + STORE_RETRY);
-            return;
+            return self.write_later();
         }
         for (number, status) in std::mem::take(&mut self.pending) {
             let Some(relay) = self.relays.get_mut(&number) else { continue };
@@ -808,19 +851,25 @@ impl Keeper {
         }
         if self.write_at.is_some_and(|at| at <= now) {
             self.write_at = None;
-            let keys = std::mem::take(&mut self.unwritten);
-            for key in &keys {
-                self.write_session(key).await;
-            }
-            self.reconcile_all(keys.into_iter().collect()).await;
-            if !self.pending.is_empty() {
-                self.write_statuses().await;
-            }
-            self.write_words().await;
+            self.write_what_waits().await;
         }
         if self.due_at.is_some_and(|at| at <= now) {
-            self.end_due_recordings().await;
+            (self.due_at, self.settle) = (None, true);
         }
+    }
+
+    async fn write_what_waits(&mut self) {
+        self.woken.extend(self.unwritten.iter().cloned());
+        // A store that does not take one takes none.
+        while let Some(key) = self.unwritten.pop_first() {
+            if !self.write_session(&key).await {
+                break;
+            }
+        }
+        if !self.pending.is_empty() {
+            self.write_statuses().await;
+        }
+        self.write_words().await;
     }
 
     fn next_deadline(&self) -> Option<Instant> {

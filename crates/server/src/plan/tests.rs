@@ -1,0 +1,196 @@
+//! Plan on a real store: what it starts, and what it tells whom.
+
+use std::net::TcpListener;
+
+use bywash_media::Environment;
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::config::{App, Config};
+use crate::lane::Lanes;
+use crate::object::Urls;
+use crate::secret::Secret;
+use crate::segment::Folder;
+use crate::space::Space;
+use crate::store::tests::{Dir, key};
+use crate::store::{Page, Rule};
+
+/// What plan works with, and a target that takes connections and never answers: relays to it stay as they are.
+struct World {
+    store: Store,
+    hub: Arc<Hub>,
+    live: Arc<live::Live>,
+    lanes: Lanes,
+    grace: Arc<ArcSwap<Duration>>,
+    target: TcpListener,
+    dir: Dir,
+}
+
+impl World {
+    async fn new() -> World {
+        let dir = Dir::new();
+        let live = Arc::<live::Live>::default();
+        World {
+            store: dir.open().await,
+            hub: Arc::new(Hub::new(live.clone(), 1 << 20)),
+            live,
+            lanes: Lanes::start(1).unwrap(),
+            grace: Arc::new(ArcSwap::from_pointee(Duration::ZERO)),
+            target: TcpListener::bind("127.0.0.1:0").unwrap(),
+            dir,
+        }
+    }
+
+    fn keeper(&self) -> (Keeper, mpsc::Receiver<Request>) {
+        let url = Some("http://127.0.0.1:9/".to_owned());
+        let app = App {
+            id: 7,
+            server_secret: Secret::new("secret"),
+            callback_secret: Secret::new("secret"),
+            environment: config::Environment::Both,
+            publish_auth: config::PublishAuth::None,
+            publish_key: Secret::default(),
+            play_key: Secret::default(),
+            callback: config::Callback { stream: url.clone(), state: url, ..config::Callback::default() },
+            cdn: config::Cdn::default(),
+            record: Default::default(),
+            clear_whole_app: false,
+            delete_media_string: false,
+            stream_history: None,
+        };
+        let hour = Duration::from_secs(3600);
+        let relay = config::Relay { allow_private_targets: true, connect_timeout: hour, ..Config::default().relay };
+        let media = self.dir.path().join("media");
+        Keeper::new(Parts {
+            store: self.store.clone(),
+            hub: self.hub.clone(),
+            live: self.live.clone(),
+            apps: Arc::new(Apps::new(vec![app])),
+            renditions: Arc::default(),
+            relay: Arc::new(ArcSwap::from_pointee(relay::Settings { config: relay, tls: relay::tls(None).unwrap() })),
+            grace: self.grace.clone(),
+            public_url: "http://127.0.0.1".into(),
+            rtmp_base: "rtmp://127.0.0.1".into(),
+            record: RecordSettings {
+                folder: Folder::new(media.clone(), None),
+                space: Space::new(media, 0),
+                urls: Urls { public_url: "http://127.0.0.1".into(), ttl: None },
+                bucket: false,
+                segment: Duration::from_secs(6),
+                bit_rate: 128_000,
+            },
+        })
+    }
+
+    /// Plan at work. It is not heard before the caller waits for something.
+    fn start(&self) -> (Plan, JoinHandle<()>) {
+        let (keeper, asked) = self.keeper();
+        (keeper.plan.clone(), tokio::spawn(keeper.run(asked)))
+    }
+
+    fn arrival(&self, id: &str, user: &str) -> Arrival {
+        Arrival {
+            key: key(id),
+            protocol: "RTMP",
+            address: "127.0.0.1:5000".parse().unwrap(),
+            user: user.into(),
+            trace: Vec::new(),
+            lane: self.lanes.pick().clone(),
+        }
+    }
+
+    async fn change(&self, change: impl AsyncFnOnce(&mut Tx) -> Result<(), store::Error>) {
+        let mut tx = self.store.begin().await.unwrap();
+        change(&mut tx).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    fn address(&self, id: &str) -> String {
+        format!("rtmp://{}/live/{id}", self.target.local_addr().unwrap())
+    }
+
+    /// The stream `id` is to be relayed to the target.
+    async fn put_rule(&self, id: &str) {
+        let address = self.address(id);
+        self.change(async |tx| tx.rule_put(&key(id), &address, &Secret::new(&address), Origin::Api, 1).await).await;
+    }
+
+    async fn rule(&self, id: &str) -> Rule {
+        self.store.read().await.unwrap().rule(&key(id), &self.address(id)).await.unwrap().unwrap()
+    }
+
+    /// What has been told, the oldest first, in a few words each.
+    async fn told(&self) -> Vec<String> {
+        let page = Page { number: 0, size: 1000 };
+        let page = self.store.read().await.unwrap().outbox_page(7, Environment::Production, None, page).await;
+        let words = page.unwrap().1.into_iter().rev().map(|told| {
+            let body: Value = serde_json::from_str(&told.body).unwrap();
+            let fields: &[&str] = match told.event.as_str() {
+                "stream_create" => &["user_id", "recreate"],
+                "stream_close" => &["user_id", "type"],
+                _ => &["state", "last_error"],
+            };
+            let fields = fields.iter().filter_map(|field| body[field].as_str()).filter(|it| !it.is_empty());
+            [told.event.as_str()].into_iter().chain(fields).collect::<Vec<_>>().join(" ")
+        });
+        words.collect()
+    }
+
+    async fn wait_told(&self, want: &[&str]) {
+        wait(&format!("{want:?} is told"), async || self.told().await == want).await;
+    }
+}
+
+/// Waits until it is so.
+async fn wait(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !so().await {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it never came that {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_publisher_does_not_wait_for_all_that_calls_have_changed() {
+    let world = World::new().await;
+    let (plan, _running) = world.start();
+    let mut holds = Vec::new();
+    for n in 0..20 {
+        holds.push(plan.publish(world.arrival(&n.to_string(), "")).await.unwrap());
+        world.put_rule(&n.to_string()).await;
+    }
+    (0..20).for_each(|n| plan.wake(key(&n.to_string())));
+    holds.push(plan.publish(world.arrival("asks", "")).await.unwrap());
+    assert!(world.live.relays().len() < 3, "all were looked at first");
+    wait("all are relayed", async || world.live.relays().len() == 20).await;
+}
+
+#[tokio::test]
+async fn streams_that_are_not_live_cost_nothing_however_many_are_woken() {
+    let world = World::new().await;
+    let (mut keeper, _asked) = world.keeper();
+    let _hold = keeper.publish(world.arrival("live", "")).await.unwrap();
+    (0..10_000).for_each(|n| keeper.plan.wake(key(&n.to_string())));
+    keeper.plan.wake(key("live"));
+    keeper.read_inbox().await;
+    assert_eq!(keeper.woken, [key("live")].into());
+    assert!(keeper.settle, "recordings of theirs may be over");
+}
+
+#[tokio::test]
+async fn who_is_woken_again_and_again_comes_after_the_others() {
+    let world = World::new().await;
+    let (mut keeper, _asked) = world.keeper();
+    let mut holds = Vec::new();
+    for id in ["a", "b", "c"] {
+        holds.push(keeper.publish(world.arrival(id, "")).await.unwrap());
+        world.put_rule(id).await;
+        keeper.woken.insert(key(id));
+    }
+    for _ in 0..3 {
+        keeper.take_turn().await;
+        keeper.woken.extend([key("a"), key("c")]);
+    }
+    assert_eq!(world.live.relays().len(), 3);
+}
