@@ -138,6 +138,16 @@ pub enum Leave {
     Silent,
 }
 
+impl From<Leave> for Close {
+    fn from(how: Leave) -> Close {
+        match how {
+            Leave::Finished => Close::Normal,
+            Leave::Lost => Close::TcpDrop,
+            Leave::Silent => Close::Heartbeat,
+        }
+    }
+}
+
 impl Hold {
     /// The first frame is there: the codec of the pictures is known (stream_attr's `cid`).
     pub fn began(&self, cid: i64) {
@@ -264,14 +274,15 @@ struct Place {
     session: Session,
     /// The rows do not know the session yet.
     unwritten: bool,
-    /// stream_create has been owed, and with it stream_close.
+    /// stream_create is owed, with the next write if the rows do not know the session yet, and with it stream_close.
     announced: bool,
     recreate: bool,
     /// `None` after a restart, until its publisher comes back.
     stream: Option<Live>,
     /// When the stream ends if nobody publishes it; none while somebody does.
     ends_at: Option<Instant>,
-    how: Leave,
+    /// How it ended then.
+    close: Close,
 }
 
 /// A stream in the hub.
@@ -406,7 +417,7 @@ impl Keeper {
                 recreate: true,
                 stream: None,
                 ends_at: Some(Instant::now() + grace),
-                how: Leave::Lost,
+                close: Close::TcpDrop,
                 session,
             };
             self.places.insert(place.session.key.clone(), place);
@@ -497,7 +508,7 @@ impl Keeper {
                     recreate: false,
                     stream: Some(live),
                     ends_at: None,
-                    how: Leave::Lost,
+                    close: Close::TcpDrop,
                 };
                 self.places.insert(key.clone(), place);
                 self.write_session(&key).await;
@@ -550,10 +561,10 @@ impl Keeper {
     async fn left(&mut self, key: &StreamKey, how: Leave) {
         let grace = **self.parts.grace.load();
         let Some(place) = self.places.get_mut(key) else { return };
-        place.how = how;
+        place.close = how.into();
         // A publisher that says goodbye does not come back in a moment.
         if how == Leave::Finished || grace.is_zero() || self.drained.is_some() {
-            self.end(key, if how == Leave::Finished { Close::Normal } else { Close::TcpDrop }).await;
+            self.end(key, how.into()).await;
         } else {
             info!(stream = %key, ?how, grace_ms = grace.as_millis() as u64, "publisher is gone; waiting for it");
             place.ends_at = Some(Instant::now() + grace);
@@ -562,31 +573,30 @@ impl Keeper {
 
     /// Ends a stream: its outputs finish what they have, and the customer is told.
     async fn end(&mut self, key: &StreamKey, close: Close) {
-        self.announce(key, 0).await;
         self.parts.hub.end(key);
-        let Some(place) = self.places.remove(key) else { return };
+        let Some(mut place) = self.places.remove(key) else { return };
         info!(stream = %key, ?close, "stream ends");
-        let apps = self.parts.apps.clone();
+        // Who hears that it ends has heard that it began.
+        place.unwritten |= !place.announced;
+        place.announced = true;
         let now_ms = unix_ms();
-        let written = self
-            .write(async |tx| {
-                if place.unwritten {
-                    tx.stream_open(&place.session).await?;
-                }
-                tx.stream_close(key, now_ms).await?;
-                tx.rules_delete_default(key).await?;
-                tx.records_close_default(key, now_ms).await?;
-                if let Some(app) = apps.get(key.app()) {
-                    tx.owe(callback::stream_close(&app, &place.session, close, now_ms), now_ms).await?;
-                }
-                Ok(())
-            })
-            .await;
-        if let Err(error) = written {
+        let end = async |tx: &mut Tx| {
+            if place.unwritten {
+                self.open(tx, &place, now_ms).await?;
+            }
+            tx.stream_close(key, now_ms).await?;
+            tx.rules_delete_default(key).await?;
+            tx.records_close_default(key, now_ms).await?;
+            if let Some(app) = self.parts.apps.get(key.app()) {
+                tx.owe(callback::stream_close(&app, &place.session, close, now_ms), now_ms).await?;
+            }
+            Ok(())
+        };
+        if let Err(error) = self.write(end).await {
             error!(stream = %key, %error, "cannot write that the stream ended; trying again");
             // It waits as a stream that nobody publishes, and ends again when the store is back.
             let ends_at = Some(Instant::now() + STORE_RETRY);
-            self.places.insert(key.clone(), Place { stream: None, ends_at, ..place });
+            self.places.insert(key.clone(), Place { stream: None, ends_at, close, ..place });
         }
     }
 
@@ -605,19 +615,8 @@ impl Keeper {
     /// Writes a session that the rows do not know, or not as it is; says whether they do now.
     async fn write_session(&mut self, key: &StreamKey) -> bool {
         let Some(place) = self.places.get(key).filter(|place| place.unwritten) else { return true };
-        let (session, announced, recreate) = (place.session.clone(), place.announced, place.recreate);
-        let (apps, http, rtmp) = (self.parts.apps.clone(), &self.parts.public_url, &self.parts.rtmp_base);
         let now_ms = unix_ms();
-        let written = self
-            .write(async |tx| {
-                tx.stream_open(&session).await?;
-                let app = apps.get(key.app());
-                if let (true, Some(app)) = (announced, app) {
-                    tx.owe(callback::stream_create(&app, http, rtmp, &session, recreate, now_ms), now_ms).await?;
-                }
-                Ok(())
-            })
-            .await;
+        let written = self.write(async |tx| self.open(tx, place, now_ms).await).await;
         match written {
             Ok(()) => {
                 if let Some(place) = self.places.get_mut(key) {
@@ -631,6 +630,15 @@ impl Keeper {
                 false
             }
         }
+    }
+
+    /// Writes a session, and owes stream_create if the customer is to hear of it.
+    async fn open(&self, tx: &mut Tx, place: &Place, now_ms: i64) -> Result<(), store::Error> {
+        let session = &place.session;
+        tx.stream_open(session).await?;
+        let Some(app) = self.parts.apps.get(session.key.app()).filter(|_| place.announced) else { return Ok(()) };
+        let (http, rtmp) = (&self.parts.public_url, &self.parts.rtmp_base);
+        tx.owe(callback::stream_create(&app, http, rtmp, session, place.recreate, now_ms), now_ms).await
     }
 
     fn later(&mut self, key: &StreamKey) {
@@ -842,11 +850,7 @@ impl Keeper {
         let over = |place: &Place| place.ends_at.is_some_and(|at| at <= now);
         let ended: Vec<_> = self.places.iter().filter(|(_, place)| over(place)).map(|(key, _)| key.clone()).collect();
         for key in ended {
-            let close = match self.places[&key].how {
-                Leave::Finished => Close::Normal,
-                Leave::Silent => Close::Heartbeat,
-                Leave::Lost => Close::TcpDrop,
-            };
+            let close = self.places[&key].close;
             self.end(&key, close).await;
         }
         if self.write_at.is_some_and(|at| at <= now) {

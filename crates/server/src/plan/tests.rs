@@ -13,7 +13,7 @@ use crate::object::Urls;
 use crate::secret::Secret;
 use crate::segment::Folder;
 use crate::space::Space;
-use crate::store::tests::{Dir, key};
+use crate::store::tests::{Dir, key, set_full};
 use crate::store::{Page, Rule};
 
 /// What plan works with, and a target that takes connections and never answers: relays to it stay as they are.
@@ -137,6 +137,11 @@ impl World {
         words.collect()
     }
 
+    /// Waits until the stream has ended, which could not be written.
+    async fn wait_lost(&self, plan: &Plan, id: &str) {
+        wait("the end is lost", async || self.hub.get(&key(id)).is_none() && plan.trouble().is_some()).await;
+    }
+
     async fn wait_told(&self, want: &[&str]) {
         wait(&format!("{want:?} is told"), async || self.told().await == want).await;
     }
@@ -193,4 +198,35 @@ async fn who_is_woken_again_and_again_comes_after_the_others() {
         keeper.woken.extend([key("a"), key("c")]);
     }
     assert_eq!(world.live.relays().len(), 3);
+}
+
+#[tokio::test]
+async fn a_stream_that_came_and_went_while_nothing_could_be_written_is_told_of_from_its_beginning() {
+    for (leave, close) in [(Leave::Finished, 0), (Leave::Silent, 1), (Leave::Lost, 4)] {
+        let world = World::new().await;
+        let (plan, _running) = world.start();
+        set_full(&world.store, true).await;
+        let hold = plan.publish(world.arrival("s", "u")).await.unwrap();
+        hold.began(0);
+        hold.leave(leave);
+        world.wait_lost(&plan, "s").await;
+        set_full(&world.store, false).await;
+        world.wait_told(&["stream_create u 0", &format!("stream_close u {close}")]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_publisher_that_was_cut_is_told_as_such_however_late() {
+    let world = World::new().await;
+    let (plan, _running) = world.start();
+    let hold = plan.publish(world.arrival("s", "u")).await.unwrap();
+    hold.began(0);
+    world.wait_told(&["stream_create u 0"]).await;
+    world.change(async |tx| tx.forbid_put(&key("s"), 1).await).await;
+    set_full(&world.store, true).await;
+    plan.wake(key("s"));
+    hold.cut.cancelled().await;
+    world.wait_lost(&plan, "s").await;
+    set_full(&world.store, false).await;
+    world.wait_told(&["stream_create u 0", "stream_close u 3"]).await;
 }
