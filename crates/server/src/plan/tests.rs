@@ -7,14 +7,14 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::config::{App, Config};
+use crate::config::{App, Config, Vendor};
 use crate::lane::Lanes;
 use crate::object::Urls;
 use crate::secret::Secret;
 use crate::segment::Folder;
 use crate::space::Space;
 use crate::store::tests::{Dir, key, set_full};
-use crate::store::{Page, Rule};
+use crate::store::{Page, Record, RecordState, RecordStatus, Rule};
 
 /// What plan works with, and a target that takes connections and never answers: relays to it stay as they are.
 struct World {
@@ -114,6 +114,21 @@ impl World {
     async fn put_rule(&self, id: &str) {
         let address = self.address(id);
         self.change(async |tx| tx.rule_put(&key(id), &address, &Secret::new(&address), Origin::Api, 1).await).await;
+    }
+
+    /// The stream `id` is to be recorded until `end_ms`, which the rows say goes thus.
+    async fn put_record(&self, id: &str, end_ms: i64, state: RecordState) {
+        let record = Record {
+            id: id.into(),
+            key: key(id),
+            vendor: Vendor::Tencent,
+            origin: Origin::Api,
+            created_ms: 1,
+            end_ms,
+            closed_ms: 0,
+            status: RecordStatus { state, ..RecordStatus::default() },
+        };
+        self.change(async |tx| tx.record_put(&record).await).await;
     }
 
     async fn rule(&self, id: &str) -> Rule {
@@ -229,4 +244,29 @@ async fn a_publisher_that_was_cut_is_told_as_such_however_late() {
     world.wait_lost(&plan, "s").await;
     set_full(&world.store, false).await;
     world.wait_told(&["stream_create u 0", "stream_close u 3"]).await;
+}
+
+#[tokio::test]
+async fn a_recording_whose_end_cannot_be_written_is_tried_again_after_a_while() {
+    let world = World::new().await;
+    let (mut keeper, _asked) = world.keeper();
+    world.put_record("s", 1, RecordState::Waiting).await;
+    set_full(&world.store, true).await;
+    for _ in 0..3 {
+        let begun = Instant::now();
+        // A call brings it up as well as the time does.
+        keeper.plan.wake(key("s"));
+        keeper.read_inbox().await;
+        keeper.take_turn().await;
+        assert!(keeper.next_deadline() >= Some(begun + STORE_RETRY));
+        assert!(!keeper.settle);
+    }
+    set_full(&world.store, false).await;
+    keeper.settle = true;
+    while keeper.settle {
+        keeper.take_turn().await;
+        keeper.read_inbox().await;
+    }
+    world.wait_told(&["record_state ended"]).await;
+    assert_eq!(keeper.next_deadline(), None);
 }
