@@ -34,7 +34,7 @@ use crate::live;
 use crate::output::record::Note;
 use crate::output::relay::{self, Relay, Wish};
 use crate::rendition::Renditions;
-use crate::store::{self, Origin, Reason, Session, State, Status, Store, Tx};
+use crate::store::{self, File, Origin, Reason, Record, Rule, Session, State, Status, Store, Tx};
 use crate::vendor::{self, Target};
 
 use self::record::Recording;
@@ -220,10 +220,11 @@ impl Inbox {
 
 impl Plan {
     /// Puts the rows right after what ended the last run, then starts plan. The future is its work; it ends once drained.
-    pub async fn start(parts: Parts) -> (Plan, impl Future<Output = ()>) {
+    /// An error where nothing can be read; what cannot be written is written later.
+    pub async fn start(parts: Parts) -> Result<(Plan, impl Future<Output = ()>), store::Error> {
         let (mut keeper, asked) = Keeper::new(parts);
-        keeper.recover().await;
-        (keeper.plan.clone(), keeper.run(asked))
+        keeper.recover().await?;
+        Ok((keeper.plan.clone(), keeper.run(asked)))
     }
 
     /// May this publisher have its stream?
@@ -307,6 +308,30 @@ struct Running {
     told: (State, Reason),
 }
 
+/// What ran when the server stopped.
+struct Stopped {
+    rules: Vec<Rule>,
+    records: Vec<Record>,
+}
+
+impl Stopped {
+    /// Notes that none of it runs, and owes what is to be told of that.
+    async fn note(&self, tx: &mut Tx, apps: &Apps) -> Result<(), store::Error> {
+        const WHY: &str = "the server stopped";
+        let now_ms = unix_ms();
+        for rule in &self.rules {
+            let mut status = Status::new(State::None, Reason::ServerError);
+            (status.state_ms, status.last_error) = (now_ms, WHY.into());
+            let noted = tx.rule_note(&rule.key, &rule.address, &status).await?;
+            if let Some(app) = apps.get(rule.key.app()).filter(|_| noted) {
+                let masked = masked(&rule.url);
+                tx.owe(callback::relay_state(&app, &rule.key, &masked, &status, now_ms), now_ms).await?;
+            }
+        }
+        record::note_stopped(tx, apps, &self.records, WHY).await
+    }
+}
+
 struct Keeper {
     parts: Parts,
     plan: Plan,
@@ -320,6 +345,8 @@ struct Keeper {
     turn: Vec<StreamKey>,
     /// Recordings are to be looked for that are over.
     settle: bool,
+    /// What the last run left running, until the rows say that it does not run.
+    stopped: Mutex<Option<Arc<Stopped>>>,
     /// Statuses that wait to be written.
     pending: BTreeMap<u64, Status>,
     /// Streams whose rows could not be read or written.
@@ -349,6 +376,7 @@ impl Keeper {
             woken: BTreeSet::new(),
             turn: Vec::new(),
             settle: false,
+            stopped: Mutex::default(),
             pending: BTreeMap::new(),
             unwritten: BTreeSet::new(),
             recordings: BTreeMap::new(),
@@ -403,12 +431,13 @@ impl Keeper {
     }
 
     /// After a start: nothing runs, whatever the rows say. Streams that were live wait for their publishers.
-    async fn recover(&mut self) {
+    async fn recover(&mut self) -> Result<(), store::Error> {
         let grace = **self.parts.grace.load();
-        let found = self.read(async |tx| Ok((tx.streams_open().await?, tx.rules_running().await?))).await;
-        let Ok((sessions, rules)) = found.inspect_err(|error| error!(%error, "cannot read what ran before")) else {
-            return;
+        let look = async |tx: &mut Tx| {
+            let stopped = Stopped { rules: tx.rules_running().await?, records: tx.records_running().await? };
+            Ok((tx.streams_open().await?, tx.files_open().await?, stopped))
         };
+        let (sessions, files, stopped) = self.read(look).await?;
         for session in sessions {
             info!(stream = %session.key, "was live when the server stopped; waiting for its publisher");
             let place = Place {
@@ -422,27 +451,13 @@ impl Keeper {
             };
             self.places.insert(place.session.key.clone(), place);
         }
-        let apps = self.parts.apps.clone();
-        let now_ms = unix_ms();
-        let written = self
-            .write(async |tx| {
-                for rule in &rules {
-                    let mut status = Status::new(State::None, Reason::ServerError);
-                    status.state_ms = now_ms;
-                    status.last_error = "the server stopped".into();
-                    tx.rule_note(&rule.key, &rule.address, &status).await?;
-                    if let Some(app) = apps.get(rule.key.app()) {
-                        let masked = masked(&rule.url);
-                        tx.owe(callback::relay_state(&app, &rule.key, &masked, &status, now_ms), now_ms).await?;
-                    }
-                }
-                Ok(())
-            })
-            .await;
-        if let Err(error) = written {
-            error!(%error, "cannot write that nothing runs yet");
+        for file in files {
+            self.finish_cut(File { interrupted: true, ..file });
         }
-        self.recover_recordings().await;
+        self.settle = true;
+        *self.lock_stopped() = Some(Arc::new(stopped));
+        self.write_stopped().await;
+        Ok(())
     }
 
     async fn publish(&mut self, arrival: Arrival) -> Result<Hold, Refusal> {
@@ -864,6 +879,9 @@ impl Keeper {
 
     async fn write_what_waits(&mut self) {
         self.woken.extend(self.unwritten.iter().cloned());
+        if !self.write_stopped().await {
+            return;
+        }
         // A store that does not take one takes none.
         while let Some(key) = self.unwritten.pop_first() {
             if !self.write_session(&key).await {
@@ -874,6 +892,20 @@ impl Keeper {
             self.write_statuses().await;
         }
         self.write_words().await;
+    }
+
+    /// Writes what the last run left running, if that has to be written yet; says whether it is.
+    async fn write_stopped(&mut self) -> bool {
+        if self.lock_stopped().is_none() {
+            return true;
+        }
+        // That goes before whatever is written.
+        let written = self.write(async |_| Ok(())).await;
+        if let Err(error) = &written {
+            error!(%error, "cannot write that nothing runs yet; trying again");
+            self.write_later();
+        }
+        written.is_ok()
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -913,17 +945,27 @@ impl Keeper {
         ask(&mut self.parts.store.read().await?).await
     }
 
+    /// What the last run left running goes first: later a relay of the same rule may have told that it runs.
     async fn write<T>(&self, change: impl AsyncFnOnce(&mut Tx) -> Result<T, store::Error>) -> Result<T, store::Error> {
         let written = async {
+            let stopped = self.lock_stopped().clone();
             let mut tx = self.parts.store.begin().await?;
+            if let Some(stopped) = &stopped {
+                stopped.note(&mut tx, &self.parts.apps).await?;
+            }
             let made = change(&mut tx).await?;
             tx.commit().await?;
+            *self.lock_stopped() = None;
             Ok(made)
         }
         .await;
         let trouble = written.as_ref().err().map(store::Error::to_string).unwrap_or_default();
         *self.plan.inbox.trouble.lock().expect("no holder panics") = trouble;
         written
+    }
+
+    fn lock_stopped(&self) -> MutexGuard<'_, Option<Arc<Stopped>>> {
+        self.stopped.lock().expect("no holder panics")
     }
 }
 

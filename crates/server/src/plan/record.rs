@@ -60,26 +60,8 @@ pub(super) struct Recording {
 }
 
 impl Keeper {
-    /// After a start: has what was being written finished, and says that nothing is recorded yet.
-    pub(super) async fn recover_recordings(&mut self) {
-        let read = async |tx: &mut Tx| Ok((tx.files_open().await?, tx.records_running().await?));
-        let (files, stopped) = match self.read(read).await {
-            Ok(found) => found,
-            Err(error) => return error!(%error, "cannot read what was recorded before"),
-        };
-        for file in files {
-            self.finish_cut(File { interrupted: true, ..file });
-        }
-        let ended =
-            self.write(async |tx| note_stopped(tx, &self.parts.apps, &stopped, "the server stopped").await).await;
-        if let Err(error) = ended {
-            error!(%error, "cannot write that nothing is recorded yet");
-        }
-        self.settle = true;
-    }
-
     /// Finishes a file that a stop has cut, beside all else. Its row says Open until then, so another stop takes nothing away.
-    fn finish_cut(&mut self, file: File) {
+    pub(super) fn finish_cut(&mut self, file: File) {
         let (folder, inbox) = (self.parts.record.folder.clone(), self.plan.inbox.clone());
         self.finishing.spawn(async move {
             let span = info_span!("record", stream = %file.key, task = file.record);
@@ -357,7 +339,12 @@ async fn note(tx: &mut Tx, apps: &config::Apps, id: &str, state: &State) -> Resu
 }
 
 /// Notes that nothing records these.
-async fn note_stopped(tx: &mut Tx, apps: &config::Apps, records: &[Record], why: &str) -> Result<(), store::Error> {
+pub(super) async fn note_stopped(
+    tx: &mut Tx,
+    apps: &config::Apps,
+    records: &[Record],
+    why: &str,
+) -> Result<(), store::Error> {
     for record in records {
         let reason = if record.closed_ms > 0 { String::new() } else { why.to_owned() };
         let last_error = record.status.last_error.clone();

@@ -270,3 +270,30 @@ async fn a_recording_whose_end_cannot_be_written_is_tried_again_after_a_while() 
     world.wait_told(&["record_state ended"]).await;
     assert_eq!(keeper.next_deadline(), None);
 }
+
+#[tokio::test]
+async fn what_a_start_could_not_write_is_put_right_before_anything_new_is_told() {
+    let world = World::new().await;
+    world.put_rule("s").await;
+    let ran = Status::new(State::Relaying, Reason::None);
+    world.change(async |tx| tx.rule_note(&key("s"), &world.address("s"), &ran).await.map(drop)).await;
+    world.put_record("r", 0, RecordState::Recording).await;
+    set_full(&world.store, true).await;
+    let (mut keeper, asked) = world.keeper();
+    keeper.recover().await.unwrap();
+    let plan = keeper.plan.clone();
+    let _running = tokio::spawn(keeper.run(asked));
+    let _hold = plan.publish(world.arrival("s", "")).await.unwrap();
+    wait("it is relayed", async || !world.live.relays().is_empty()).await;
+    assert_eq!(world.rule("s").await.status.state, State::Relaying, "nothing can be written");
+    set_full(&world.store, false).await;
+    world.wait_told(&["relay_state 0 the server stopped", "record_state waiting", "relay_state 1"]).await;
+    assert_eq!(world.rule("s").await.status.state, State::Requesting);
+}
+
+#[tokio::test]
+async fn a_start_that_can_read_nothing_fails() {
+    let world = World::new().await;
+    world.store.clone().close().await;
+    assert!(world.keeper().0.recover().await.is_err());
+}
