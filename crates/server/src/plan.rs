@@ -305,7 +305,13 @@ struct Running {
     wish: Option<watch::Sender<Wish>>,
     task: tokio::task::Id,
     /// What the rows and the customer know.
-    told: (State, Reason),
+    told: Status,
+}
+
+impl Running {
+    fn has_told(&self, status: &Status) -> bool {
+        (self.told.state, self.told.reason) == (status.state, status.reason)
+    }
 }
 
 /// What ran when the server stopped.
@@ -548,7 +554,7 @@ impl Keeper {
         let mut urgent = false;
         for (number, status) in news.statuses {
             let Some(relay) = self.relays.get(&number) else { continue };
-            urgent |= relay.told != (status.state, status.reason);
+            urgent |= !relay.has_told(&status);
             self.pending.insert(number, status);
         }
         self.words.extend(news.recordings);
@@ -728,8 +734,14 @@ impl Keeper {
             };
             match extra.remove(&rule.address) {
                 Some(number) => {
-                    let Some(told) = &self.relays[&number].wish else { continue };
-                    told.send_if_modified(|old| {
+                    let relay = &self.relays[&number];
+                    // The row of a rule that was deleted and put again does not know that its relay goes on.
+                    if relay.told.state != State::None && !relay.has_told(&rule.status) {
+                        self.pending.entry(number).or_insert_with(|| relay.told.clone());
+                        self.write_at = Some(Instant::now());
+                    }
+                    let Some(wished) = &relay.wish else { continue };
+                    wished.send_if_modified(|old| {
                         let same = old.retry_asked == wish.retry_asked
                             && old.target.url() == wish.target.url()
                             && old.push == wish.push
@@ -785,7 +797,7 @@ impl Keeper {
             span: info_span!("relay", stream = %key, target = masked),
         };
         let task = self.running.spawn_on(relay.run(), live.lane.handle()).id();
-        let told = (State::None, Reason::None);
+        let told = Status::default();
         self.relays.insert(number, Running { key: key.clone(), address, masked, wish: Some(wish), task, told });
     }
 
@@ -823,8 +835,7 @@ impl Keeper {
             .iter()
             .filter_map(|(number, status)| {
                 let relay = self.relays.get(number)?;
-                let changed = relay.told != (status.state, status.reason);
-                let app = self.parts.apps.get(relay.key.app()).filter(|_| changed);
+                let app = self.parts.apps.get(relay.key.app()).filter(|_| !relay.has_told(status));
                 Some((relay.key.clone(), relay.address.clone(), relay.masked.clone(), status.clone(), app))
             })
             .collect();
@@ -846,8 +857,8 @@ impl Keeper {
         }
         for (number, status) in std::mem::take(&mut self.pending) {
             let Some(relay) = self.relays.get_mut(&number) else { continue };
-            relay.told = (status.state, status.reason);
-            if status.state == State::None {
+            relay.told = status;
+            if relay.told.state == State::None {
                 self.forget_relay(number);
             }
         }

@@ -297,3 +297,22 @@ async fn a_start_that_can_read_nothing_fails() {
     world.store.clone().close().await;
     assert!(world.keeper().0.recover().await.is_err());
 }
+
+#[tokio::test]
+async fn a_rule_that_is_put_again_before_plan_looks_says_that_its_relay_goes_on() {
+    let world = World::new().await;
+    let (plan, _running) = world.start();
+    world.put_rule("s").await;
+    let _hold = plan.publish(world.arrival("s", "")).await.unwrap();
+    world.wait_told(&["relay_state 1"]).await;
+    let address = world.address("s");
+    let again = async |tx: &mut Tx| {
+        tx.rule_delete(&key("s"), &address).await?;
+        tx.rule_put(&key("s"), &address, &Secret::new(&address), Origin::Api, 2).await
+    };
+    world.change(again).await;
+    assert_eq!(world.rule("s").await.status.state, State::None);
+    plan.wake(key("s"));
+    wait("the row says so", async || world.rule("s").await.status.state == State::Requesting).await;
+    assert_eq!((world.live.relays().len(), world.told().await), (1, vec!["relay_state 1".to_owned()]));
+}
