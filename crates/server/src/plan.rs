@@ -44,6 +44,9 @@ pub use self::record::Settings as RecordSettings;
 /// How long a failing store is left alone before it is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(1);
 
+/// How long a relay or a recording is left alone whose task has failed, which is a fault of ours.
+const REST: Duration = Duration::from_secs(5);
+
 /// How long a count of retries may wait to be written; a change of state does not wait.
 const LAZY: Duration = Duration::from_secs(1);
 
@@ -345,6 +348,8 @@ struct Keeper {
     /// By number, so that a word from an older relay of the same address is known as such.
     relays: HashMap<u64, Running>,
     running: JoinSet<()>,
+    /// Relays and recordings whose tasks have failed, by their addresses and ids, and when they are started again.
+    resting: BTreeMap<(StreamKey, String), Instant>,
     /// Live streams that are to be compared with their rows,
     woken: BTreeSet<StreamKey>,
     /// and those whose turn it is. Who is woken again and again comes after all that were woken before.
@@ -379,6 +384,7 @@ impl Keeper {
             places: HashMap::new(),
             relays: HashMap::new(),
             running: JoinSet::new(),
+            resting: BTreeMap::new(),
             woken: BTreeSet::new(),
             turn: Vec::new(),
             settle: false,
@@ -775,7 +781,8 @@ impl Keeper {
     fn start_relay(&mut self, key: &StreamKey, address: String, wish: Wish) {
         let Some(live) = self.places.get(key).and_then(|place| place.stream.as_ref()) else { return };
         // The one before it, of a rule deleted and put again, says goodbye first.
-        if self.relays.values().any(|relay| relay.key == *key && relay.address == address) {
+        if self.rests(key, &address) || self.relays.values().any(|relay| relay.key == *key && relay.address == address)
+        {
             return;
         }
         self.numbers += 1;
@@ -801,6 +808,11 @@ impl Keeper {
         self.relays.insert(number, Running { key: key.clone(), address, masked, wish: Some(wish), task, told });
     }
 
+    /// Whether a relay or a recording is not to be started yet.
+    fn rests(&self, key: &StreamKey, name: &str) -> bool {
+        self.resting.contains_key(&(key.clone(), name.to_owned()))
+    }
+
     async fn task_ended(&mut self, ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>) {
         let task = ended.as_ref().map_or_else(tokio::task::JoinError::id, |(task, ())| *task);
         match self.recordings.iter().find(|(_, recording)| recording.task == task).map(|(number, _)| *number) {
@@ -818,7 +830,9 @@ impl Keeper {
         let status = match (ended, last) {
             (Ok(_), last) => last,
             (Err(error), _) => {
-                error!(%error, "a relay's task failed; it is started again");
+                let relay = &self.relays[&number];
+                error!(stream = %relay.key, target = relay.masked, %error, "a relay's task failed; it is started again");
+                self.resting.insert((relay.key.clone(), relay.address.clone()), Instant::now() + REST);
                 let mut status = Status::new(State::None, Reason::ServerError);
                 (status.state_ms, status.last_error) = (unix_ms(), "internal error".into());
                 Some(status)
@@ -879,6 +893,8 @@ impl Keeper {
             let close = self.places[&key].close;
             self.end(&key, close).await;
         }
+        let rested = self.resting.extract_if(.., |_, at| *at <= now);
+        self.woken.extend(rested.map(|((key, _), _)| key));
         if self.write_at.is_some_and(|at| at <= now) {
             self.write_at = None;
             self.write_what_waits().await;
@@ -921,7 +937,8 @@ impl Keeper {
 
     fn next_deadline(&self) -> Option<Instant> {
         let ends = self.places.values().filter_map(|place| place.ends_at).min();
-        [ends, self.write_at, self.due_at].into_iter().flatten().min()
+        let rested = self.resting.values().min().copied();
+        [ends, rested, self.write_at, self.due_at].into_iter().flatten().min()
     }
 
     async fn drain(&mut self) {

@@ -12,7 +12,7 @@ use tokio::task::JoinError;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, info_span};
 
-use super::{Keeper, STORE_RETRY};
+use super::{Keeper, REST, STORE_RETRY};
 use crate::callback;
 use crate::clock::unix_ms;
 use crate::config::{self, App, Vendor};
@@ -119,6 +119,9 @@ impl Keeper {
     }
 
     async fn start_recording(&mut self, record: Record, app: Option<&App>) -> Result<(), store::Error> {
+        if self.rests(&record.key, &record.id) {
+            return Ok(());
+        }
         let Some(live) = self.places.get(&record.key).and_then(|place| place.stream.as_ref()) else { return Ok(()) };
         let Some(wanted) = app.and_then(|app| app.record.get(record.vendor.name())) else {
             let reason = "the app has no recording of this vendor any more";
@@ -169,6 +172,10 @@ impl Keeper {
             let state =
                 State { state: RecordState::Waiting, reason: String::new(), last_error: "internal error".into() };
             self.plan.inbox.put(|news| news.recordings.push((number, Note::State(state))));
+            if let Some(recording) = self.recordings.get(&number) {
+                let name = (recording.key.clone(), recording.id.clone());
+                self.resting.insert(name, Instant::now() + REST);
+            }
         }
         if let Some(recording) = self.recordings.get_mut(&number) {
             recording.ended = true;

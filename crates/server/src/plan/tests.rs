@@ -316,3 +316,27 @@ async fn a_rule_that_is_put_again_before_plan_looks_says_that_its_relay_goes_on(
     wait("the row says so", async || world.rule("s").await.status.state == State::Requesting).await;
     assert_eq!((world.live.relays().len(), world.told().await), (1, vec!["relay_state 1".to_owned()]));
 }
+
+#[tokio::test]
+async fn a_relay_whose_task_has_failed_rests_before_it_is_started_again() {
+    let world = World::new().await;
+    let (mut keeper, _asked) = world.keeper();
+    world.put_rule("s").await;
+    let _hold = keeper.publish(world.arrival("s", "")).await.unwrap();
+    assert_eq!(keeper.relays.len(), 1);
+    let begun = Instant::now();
+    keeper.running.abort_all();
+    let ended = keeper.running.join_next_with_id().await.unwrap();
+    keeper.task_ended(ended).await;
+    keeper.on_time().await;
+    keeper.read_inbox().await;
+    keeper.take_turn().await;
+    assert_eq!(world.told().await, ["relay_state 0 internal error"]);
+    assert!(keeper.relays.is_empty() && world.live.relays().is_empty());
+    assert!(keeper.next_deadline() >= Some(begun + REST));
+    keeper.resting.values_mut().for_each(|at| *at = begun);
+    keeper.on_time().await;
+    keeper.take_turn().await;
+    assert_eq!(keeper.relays.len(), 1);
+    assert!(keeper.resting.is_empty());
+}
