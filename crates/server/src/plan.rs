@@ -510,10 +510,14 @@ impl Keeper {
         match self.places.get_mut(&key) {
             Some(place) => {
                 info!(stream = %key, from = %arrival.address, "publisher is back");
-                place.stream = Some(live);
-                place.ends_at = None;
-                // The same stream goes on, and the customer hears so: stream_create with `recreate`.
-                (place.announced, place.recreate) = (false, true);
+                // The same stream goes on, and a customer who has heard of it hears so: stream_create with `recreate`.
+                place.recreate |= place.announced && !place.unwritten;
+                (place.announced, place.unwritten) = (false, true);
+                (place.stream, place.ends_at) = (Some(live), None);
+                let session = &mut place.session;
+                session.user_id = arrival.user;
+                session.protocol = arrival.protocol.to_owned();
+                session.publisher = arrival.address.to_string();
             }
             None => {
                 info!(stream = %key, from = %arrival.address, protocol = arrival.protocol, "stream begins");
@@ -538,9 +542,9 @@ impl Keeper {
                     close: Close::TcpDrop,
                 };
                 self.places.insert(key.clone(), place);
-                self.write_session(&key).await;
             }
         }
+        self.write_session(&key).await;
         self.make_so(&key).await;
         Ok(Hold { publisher, cut, word: Word { inbox: self.plan.inbox.clone(), key, number, how: Leave::Lost } })
     }

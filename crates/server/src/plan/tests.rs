@@ -340,3 +340,36 @@ async fn a_relay_whose_task_has_failed_rests_before_it_is_started_again() {
     assert_eq!(keeper.relays.len(), 1);
     assert!(keeper.resting.is_empty());
 }
+
+#[tokio::test]
+async fn a_publisher_that_takes_a_stream_over_within_the_grace_is_told_as_itself() {
+    let world = World::new().await;
+    world.grace.store(Arc::new(Duration::from_secs(3600)));
+    let (plan, _running) = world.start();
+    let alice = plan.publish(world.arrival("s", "alice")).await.unwrap();
+    alice.began(0);
+    world.wait_told(&["stream_create alice 0"]).await;
+    alice.leave(Leave::Lost);
+    let address = "127.0.0.1:6000".parse().unwrap();
+    let bob = Arrival { protocol: "WHIP", address, ..world.arrival("s", "bob") };
+    let bob = plan.publish(bob).await.unwrap();
+    bob.began(0);
+    world.wait_told(&["stream_create alice 0", "stream_create bob 1"]).await;
+    let shown = world.live.stream(&key("s")).unwrap().publisher();
+    assert_eq!((shown.protocol, shown.address.as_str()), ("WHIP", "127.0.0.1:6000"));
+    let row = world.store.read().await.unwrap().stream(&key("s")).await.unwrap().unwrap();
+    assert_eq!((row.user_id, row.protocol, row.publisher), ("bob".into(), "WHIP".into(), "127.0.0.1:6000".into()));
+    bob.leave(Leave::Finished);
+    world.wait_told(&["stream_create alice 0", "stream_create bob 1", "stream_close bob 0"]).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_has_heard_of_does_not_come_back() {
+    let world = World::new().await;
+    world.grace.store(Arc::new(Duration::from_secs(3600)));
+    let (plan, _running) = world.start();
+    plan.publish(world.arrival("s", "alice")).await.unwrap().leave(Leave::Lost);
+    let bob = plan.publish(world.arrival("s", "bob")).await.unwrap();
+    bob.began(0);
+    world.wait_told(&["stream_create bob 0"]).await;
+}
