@@ -144,7 +144,8 @@ impl Server {
                 bit_rate: config.record.audio_bitrate,
             },
         })
-        .await;
+        .await
+        .context("read what ran before")?;
         let keeper = tokio::spawn(keeper);
 
         let callbacks_stop = CancellationToken::new();

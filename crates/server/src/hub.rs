@@ -149,12 +149,14 @@ impl Hub {
     /// The writer of `key`: of a new stream, or of one that waits for its publisher. `None` while another holds it.
     pub fn publish(&self, key: &StreamKey, info: live::Stream, now: Instant) -> Option<Publisher> {
         let mut streams = self.streams();
-        let stream = streams.entry(key.clone()).or_insert_with(|| {
-            let info = Arc::new(info);
-            self.live.stream_started(key.clone(), info.clone());
-            stream(info, self.limit, now)
-        });
-        stream.publish(now)
+        if let Some(stream) = streams.get(key) {
+            let publisher = stream.publish(now)?;
+            *stream.shared.live.publisher.write().expect("no holder panics") = info.publisher();
+            return Some(publisher);
+        }
+        let info = Arc::new(info);
+        self.live.stream_started(key.clone(), info.clone());
+        streams.entry(key.clone()).or_insert(stream(info, self.limit, now)).publish(now)
     }
 
     /// Ends a stream: readers get what is left, then the end.
@@ -191,7 +193,7 @@ impl Stream {
     /// A stream beside this one that no key leads to, for who makes its frames of this one's. They are on this one's line:
     /// its publisher stamps none.
     pub fn beside(&self) -> (Publisher, Stream) {
-        let live = live::Stream::new(self.shared.live.protocol, String::new(), self.shared.live.since_ms);
+        let live = live::Stream::new(self.shared.live.publisher().protocol, String::new(), self.shared.live.since_ms);
         let limit = self.shared.ring().limit;
         let stream = stream(Arc::new(live), limit, self.shared.origin);
         let publisher = stream.publish(self.shared.origin).expect("nobody else knows it");

@@ -18,12 +18,19 @@ pub struct Live {
     recordings: RwLock<BTreeMap<u64, (StreamKey, Arc<Recording>)>>,
 }
 
-/// A live stream's counters.
-pub struct Stream {
+/// Who publishes a stream.
+#[derive(Clone)]
+pub struct Publisher {
     /// `RTMP`, `WHIP`.
     pub protocol: &'static str,
-    /// Where the publisher connects from.
-    pub publisher: String,
+    /// Where it connects from.
+    pub address: String,
+}
+
+/// A live stream's counters.
+pub struct Stream {
+    /// Who publishes it, or did last.
+    pub publisher: RwLock<Publisher>,
     /// When the stream became live, Unix milliseconds.
     pub since_ms: i64,
     /// Its tracks now.
@@ -38,16 +45,20 @@ pub struct Stream {
 
 impl Stream {
     /// Counters of a stream that begins.
-    pub fn new(protocol: &'static str, publisher: String, since_ms: i64) -> Stream {
+    pub fn new(protocol: &'static str, address: String, since_ms: i64) -> Stream {
         Stream {
-            protocol,
-            publisher,
+            publisher: RwLock::new(Publisher { protocol, address }),
             since_ms,
             tracks: RwLock::default(),
             frame_rate_milli: AtomicU64::new(0),
             bytes: Meter::default(),
             outputs: AtomicU64::new(0),
         }
+    }
+
+    /// Who publishes it.
+    pub fn publisher(&self) -> Publisher {
+        self.publisher.read().expect("no holder panics").clone()
     }
 }
 

@@ -7,9 +7,12 @@
 //! are one transaction; where the store fails, what happened is kept and written later, and what runs goes on.
 
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::future::ready;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -31,7 +34,7 @@ use crate::live;
 use crate::output::record::Note;
 use crate::output::relay::{self, Relay, Wish};
 use crate::rendition::Renditions;
-use crate::store::{self, Origin, Reason, Session, State, Status, Store, Tx};
+use crate::store::{self, File, Origin, Reason, Record, Rule, Session, State, Status, Store, Tx};
 use crate::vendor::{self, Target};
 
 use self::record::Recording;
@@ -40,6 +43,9 @@ pub use self::record::Settings as RecordSettings;
 
 /// How long a failing store is left alone before it is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(1);
+
+/// How long a relay or a recording is left alone whose task has failed, which is a fault of ours.
+const REST: Duration = Duration::from_secs(5);
 
 /// How long a count of retries may wait to be written; a change of state does not wait.
 const LAZY: Duration = Duration::from_secs(1);
@@ -135,6 +141,16 @@ pub enum Leave {
     Silent,
 }
 
+impl From<Leave> for Close {
+    fn from(how: Leave) -> Close {
+        match how {
+            Leave::Finished => Close::Normal,
+            Leave::Lost => Close::TcpDrop,
+            Leave::Silent => Close::Heartbeat,
+        }
+    }
+}
+
 impl Hold {
     /// The first frame is there: the codec of the pictures is known (stream_attr's `cid`).
     pub fn began(&self, cid: i64) {
@@ -207,27 +223,11 @@ impl Inbox {
 
 impl Plan {
     /// Puts the rows right after what ended the last run, then starts plan. The future is its work; it ends once drained.
-    pub async fn start(parts: Parts) -> (Plan, impl Future<Output = ()>) {
-        let (requests, asked) = mpsc::channel(256);
-        let plan = Plan { inbox: Arc::default(), requests, marker: rand::random() };
-        let mut keeper = Keeper {
-            parts,
-            plan: plan.clone(),
-            places: HashMap::new(),
-            relays: HashMap::new(),
-            running: JoinSet::new(),
-            pending: BTreeMap::new(),
-            unwritten: BTreeSet::new(),
-            recordings: BTreeMap::new(),
-            words: Vec::new(),
-            finishing: JoinSet::new(),
-            due_at: None,
-            numbers: 0,
-            write_at: None,
-            drained: None,
-        };
-        keeper.recover().await;
-        (plan, keeper.run(asked))
+    /// An error where nothing can be read; what cannot be written is written later.
+    pub async fn start(parts: Parts) -> Result<(Plan, impl Future<Output = ()>), store::Error> {
+        let (mut keeper, asked) = Keeper::new(parts);
+        keeper.recover().await?;
+        Ok((keeper.plan.clone(), keeper.run(asked)))
     }
 
     /// May this publisher have its stream?
@@ -278,14 +278,15 @@ struct Place {
     session: Session,
     /// The rows do not know the session yet.
     unwritten: bool,
-    /// stream_create has been owed, and with it stream_close.
+    /// stream_create is owed, with the next write if the rows do not know the session yet, and with it stream_close.
     announced: bool,
     recreate: bool,
     /// `None` after a restart, until its publisher comes back.
     stream: Option<Live>,
     /// When the stream ends if nobody publishes it; none while somebody does.
     ends_at: Option<Instant>,
-    how: Leave,
+    /// How it ended then.
+    close: Close,
 }
 
 /// A stream in the hub.
@@ -307,9 +308,39 @@ struct Running {
     wish: Option<watch::Sender<Wish>>,
     task: tokio::task::Id,
     /// What the rows and the customer know.
-    told: (State, Reason),
+    told: Status,
     /// It has said goodbye.
     ended: bool,
+}
+
+impl Running {
+    fn has_told(&self, status: &Status) -> bool {
+        (self.told.state, self.told.reason) == (status.state, status.reason)
+    }
+}
+
+/// What ran when the server stopped.
+struct Stopped {
+    rules: Vec<Rule>,
+    records: Vec<Record>,
+}
+
+impl Stopped {
+    /// Notes that none of it runs, and owes what is to be told of that.
+    async fn note(&self, tx: &mut Tx, apps: &Apps) -> Result<(), store::Error> {
+        const WHY: &str = "the server stopped";
+        let now_ms = unix_ms();
+        for rule in &self.rules {
+            let mut status = Status::new(State::None, Reason::ServerError);
+            (status.state_ms, status.last_error) = (now_ms, WHY.into());
+            let noted = tx.rule_note(&rule.key, &rule.address, &status).await?;
+            if let Some(app) = apps.get(rule.key.app()).filter(|_| noted) {
+                let masked = masked(&rule.url);
+                tx.owe(callback::relay_state(&app, &rule.key, &masked, &status, now_ms), now_ms).await?;
+            }
+        }
+        record::note_stopped(tx, apps, &self.records, WHY).await
+    }
 }
 
 struct Keeper {
@@ -319,6 +350,16 @@ struct Keeper {
     /// By number, so that a word from an older relay of the same address is known as such.
     relays: HashMap<u64, Running>,
     running: JoinSet<()>,
+    /// Relays and recordings whose tasks have failed, by their addresses and ids, and when they are started again.
+    resting: BTreeMap<(StreamKey, String), Instant>,
+    /// Live streams that are to be compared with their rows,
+    woken: BTreeSet<StreamKey>,
+    /// and those whose turn it is. Who is woken again and again comes after all that were woken before.
+    turn: Vec<StreamKey>,
+    /// Recordings are to be looked for that are over.
+    settle: bool,
+    /// What the last run left running, until the rows say that it does not run.
+    stopped: Mutex<Option<Arc<Stopped>>>,
     /// Statuses that wait to be written.
     pending: BTreeMap<u64, Status>,
     /// Streams whose rows could not be read or written.
@@ -329,7 +370,7 @@ struct Keeper {
     words: Vec<(u64, Note)>,
     /// Those that finish files that a stop has cut.
     finishing: JoinSet<()>,
-    /// When a recording's time may be over.
+    /// When a recording's time may be over, or the store is asked again for such.
     due_at: Option<Instant>,
     numbers: u64,
     write_at: Option<Instant>,
@@ -337,6 +378,34 @@ struct Keeper {
 }
 
 impl Keeper {
+    fn new(parts: Parts) -> (Keeper, mpsc::Receiver<Request>) {
+        let (requests, asked) = mpsc::channel(256);
+        let keeper = Keeper {
+            parts,
+            plan: Plan { inbox: Arc::default(), requests, marker: rand::random() },
+            places: HashMap::new(),
+            relays: HashMap::new(),
+            running: JoinSet::new(),
+            resting: BTreeMap::new(),
+            woken: BTreeSet::new(),
+            turn: Vec::new(),
+            settle: false,
+            stopped: Mutex::default(),
+            pending: BTreeMap::new(),
+            unwritten: BTreeSet::new(),
+            recordings: BTreeMap::new(),
+            words: Vec::new(),
+            finishing: JoinSet::new(),
+            due_at: None,
+            numbers: 0,
+            write_at: None,
+            drained: None,
+        };
+        (keeper, asked)
+    }
+
+    /// Publishers and moments that have come go before what calls have changed, of which each turn does a little: however much of
+    /// it there is, a publisher waits for one stream's rows and not for all.
     async fn run(mut self, mut asked: mpsc::Receiver<Request>) {
         let mut tidied = Instant::now();
         loop {
@@ -345,11 +414,11 @@ impl Keeper {
                 break;
             }
             let wake_at = self.next_deadline();
+            let more = self.settle || !self.woken.is_empty() || !self.turn.is_empty();
             tokio::select! { biased;
-                () = self.plan.inbox.come.notified() => self.read_inbox().await,
+                () = until(wake_at) => self.on_time().await,
                 Some(ended) = self.running.join_next_with_id() => self.task_ended(ended).await,
                 Some(_) = self.finishing.join_next() => {}
-                () = until(wake_at) => self.on_time().await,
                 Some(request) = asked.recv() => match request {
                     Request::Publish(arrival, reply) => {
                         // A publisher that has gone meanwhile drops its hold, which says so.
@@ -357,15 +426,17 @@ impl Keeper {
                     }
                     Request::Reload => {
                         self.readdress().await;
-                        let keys: Vec<_> = self.places.keys().cloned().collect();
-                        self.reconcile_all(keys).await;
+                        self.woken.extend(self.places.keys().cloned());
                     }
                     Request::Drain(reply) => {
                         self.drained = Some(reply);
                         self.drain().await;
                     }
                 },
+                () = self.plan.inbox.come.notified() => self.read_inbox().await,
+                () = ready(()), if more => {}
             }
+            self.take_turn().await;
             if tidied.elapsed() > HISTORY / 24 {
                 tidied = Instant::now();
                 self.tidy().await;
@@ -377,13 +448,14 @@ impl Keeper {
     }
 
     /// After a start: nothing runs, whatever the rows say. Streams that were live wait for their publishers.
-    async fn recover(&mut self) {
+    async fn recover(&mut self) -> Result<(), store::Error> {
         self.readdress().await;
         let grace = **self.parts.grace.load();
-        let found = self.read(async |tx| Ok((tx.streams_open().await?, tx.rules_running().await?))).await;
-        let Ok((sessions, rules)) = found.inspect_err(|error| error!(%error, "cannot read what ran before")) else {
-            return;
+        let look = async |tx: &mut Tx| {
+            let stopped = Stopped { rules: tx.rules_running().await?, records: tx.records_running().await? };
+            Ok((tx.streams_open().await?, tx.files_open().await?, stopped))
         };
+        let (sessions, files, stopped) = self.read(look).await?;
         for session in sessions {
             info!(stream = %session.key, "was live when the server stopped; waiting for its publisher");
             let place = Place {
@@ -392,32 +464,18 @@ impl Keeper {
                 recreate: true,
                 stream: None,
                 ends_at: Some(Instant::now() + grace),
-                how: Leave::Lost,
+                close: Close::TcpDrop,
                 session,
             };
             self.places.insert(place.session.key.clone(), place);
         }
-        let apps = self.parts.apps.clone();
-        let now_ms = unix_ms();
-        let written = self
-            .write(async |tx| {
-                for rule in &rules {
-                    let mut status = Status::new(State::None, Reason::ServerError);
-                    status.state_ms = now_ms;
-                    status.last_error = "the server stopped".into();
-                    tx.rule_note(&rule.key, &rule.address, &status).await?;
-                    if let Some(app) = apps.get(rule.key.app()) {
-                        let masked = masked(&rule.url);
-                        tx.owe(callback::relay_state(&app, &rule.key, &masked, &status, now_ms), now_ms).await?;
-                    }
-                }
-                Ok(())
-            })
-            .await;
-        if let Err(error) = written {
-            error!(%error, "cannot write that nothing runs yet");
+        for file in files {
+            self.finish_cut(File { interrupted: true, ..file });
         }
-        self.recover_recordings().await;
+        self.settle = true;
+        *self.lock_stopped() = Some(Arc::new(stopped));
+        self.write_stopped().await;
+        Ok(())
     }
 
     /// The configuration may have changed: callbacks that are not delivered yet go to where their apps take them now.
@@ -476,10 +534,14 @@ impl Keeper {
         match self.places.get_mut(&key) {
             Some(place) => {
                 info!(stream = %key, from = %arrival.address, "publisher is back");
-                place.stream = Some(live);
-                place.ends_at = None;
-                // The same stream goes on, and the customer hears so: stream_create with `recreate`.
-                (place.announced, place.recreate) = (false, true);
+                // The same stream goes on, and a customer who has heard of it hears so: stream_create with `recreate`.
+                place.recreate |= place.announced && !place.unwritten;
+                (place.announced, place.unwritten) = (false, true);
+                (place.stream, place.ends_at) = (Some(live), None);
+                let session = &mut place.session;
+                session.user_id = arrival.user;
+                session.protocol = arrival.protocol.to_owned();
+                session.publisher = arrival.address.to_string();
             }
             None => {
                 info!(stream = %key, from = %arrival.address, protocol = arrival.protocol, "stream begins");
@@ -501,13 +563,13 @@ impl Keeper {
                     recreate: false,
                     stream: Some(live),
                     ends_at: None,
-                    how: Leave::Lost,
+                    close: Close::TcpDrop,
                 };
                 self.places.insert(key.clone(), place);
-                self.write_session(&key).await;
             }
         }
-        self.reconcile_all(vec![key.clone()]).await;
+        self.write_session(&key).await;
+        self.make_so(&key).await;
         Ok(Hold { publisher, cut, word: Word { inbox: self.plan.inbox.clone(), key, number, how: Leave::Lost } })
     }
 
@@ -526,7 +588,7 @@ impl Keeper {
         let mut urgent = false;
         for (number, status) in news.statuses {
             let Some(relay) = self.relays.get(&number) else { continue };
-            urgent |= relay.told != (status.state, status.reason);
+            urgent |= !relay.has_told(&status);
             self.pending.insert(number, status);
         }
         self.words.extend(news.recordings);
@@ -536,7 +598,14 @@ impl Keeper {
         } else if !self.pending.is_empty() {
             self.write_at.get_or_insert(Instant::now() + LAZY);
         }
-        self.reconcile_all(news.woken.into_iter().collect()).await;
+        // Nothing runs for a stream that is not live, and when it is published its rows are read. But its recordings may be over.
+        self.settle |= !news.woken.is_empty();
+        let live = news.woken.into_iter().filter(|key| self.is_live(key)).collect::<Vec<_>>();
+        self.woken.extend(live);
+    }
+
+    fn is_live(&self, key: &StreamKey) -> bool {
+        self.places.get(key).is_some_and(|place| place.stream.is_some())
     }
 
     /// Whether this publisher is the one that holds the stream now.
@@ -547,10 +616,10 @@ impl Keeper {
     async fn left(&mut self, key: &StreamKey, how: Leave) {
         let grace = **self.parts.grace.load();
         let Some(place) = self.places.get_mut(key) else { return };
-        place.how = how;
+        place.close = how.into();
         // A publisher that says goodbye does not come back in a moment.
         if how == Leave::Finished || grace.is_zero() || self.drained.is_some() {
-            self.end(key, if how == Leave::Finished { Close::Normal } else { Close::TcpDrop }).await;
+            self.end(key, how.into()).await;
         } else {
             info!(stream = %key, ?how, grace_ms = grace.as_millis() as u64, "publisher is gone; waiting for it");
             place.ends_at = Some(Instant::now() + grace);
@@ -559,31 +628,30 @@ impl Keeper {
 
     /// Ends a stream: its outputs finish what they have, and the customer is told.
     async fn end(&mut self, key: &StreamKey, close: Close) {
-        self.announce(key, 0).await;
         self.parts.hub.end(key);
-        let Some(place) = self.places.remove(key) else { return };
+        let Some(mut place) = self.places.remove(key) else { return };
         info!(stream = %key, ?close, "stream ends");
-        let apps = self.parts.apps.clone();
+        // Who hears that it ends has heard that it began.
+        place.unwritten |= !place.announced;
+        place.announced = true;
         let now_ms = unix_ms();
-        let written = self
-            .write(async |tx| {
-                if place.unwritten {
-                    tx.stream_open(&place.session).await?;
-                }
-                tx.stream_close(key, now_ms).await?;
-                tx.rules_delete_default(key).await?;
-                tx.records_close_default(key, now_ms).await?;
-                if let Some(app) = apps.get(key.app()) {
-                    tx.owe(callback::stream_close(&app, &place.session, close, now_ms), now_ms).await?;
-                }
-                Ok(())
-            })
-            .await;
-        if let Err(error) = written {
+        let end = async |tx: &mut Tx| {
+            if place.unwritten {
+                self.open(tx, &place, now_ms).await?;
+            }
+            tx.stream_close(key, now_ms).await?;
+            tx.rules_delete_default(key).await?;
+            tx.records_close_default(key, now_ms).await?;
+            if let Some(app) = self.parts.apps.get(key.app()) {
+                tx.owe(callback::stream_close(&app, &place.session, close, now_ms), now_ms).await?;
+            }
+            Ok(())
+        };
+        if let Err(error) = self.write(end).await {
             error!(stream = %key, %error, "cannot write that the stream ended; trying again");
             // It waits as a stream that nobody publishes, and ends again when the store is back.
             let ends_at = Some(Instant::now() + STORE_RETRY);
-            self.places.insert(key.clone(), Place { stream: None, ends_at, ..place });
+            self.places.insert(key.clone(), Place { stream: None, ends_at, close, ..place });
         }
     }
 
@@ -599,58 +667,75 @@ impl Keeper {
         self.write_session(key).await;
     }
 
-    /// Writes a session that the rows do not know, or not as it is.
-    async fn write_session(&mut self, key: &StreamKey) {
-        let Some(place) = self.places.get(key).filter(|place| place.unwritten) else { return };
-        let (session, announced, recreate) = (place.session.clone(), place.announced, place.recreate);
-        let (apps, http, rtmp) = (self.parts.apps.clone(), &self.parts.public_url, &self.parts.rtmp_base);
+    /// Writes a session that the rows do not know, or not as it is; says whether they do now.
+    async fn write_session(&mut self, key: &StreamKey) -> bool {
+        let Some(place) = self.places.get(key).filter(|place| place.unwritten) else { return true };
         let now_ms = unix_ms();
-        let written = self
-            .write(async |tx| {
-                tx.stream_open(&session).await?;
-                let app = apps.get(key.app());
-                if let (true, Some(app)) = (announced, app) {
-                    tx.owe(callback::stream_create(&app, http, rtmp, &session, recreate, now_ms), now_ms).await?;
-                }
-                Ok(())
-            })
-            .await;
+        let written = self.write(async |tx| self.open(tx, place, now_ms).await).await;
         match written {
             Ok(()) => {
                 if let Some(place) = self.places.get_mut(key) {
                     place.unwritten = false;
                 }
+                true
             }
             Err(error) => {
                 error!(stream = %key, %error, "cannot write that the stream is live; trying again");
                 self.later(key);
+                false
             }
         }
+    }
+
+    /// Writes a session, and owes stream_create if the customer is to hear of it.
+    async fn open(&self, tx: &mut Tx, place: &Place, now_ms: i64) -> Result<(), store::Error> {
+        let session = &place.session;
+        tx.stream_open(session).await?;
+        let Some(app) = self.parts.apps.get(session.key.app()).filter(|_| place.announced) else { return Ok(()) };
+        let (http, rtmp) = (&self.parts.public_url, &self.parts.rtmp_base);
+        tx.owe(callback::stream_create(&app, http, rtmp, session, place.recreate, now_ms), now_ms).await
     }
 
     fn later(&mut self, key: &StreamKey) {
         self.unwritten.insert(key.clone());
-        self.write_at = Some(Instant::now() + STORE_RETRY);
+        self.write_later();
     }
 
-    async fn reconcile_all(&mut self, keys: Vec<StreamKey>) {
-        for key in keys {
-            if let Err(error) = self.reconcile(&key).await {
-                error!(stream = %key, %error, "cannot read what should run; trying again");
-                self.later(&key);
-            }
+    fn write_later(&mut self) {
+        self.write_at.get_or_insert(Instant::now() + STORE_RETRY);
+    }
+
+    /// Does the next part of what calls have changed.
+    async fn take_turn(&mut self) {
+        if self.turn.is_empty() {
+            self.turn.extend(std::mem::take(&mut self.woken));
+        }
+        if let Some(key) = self.turn.pop() {
+            self.make_so(&key).await;
+        }
+        if self.settle {
+            self.settle_recordings().await;
         }
     }
 
-    /// Makes the relays of one stream equal to its rules.
+    async fn make_so(&mut self, key: &StreamKey) {
+        if let Err(error) = self.reconcile(key).await {
+            error!(stream = %key, %error, "cannot read what should run; trying again");
+            self.later(key);
+        }
+    }
+
+    /// Makes the relays and recordings of a live stream equal to its rows.
     async fn reconcile(&mut self, key: &StreamKey) -> Result<(), store::Error> {
+        if !self.is_live(key) {
+            return Ok(());
+        }
         let app = self.parts.apps.get(key.app());
-        let live = self.places.get(key).is_some_and(|place| place.stream.is_some());
-        if live && let Some(app) = &app {
+        if let Some(app) = &app {
             self.put_default_rule(app, key).await?;
         }
         let (forbidden, rules) = self.read(async |tx| Ok((tx.forbidden(key).await?, tx.rules_of(key).await?))).await?;
-        if forbidden && live {
+        if forbidden {
             info!(stream = %key, "stream is forbidden: its publisher is cut");
             if let Some(live) = self.places.get(key).and_then(|place| place.stream.as_ref()) {
                 live.cut.cancel();
@@ -683,8 +768,14 @@ impl Keeper {
             };
             match extra.remove(&rule.address) {
                 Some(number) => {
-                    let Some(told) = &self.relays[&number].wish else { continue };
-                    told.send_if_modified(|old| {
+                    let relay = &self.relays[&number];
+                    // The row of a rule that was deleted and put again does not know that its relay goes on.
+                    if relay.told.state != State::None && !relay.has_told(&rule.status) {
+                        self.pending.entry(number).or_insert_with(|| relay.told.clone());
+                        self.write_at = Some(Instant::now());
+                    }
+                    let Some(wished) = &relay.wish else { continue };
+                    wished.send_if_modified(|old| {
                         let same = old.retry_asked == wish.retry_asked
                             && old.target.url() == wish.target.url()
                             && old.push == wish.push
@@ -718,7 +809,8 @@ impl Keeper {
     fn start_relay(&mut self, key: &StreamKey, address: String, wish: Wish) {
         let Some(live) = self.places.get(key).and_then(|place| place.stream.as_ref()) else { return };
         // The one before it, of a rule deleted and put again, says goodbye first.
-        if self.relays.values().any(|relay| relay.key == *key && relay.address == address) {
+        if self.rests(key, &address) || self.relays.values().any(|relay| relay.key == *key && relay.address == address)
+        {
             return;
         }
         self.numbers += 1;
@@ -741,9 +833,13 @@ impl Keeper {
             span: info_span!("relay", stream = %key, target = public),
         };
         let task = self.running.spawn_on(relay.run(), live.lane.handle()).id();
-        let told = (State::None, Reason::None);
-        let wish = Some(wish);
+        let (told, wish) = (Status::default(), Some(wish));
         self.relays.insert(number, Running { key: key.clone(), address, masked, wish, task, told, ended: false });
+    }
+
+    /// Whether a relay or a recording is not to be started yet.
+    fn rests(&self, key: &StreamKey, name: &str) -> bool {
+        self.resting.contains_key(&(key.clone(), name.to_owned()))
     }
 
     async fn task_ended(&mut self, ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>) {
@@ -763,7 +859,9 @@ impl Keeper {
         let status = match (ended, last) {
             (Ok(_), last) => last,
             (Err(error), _) => {
-                error!(%error, "a relay's task failed; it is started again");
+                let relay = &self.relays[&number];
+                error!(stream = %relay.key, target = relay.masked, %error, "a relay's task failed; it is started again");
+                self.resting.insert((relay.key.clone(), relay.address.clone()), Instant::now() + REST);
                 let mut status = Status::new(State::None, Reason::ServerError);
                 (status.state_ms, status.last_error) = (unix_ms(), "internal error".into());
                 Some(status)
@@ -785,8 +883,7 @@ impl Keeper {
             .iter()
             .filter_map(|(number, status)| {
                 let relay = self.relays.get(number)?;
-                let changed = relay.told != (status.state, status.reason);
-                let app = self.parts.apps.get(relay.key.app()).filter(|_| changed);
+                let app = self.parts.apps.get(relay.key.app()).filter(|_| !relay.has_told(status));
                 Some((relay.key.clone(), relay.address.clone(), relay.masked.clone(), status.clone(), app))
             })
             .collect();
@@ -804,12 +901,11 @@ impl Keeper {
             .await;
         if let Err(error) = written {
             error!(%error, "cannot write the state of relays; trying again");
-            self.write_at = Some(Instant::now() + STORE_RETRY);
-            return;
+            return self.write_later();
         }
         for (number, status) in std::mem::take(&mut self.pending) {
             let Some(relay) = self.relays.get_mut(&number) else { continue };
-            relay.told = (status.state, status.reason);
+            relay.told = status;
             if relay.ended {
                 self.forget_relay(number);
             }
@@ -828,33 +924,55 @@ impl Keeper {
         let over = |place: &Place| place.ends_at.is_some_and(|at| at <= now);
         let ended: Vec<_> = self.places.iter().filter(|(_, place)| over(place)).map(|(key, _)| key.clone()).collect();
         for key in ended {
-            let close = match self.places[&key].how {
-                Leave::Finished => Close::Normal,
-                Leave::Silent => Close::Heartbeat,
-                Leave::Lost => Close::TcpDrop,
-            };
+            let close = self.places[&key].close;
             self.end(&key, close).await;
         }
+        let rested = self.resting.extract_if(.., |_, at| *at <= now);
+        self.woken.extend(rested.map(|((key, _), _)| key));
         if self.write_at.is_some_and(|at| at <= now) {
             self.write_at = None;
-            let keys = std::mem::take(&mut self.unwritten);
-            for key in &keys {
-                self.write_session(key).await;
-            }
-            self.reconcile_all(keys.into_iter().collect()).await;
-            if !self.pending.is_empty() {
-                self.write_statuses().await;
-            }
-            self.write_words().await;
+            self.write_what_waits().await;
         }
         if self.due_at.is_some_and(|at| at <= now) {
-            self.end_due_recordings().await;
+            (self.due_at, self.settle) = (None, true);
         }
+    }
+
+    async fn write_what_waits(&mut self) {
+        self.woken.extend(self.unwritten.iter().cloned());
+        if !self.write_stopped().await {
+            return;
+        }
+        // A store that does not take one takes none.
+        while let Some(key) = self.unwritten.pop_first() {
+            if !self.write_session(&key).await {
+                break;
+            }
+        }
+        if !self.pending.is_empty() {
+            self.write_statuses().await;
+        }
+        self.write_words().await;
+    }
+
+    /// Writes what the last run left running, if that has to be written yet; says whether it is.
+    async fn write_stopped(&mut self) -> bool {
+        if self.lock_stopped().is_none() {
+            return true;
+        }
+        // That goes before whatever is written.
+        let written = self.write(async |_| Ok(())).await;
+        if let Err(error) = &written {
+            error!(%error, "cannot write that nothing runs yet; trying again");
+            self.write_later();
+        }
+        written.is_ok()
     }
 
     fn next_deadline(&self) -> Option<Instant> {
         let ends = self.places.values().filter_map(|place| place.ends_at).min();
-        [ends, self.write_at, self.due_at].into_iter().flatten().min()
+        let rested = self.resting.values().min().copied();
+        [ends, rested, self.write_at, self.due_at].into_iter().flatten().min()
     }
 
     async fn drain(&mut self) {
@@ -889,17 +1007,27 @@ impl Keeper {
         ask(&mut self.parts.store.read().await?).await
     }
 
+    /// What the last run left running goes first: later a relay of the same rule may have told that it runs.
     async fn write<T>(&self, change: impl AsyncFnOnce(&mut Tx) -> Result<T, store::Error>) -> Result<T, store::Error> {
         let written = async {
+            let stopped = self.lock_stopped().clone();
             let mut tx = self.parts.store.begin().await?;
+            if let Some(stopped) = &stopped {
+                stopped.note(&mut tx, &self.parts.apps).await?;
+            }
             let made = change(&mut tx).await?;
             tx.commit().await?;
+            *self.lock_stopped() = None;
             Ok(made)
         }
         .await;
         let trouble = written.as_ref().err().map(store::Error::to_string).unwrap_or_default();
         *self.plan.inbox.trouble.lock().expect("no holder panics") = trouble;
         written
+    }
+
+    fn lock_stopped(&self) -> MutexGuard<'_, Option<Arc<Stopped>>> {
+        self.stopped.lock().expect("no holder panics")
     }
 }
 

@@ -13,7 +13,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::config;
-use crate::live::{Meter, Relay, Stream};
+use crate::live::{Meter, Publisher, Relay, Stream};
 use crate::secret::Secret;
 use crate::store::{Callback, Delivery, Origin, Reason, Session, State, Status};
 
@@ -705,8 +705,7 @@ async fn live_streams_are_described() {
         Track { codec: Codec::H264, config: Default::default(), format: Format::Video { width: 1280, height: 720 } };
     let stream = |tracks: Tracks| {
         Arc::new(Stream {
-            protocol: "RTMP",
-            publisher: "198.51.100.4:50312".into(),
+            publisher: Publisher { protocol: "RTMP", address: "198.51.100.4:50312".into() }.into(),
             since_ms: 7,
             tracks: std::sync::RwLock::new(Arc::new(tracks)),
             frame_rate_milli: AtomicU64::new(29970),

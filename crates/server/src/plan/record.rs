@@ -10,9 +10,9 @@ use bywash_media::{StreamKey, Time};
 use tokio::runtime::Handle;
 use tokio::task::JoinError;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::{error, info, info_span, warn};
+use tracing::{error, info, info_span};
 
-use super::{Keeper, STORE_RETRY};
+use super::{Keeper, REST, STORE_RETRY};
 use crate::callback;
 use crate::clock::unix_ms;
 use crate::config::{self, App, Vendor};
@@ -26,6 +26,9 @@ use crate::store::{self, File, FileState, Origin, Record, RecordState, RecordSta
 
 /// How long plan trusts a clock that somebody may set.
 const CLOCK: Duration = Duration::from_secs(60);
+
+/// How many recordings are ended in one transaction, about.
+const AT_ONCE: usize = 100;
 
 /// What recordings have in common.
 pub struct Settings {
@@ -57,30 +60,8 @@ pub(super) struct Recording {
 }
 
 impl Keeper {
-    /// After a start: has what was being written finished, and says that nothing is recorded yet.
-    pub(super) async fn recover_recordings(&mut self) {
-        let read = async |tx: &mut Tx| {
-            let (running, over) = (tx.records_running().await?, tx.records_over(None).await?);
-            Ok((tx.files_open().await?, running, over))
-        };
-        let (files, mut stopped, over) = match self.read(read).await {
-            Ok(found) => found,
-            Err(error) => return error!(%error, "cannot read what was recorded before"),
-        };
-        for file in files {
-            self.finish_cut(File { interrupted: true, ..file });
-        }
-        stopped.extend(over.into_iter().filter(|record| record.status.state == RecordState::Waiting));
-        let ended =
-            self.write(async |tx| note_stopped(tx, &self.parts.apps, &stopped, "the server stopped").await).await;
-        if let Err(error) = ended {
-            error!(%error, "cannot write that nothing is recorded yet");
-        }
-        self.set_due().await;
-    }
-
     /// Finishes a file that a stop has cut, beside all else. Its row says Open until then, so another stop takes nothing away.
-    fn finish_cut(&mut self, file: File) {
+    pub(super) fn finish_cut(&mut self, file: File) {
         let (folder, inbox) = (self.parts.record.folder.clone(), self.plan.inbox.clone());
         self.finishing.spawn(async move {
             let span = info_span!("record", stream = %file.key, task = file.record);
@@ -91,34 +72,27 @@ impl Keeper {
         });
     }
 
-    /// Makes the recordings of one stream equal to its rows.
+    /// Makes the recordings of a live stream equal to its rows.
     pub(super) async fn reconcile_recordings(
         &mut self,
         key: &StreamKey,
         app: Option<&App>,
     ) -> Result<(), store::Error> {
-        let live = self.places.get(key).is_some_and(|place| place.stream.is_some());
-        if live && let Some(app) = app {
+        if let Some(app) = app {
             self.put_default_records(app, key).await?;
         }
-        let read = async |tx: &mut Tx| Ok((tx.records_wished_of(key).await?, tx.records_over(Some(key)).await?));
-        let (wished, mut over) = self.read(read).await?;
+        let wished = self.read(async |tx| tx.records_wished_of(key).await).await?;
         for recording in self.recordings.values_mut().filter(|it| it.key == *key) {
             if !wished.iter().any(|record| record.id == recording.id) {
                 recording.wish = None;
             }
         }
-        over.retain(|record| !self.recordings.values().any(|it| it.id == record.id));
-        if !over.is_empty() {
-            self.write(async |tx| note_stopped(tx, &self.parts.apps, &over, "").await).await?;
-        }
         for record in wished {
             let runs = |it: &Recording| it.id == record.id && it.wish.is_some() && !it.ended && !it.stream.has_ended();
-            if live && !self.recordings.values().any(runs) {
+            if !self.recordings.values().any(runs) {
                 self.start_recording(record, app).await?;
             }
         }
-        self.set_due().await;
         Ok(())
     }
 
@@ -145,6 +119,9 @@ impl Keeper {
     }
 
     async fn start_recording(&mut self, record: Record, app: Option<&App>) -> Result<(), store::Error> {
+        if self.rests(&record.key, &record.id) {
+            return Ok(());
+        }
         let Some(live) = self.places.get(&record.key).and_then(|place| place.stream.as_ref()) else { return Ok(()) };
         let Some(wanted) = app.and_then(|app| app.record.get(record.vendor.name())) else {
             let reason = "the app has no recording of this vendor any more";
@@ -195,6 +172,10 @@ impl Keeper {
             let state =
                 State { state: RecordState::Waiting, reason: String::new(), last_error: "internal error".into() };
             self.plan.inbox.put(|news| news.recordings.push((number, Note::State(state))));
+            if let Some(recording) = self.recordings.get(&number) {
+                let name = (recording.key.clone(), recording.id.clone());
+                self.resting.insert(name, Instant::now() + REST);
+            }
         }
         if let Some(recording) = self.recordings.get_mut(&number) {
             recording.ended = true;
@@ -217,8 +198,7 @@ impl Keeper {
                 Err(error) => {
                     error!(%error, "cannot write what is recorded; trying again");
                     self.words = words;
-                    self.write_at = Some(Instant::now() + STORE_RETRY);
-                    return;
+                    return self.write_later();
                 }
             }
         }
@@ -268,35 +248,43 @@ impl Keeper {
         Ok(())
     }
 
-    /// Ends recordings whose time is over.
-    pub(super) async fn end_due_recordings(&mut self) {
+    /// Ends recordings whose time is over, says of those that nothing runs for that they are, and looks when the next one's time is.
+    pub(super) async fn settle_recordings(&mut self) {
+        self.settle = false;
+        match self.settle_some().await {
+            Ok(due_at) => self.due_at = due_at,
+            Err(error) => {
+                error!(%error, "cannot end the recordings that are over; trying again");
+                self.due_at = Some(Instant::now() + STORE_RETRY);
+            }
+        }
+    }
+
+    async fn settle_some(&mut self) -> Result<Option<Instant>, store::Error> {
         let now_ms = unix_ms();
-        let ended = self
-            .write(async |tx| {
-                let due = tx.records_due(now_ms).await?;
+        // Those that still run say it themselves, and may be all that the store gives.
+        let limit = AT_ONCE + self.recordings.len();
+        let look = async |tx: &mut Tx| {
+            let due = tx.records_due(now_ms, AT_ONCE as i64).await?;
+            Ok((due, tx.records_over(limit as i64).await?, tx.record_next_due().await?))
+        };
+        let (due, mut over, next_ms) = self.read(look).await?;
+        over.retain(|record| !self.recordings.values().any(|it| it.id == record.id));
+        if !due.is_empty() || !over.is_empty() {
+            let end = async |tx: &mut Tx| {
                 for record in &due {
                     tx.record_close(&record.id, now_ms).await?;
                 }
-                Ok(due)
-            })
-            .await;
-        match ended {
-            Ok(due) => due.into_iter().for_each(|record| self.plan.wake(record.key)),
-            Err(error) => error!(%error, "cannot end the recordings whose time is over; trying again"),
+                note_stopped(tx, &self.parts.apps, &over, "").await
+            };
+            self.write(end).await?;
+            // There may be more of them, and these may be over now.
+            self.settle = true;
+            due.into_iter().for_each(|record| self.plan.wake(record.key));
+            return Ok(None);
         }
-        self.due_at = Some(Instant::now() + STORE_RETRY);
-        self.set_due().await;
-    }
-
-    /// Looks when the next recording's time is over.
-    async fn set_due(&mut self) {
-        match self.read(async |tx| tx.record_next_due().await).await {
-            Ok(next) => {
-                let wait = next.map(|at| Duration::from_millis((at - unix_ms()).max(0) as u64).min(CLOCK));
-                self.due_at = wait.map(|wait| Instant::now() + wait);
-            }
-            Err(error) => warn!(%error, "cannot read when recordings end"),
-        }
+        let wait = next_ms.map(|at| Duration::from_millis((at - unix_ms()).max(0) as u64).min(CLOCK));
+        Ok(wait.map(|wait| Instant::now() + wait))
     }
 }
 
@@ -358,7 +346,12 @@ async fn note(tx: &mut Tx, apps: &config::Apps, id: &str, state: &State) -> Resu
 }
 
 /// Notes that nothing records these.
-async fn note_stopped(tx: &mut Tx, apps: &config::Apps, records: &[Record], why: &str) -> Result<(), store::Error> {
+pub(super) async fn note_stopped(
+    tx: &mut Tx,
+    apps: &config::Apps,
+    records: &[Record],
+    why: &str,
+) -> Result<(), store::Error> {
     for record in records {
         let reason = if record.closed_ms > 0 { String::new() } else { why.to_owned() };
         let last_error = record.status.last_error.clone();

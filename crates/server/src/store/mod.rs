@@ -71,7 +71,11 @@ pub struct Page {
 }
 
 /// The numbered schema files; a database at version n has the first n of them.
-const SCHEMA: [&str; 2] = [include_str!("schema/0001_begin.sql"), include_str!("schema/0002_record.sql")];
+const SCHEMA: [&str; 3] = [
+    include_str!("schema/0001_begin.sql"),
+    include_str!("schema/0002_record.sql"),
+    include_str!("schema/0003_record_over.sql"),
+];
 
 /// How long one waits for its turn at the writer or for a reader.
 const TURN: Duration = Duration::from_secs(5);
@@ -394,6 +398,24 @@ pub(crate) mod tests {
         fn drop(&mut self) {
             std::fs::remove_dir_all(&self.0).ok();
         }
+    }
+
+    /// From now on the rows that plan writes can be written no more, as on a full disk; or they can again.
+    pub(crate) async fn set_full(store: &Store, full: bool) {
+        let mut tx = store.begin().await.unwrap();
+        for table in ["rule", "stream", "record", "file", "outbox"] {
+            for change in ["INSERT", "UPDATE", "DELETE"] {
+                let name = format!("full_{table}_{change}");
+                let text = match full {
+                    true => format!(
+                        "CREATE TRIGGER {name} BEFORE {change} ON {table} BEGIN SELECT RAISE(ABORT, 'full'); END"
+                    ),
+                    false => format!("DROP TRIGGER {name}"),
+                };
+                tx.run(sqlx::query(AssertSqlSafe(text))).await.unwrap();
+            }
+        }
+        tx.commit().await.unwrap();
     }
 
     pub(crate) fn key(id: &str) -> StreamKey {

@@ -84,6 +84,9 @@ pub fn task_id() -> String {
 pub(super) const OVER: &str = "closed_ms > 0 AND closed_ms < $1 AND state NOT BETWEEN 1 AND 2 \
                                AND NOT EXISTS (SELECT 1 FROM file WHERE file.record = record.id)";
 
+/// For [`Tx::records_over`].
+const UNSAID: &str = "SELECT * FROM record WHERE closed_ms > 0 AND state < 3 ORDER BY closed_ms LIMIT $1";
+
 impl Tx {
     /// Puts a recording; its stream must have none wished for the vendor.
     pub async fn record_put(&mut self, record: &Record) -> Result<(), Error> {
@@ -129,10 +132,10 @@ impl Tx {
         Ok(self.run(sqlx::query(sql).bind(id.to_owned()).bind(now_ms)).await? > 0)
     }
 
-    /// The wished recordings whose end has come.
-    pub async fn records_due(&mut self, now_ms: i64) -> Result<Vec<Record>, Error> {
-        let sql = "SELECT * FROM record WHERE closed_ms = 0 AND end_ms > 0 AND end_ms <= $1 ORDER BY end_ms";
-        self.each(sqlx::query(sql).bind(now_ms), record_of).await
+    /// The wished recordings whose end has come, at most `limit`, the earliest first.
+    pub async fn records_due(&mut self, now_ms: i64, limit: i64) -> Result<Vec<Record>, Error> {
+        let sql = "SELECT * FROM record WHERE closed_ms = 0 AND end_ms > 0 AND end_ms <= $1 ORDER BY end_ms LIMIT $2";
+        self.each(sqlx::query(sql).bind(now_ms).bind(limit), record_of).await
     }
 
     /// When the next end of a wished recording is.
@@ -147,19 +150,9 @@ impl Tx {
         self.each(sqlx::query(sql), record_of).await
     }
 
-    /// Recordings that were ended and do not say so yet, of one stream or all.
-    pub async fn records_over(&mut self, key: Option<&StreamKey>) -> Result<Vec<Record>, Error> {
-        let sql = match key {
-            Some(key) => bind_key(
-                sqlx::query(
-                    "SELECT * FROM record \
-                     WHERE app = $1 AND environment = $2 AND stream = $3 AND closed_ms > 0 AND state < 3",
-                ),
-                key,
-            ),
-            None => sqlx::query("SELECT * FROM record WHERE closed_ms > 0 AND state < 3"),
-        };
-        self.each(sql, record_of).await
+    /// The recordings of all apps that were ended and do not say so yet, at most `limit`, the first that was ended first.
+    pub async fn records_over(&mut self, limit: i64) -> Result<Vec<Record>, Error> {
+        self.each(sqlx::query(UNSAID).bind(limit), record_of).await
     }
 
     /// Ends the wished recordings of a stream that no call has asked for.
@@ -169,13 +162,13 @@ impl Tx {
         self.run(bind_key(sqlx::query(sql), key).bind(Origin::Default as i64).bind(now_ms)).await.map(drop)
     }
 
-    /// Notes how a recording goes; `false` if it is gone.
-    pub async fn record_note(&mut self, id: &str, status: &RecordStatus) -> Result<bool, Error> {
+    /// Notes how a recording goes.
+    pub async fn record_note(&mut self, id: &str, status: &RecordStatus) -> Result<(), Error> {
         let sql = "UPDATE record SET state = $2, reason = $3, state_ms = $4, begun_ms = $5, last_error = $6 \
                    WHERE id = $1";
         let RecordStatus { state, reason, state_ms, begun_ms, last_error } = status.clone();
         let sql = sqlx::query(sql).bind(id.to_owned()).bind(state as i64).bind(reason).bind(state_ms);
-        Ok(self.run(sql.bind(begun_ms).bind(last_error)).await? > 0)
+        self.run(sql.bind(begun_ms).bind(last_error)).await.map(drop)
     }
 
     /// The number of a recording's next file, from 1; never the same again.
@@ -327,8 +320,10 @@ mod tests {
             tx.record_put(&record(id, id, Vendor::Ws, Origin::Api, end_ms)).await.unwrap();
         }
         assert_eq!(tx.record_next_due().await.unwrap(), Some(10));
-        let due = tx.records_due(20).await.unwrap();
-        assert_eq!(due.iter().map(|it| it.id.as_str()).collect::<String>(), "24");
+        for (limit, want) in [(1, "2"), (9, "24")] {
+            let due = tx.records_due(20, limit).await.unwrap();
+            assert_eq!(due.iter().map(|it| it.id.as_str()).collect::<String>(), want);
+        }
         tx.record_close("2", 20).await.unwrap();
         assert_eq!(tx.record_next_due().await.unwrap(), Some(20));
     }
@@ -347,10 +342,9 @@ mod tests {
         ]) {
             tx.record_put(&record(id, id, Vendor::Ws, Origin::Api, 0)).await.unwrap();
             let status = RecordStatus { state, reason: id.into(), state_ms: 7, begun_ms: 8, last_error: "e".into() };
-            assert!(tx.record_note(id, &status).await.unwrap());
+            tx.record_note(id, &status).await.unwrap();
             assert_eq!(tx.record(id).await.unwrap().unwrap().status, status);
         }
-        assert!(!tx.record_note("5", &RecordStatus::default()).await.unwrap());
         assert_eq!([1, 2], [tx.record_next_number("1").await.unwrap(), tx.record_next_number("1").await.unwrap()]);
         tx.commit().await.unwrap();
         let store = dir.open().await;
@@ -358,6 +352,29 @@ mod tests {
         let ran = tx.records_running().await.unwrap();
         assert_eq!(ran.iter().map(|it| it.id.as_str()).collect::<String>(), "12");
         assert_eq!(tx.record_next_number("1").await.unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn what_was_ended_and_does_not_say_so_is_found_without_a_walk_through_the_past() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let mut tx = store.begin().await.unwrap();
+        let states = [RecordState::Waiting, RecordState::Recording, RecordState::Ended, RecordState::Failed];
+        for (id, state, closed_ms) in
+            ["1", "2", "3", "4"].into_iter().zip(states).zip([30, 20, 10, 5]).map(|((id, state), at)| (id, state, at))
+        {
+            tx.record_put(&record(id, id, Vendor::Ws, Origin::Api, 0)).await.unwrap();
+            tx.record_note(id, &RecordStatus { state, ..RecordStatus::default() }).await.unwrap();
+            tx.record_close(id, closed_ms).await.unwrap();
+        }
+        tx.record_put(&record("5", "5", Vendor::Ws, Origin::Api, 0)).await.unwrap();
+        for (limit, want) in [(1, "2"), (9, "21")] {
+            let over = tx.records_over(limit).await.unwrap();
+            assert_eq!(over.iter().map(|it| it.id.as_str()).collect::<String>(), want);
+        }
+        let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {UNSAID}"))).bind(1i64);
+        let plan: String = tx.one(plan).await.unwrap().try_get("detail").unwrap();
+        assert!(plan.contains("USING INDEX record_over"), "{plan}");
     }
 
     #[tokio::test]

@@ -49,11 +49,11 @@ impl Tx {
         self.run(sql.bind(codec).bind(created_ms).bind(closed_ms)).await.map(drop)
     }
 
-    /// Closes the live publish of a stream; says whether there was one.
-    pub async fn stream_close(&mut self, key: &StreamKey, closed_ms: i64) -> Result<bool, Error> {
+    /// Closes the live publish of a stream.
+    pub async fn stream_close(&mut self, key: &StreamKey, closed_ms: i64) -> Result<(), Error> {
         let sql = "UPDATE stream SET closed_ms = $4 \
                    WHERE app = $1 AND environment = $2 AND stream = $3 AND closed_ms = 0";
-        Ok(self.run(bind_key(sqlx::query(sql), key).bind(closed_ms)).await? > 0)
+        self.run(bind_key(sqlx::query(sql), key).bind(closed_ms)).await.map(drop)
     }
 
     /// The newest publish of a stream.
@@ -124,8 +124,8 @@ mod tests {
         let (first, second) = (session("a", 1), session("a", 2));
         tx.stream_open(&first).await.unwrap();
         assert_eq!(tx.stream(&key("a")).await.unwrap(), Some(first));
-        assert!(tx.stream_close(&key("a"), 1500).await.unwrap());
-        assert!(!tx.stream_close(&key("a"), 1600).await.unwrap());
+        tx.stream_close(&key("a"), 1500).await.unwrap();
+        tx.stream_close(&key("a"), 1600).await.unwrap();
         assert_eq!(tx.stream(&key("a")).await.unwrap().unwrap().closed_ms, 1500);
         assert_eq!(tx.stream_next_seq(&key("a")).await.unwrap(), 2);
         tx.stream_open(&second).await.unwrap();

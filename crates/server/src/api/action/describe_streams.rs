@@ -70,10 +70,11 @@ fn describe(key: &StreamKey, stream: &Stream) -> Value {
         Some(Format::Audio { sample_rate, channels }) => (sample_rate, channels),
         _ => (0, 0),
     };
+    let publisher = stream.publisher();
     json!({
         "StreamId": key.id(),
-        "Protocol": stream.protocol,
-        "PublisherAddress": stream.publisher,
+        "Protocol": publisher.protocol,
+        "PublisherAddress": publisher.address,
         "Since": stream.since_ms,
         "VideoCodec": codec(video),
         "Width": width,

@@ -642,7 +642,7 @@ async fn recordings_are_described() {
         last_error: "no space".into(),
     };
     let mut tx = api.gateway.store.begin().await.unwrap();
-    assert!(tx.record_note(&record, &status).await.unwrap());
+    tx.record_note(&record, &status).await.unwrap();
     tx.commit().await.unwrap();
 
     let all = api.next("DescribeCDNRecords").await;

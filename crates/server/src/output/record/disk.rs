@@ -20,7 +20,7 @@ use tracing::{Span, error, warn};
 
 use super::take::{Op, Opening};
 use super::{Note, Say};
-use crate::segment::{Change, Folder, Writer};
+use crate::segment::{Change, Folder, Whole, Writer};
 use crate::store::File;
 
 /// What one recording may have waiting for the disk, in bytes. A disk that is slower keeps it behind in the stream's ring.

@@ -1,0 +1,375 @@
+//! Plan on a real store: what it starts, and what it tells whom.
+
+use std::net::TcpListener;
+
+use bywash_media::Environment;
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::config::{App, Config, Vendor};
+use crate::lane::Lanes;
+use crate::object::Urls;
+use crate::secret::Secret;
+use crate::segment::Folder;
+use crate::space::Space;
+use crate::store::tests::{Dir, key, set_full};
+use crate::store::{Page, Record, RecordState, RecordStatus, Rule};
+
+/// What plan works with, and a target that takes connections and never answers: relays to it stay as they are.
+struct World {
+    store: Store,
+    hub: Arc<Hub>,
+    live: Arc<live::Live>,
+    lanes: Lanes,
+    grace: Arc<ArcSwap<Duration>>,
+    target: TcpListener,
+    dir: Dir,
+}
+
+impl World {
+    async fn new() -> World {
+        let dir = Dir::new();
+        let live = Arc::<live::Live>::default();
+        World {
+            store: dir.open().await,
+            hub: Arc::new(Hub::new(live.clone(), 1 << 20)),
+            live,
+            lanes: Lanes::start(1).unwrap(),
+            grace: Arc::new(ArcSwap::from_pointee(Duration::ZERO)),
+            target: TcpListener::bind("127.0.0.1:0").unwrap(),
+            dir,
+        }
+    }
+
+    fn keeper(&self) -> (Keeper, mpsc::Receiver<Request>) {
+        let url = Some("http://127.0.0.1:9/".to_owned());
+        let app = App {
+            id: 7,
+            server_secret: Secret::new("secret"),
+            callback_secret: Secret::new("secret"),
+            environment: config::Environment::Both,
+            publish_auth: config::PublishAuth::None,
+            publish_key: Secret::default(),
+            play_key: Secret::default(),
+            callback: config::Callback { stream: url.clone(), state: url, ..config::Callback::default() },
+            cdn: config::Cdn::default(),
+            record: Default::default(),
+            clear_whole_app: false,
+            delete_media_string: false,
+            stream_history: None,
+        };
+        let hour = Duration::from_secs(3600);
+        let relay = config::Relay { allow_private_targets: true, connect_timeout: hour, ..Config::default().relay };
+        let media = self.dir.path().join("media");
+        Keeper::new(Parts {
+            store: self.store.clone(),
+            hub: self.hub.clone(),
+            live: self.live.clone(),
+            apps: Arc::new(Apps::new(vec![app])),
+            renditions: Arc::default(),
+            relay: Arc::new(ArcSwap::from_pointee(relay::Settings { config: relay, tls: relay::tls(None).unwrap() })),
+            grace: self.grace.clone(),
+            public_url: "http://127.0.0.1".into(),
+            rtmp_base: "rtmp://127.0.0.1".into(),
+            record: RecordSettings {
+                folder: Folder::new(media.clone(), None),
+                space: Space::new(media, 0),
+                urls: Urls { public_url: "http://127.0.0.1".into(), ttl: None },
+                bucket: false,
+                segment: Duration::from_secs(6),
+                bit_rate: 128_000,
+            },
+        })
+    }
+
+    /// Plan at work. It is not heard before the caller waits for something.
+    fn start(&self) -> (Plan, JoinHandle<()>) {
+        let (keeper, asked) = self.keeper();
+        (keeper.plan.clone(), tokio::spawn(keeper.run(asked)))
+    }
+
+    fn arrival(&self, id: &str, user: &str) -> Arrival {
+        Arrival {
+            key: key(id),
+            protocol: "RTMP",
+            address: "127.0.0.1:5000".parse().unwrap(),
+            user: user.into(),
+            trace: Vec::new(),
+            lane: self.lanes.pick().clone(),
+        }
+    }
+
+    async fn change(&self, change: impl AsyncFnOnce(&mut Tx) -> Result<(), store::Error>) {
+        let mut tx = self.store.begin().await.unwrap();
+        change(&mut tx).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    fn address(&self, id: &str) -> String {
+        format!("rtmp://{}/live/{id}", self.target.local_addr().unwrap())
+    }
+
+    /// The stream `id` is to be relayed to the target.
+    async fn put_rule(&self, id: &str) {
+        let address = self.address(id);
+        self.change(async |tx| tx.rule_put(&key(id), &address, &Secret::new(&address), Origin::Api, 1).await).await;
+    }
+
+    /// The stream `id` is to be recorded until `end_ms`, which the rows say goes thus.
+    async fn put_record(&self, id: &str, end_ms: i64, state: RecordState) {
+        let record = Record {
+            id: id.into(),
+            key: key(id),
+            vendor: Vendor::Tencent,
+            origin: Origin::Api,
+            created_ms: 1,
+            end_ms,
+            closed_ms: 0,
+            status: RecordStatus { state, ..RecordStatus::default() },
+        };
+        self.change(async |tx| tx.record_put(&record).await).await;
+    }
+
+    async fn rule(&self, id: &str) -> Rule {
+        self.store.read().await.unwrap().rule(&key(id), &self.address(id)).await.unwrap().unwrap()
+    }
+
+    /// What has been told, the oldest first, in a few words each.
+    async fn told(&self) -> Vec<String> {
+        let page = Page { number: 0, size: 1000 };
+        let page = self.store.read().await.unwrap().outbox_page(7, Environment::Production, None, page).await;
+        let words = page.unwrap().1.into_iter().rev().map(|told| {
+            let body: Value = serde_json::from_str(&told.body).unwrap();
+            let fields: &[&str] = match told.event.as_str() {
+                "stream_create" => &["user_id", "recreate"],
+                "stream_close" => &["user_id", "type"],
+                _ => &["state", "last_error"],
+            };
+            let fields = fields.iter().filter_map(|field| body[field].as_str()).filter(|it| !it.is_empty());
+            [told.event.as_str()].into_iter().chain(fields).collect::<Vec<_>>().join(" ")
+        });
+        words.collect()
+    }
+
+    /// Waits until the stream has ended, which could not be written.
+    async fn wait_lost(&self, plan: &Plan, id: &str) {
+        wait("the end is lost", async || self.hub.get(&key(id)).is_none() && plan.trouble().is_some()).await;
+    }
+
+    async fn wait_told(&self, want: &[&str]) {
+        wait(&format!("{want:?} is told"), async || self.told().await == want).await;
+    }
+}
+
+/// Waits until it is so.
+async fn wait(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !so().await {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it never came that {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_publisher_does_not_wait_for_all_that_calls_have_changed() {
+    let world = World::new().await;
+    let (plan, _running) = world.start();
+    let mut holds = Vec::new();
+    for n in 0..20 {
+        holds.push(plan.publish(world.arrival(&n.to_string(), "")).await.unwrap());
+        world.put_rule(&n.to_string()).await;
+    }
+    (0..20).for_each(|n| plan.wake(key(&n.to_string())));
+    holds.push(plan.publish(world.arrival("asks", "")).await.unwrap());
+    assert!(world.live.relays().len() < 3, "all were looked at first");
+    wait("all are relayed", async || world.live.relays().len() == 20).await;
+}
+
+#[tokio::test]
+async fn streams_that_are_not_live_cost_nothing_however_many_are_woken() {
+    let world = World::new().await;
+    let (mut keeper, _asked) = world.keeper();
+    let _hold = keeper.publish(world.arrival("live", "")).await.unwrap();
+    (0..10_000).for_each(|n| keeper.plan.wake(key(&n.to_string())));
+    keeper.plan.wake(key("live"));
+    keeper.read_inbox().await;
+    assert_eq!(keeper.woken, [key("live")].into());
+    assert!(keeper.settle, "recordings of theirs may be over");
+}
+
+#[tokio::test]
+async fn who_is_woken_again_and_again_comes_after_the_others() {
+    let world = World::new().await;
+    let (mut keeper, _asked) = world.keeper();
+    let mut holds = Vec::new();
+    for id in ["a", "b", "c"] {
+        holds.push(keeper.publish(world.arrival(id, "")).await.unwrap());
+        world.put_rule(id).await;
+        keeper.woken.insert(key(id));
+    }
+    for _ in 0..3 {
+        keeper.take_turn().await;
+        keeper.woken.extend([key("a"), key("c")]);
+    }
+    assert_eq!(world.live.relays().len(), 3);
+}
+
+#[tokio::test]
+async fn a_stream_that_came_and_went_while_nothing_could_be_written_is_told_of_from_its_beginning() {
+    for (leave, close) in [(Leave::Finished, 0), (Leave::Silent, 1), (Leave::Lost, 4)] {
+        let world = World::new().await;
+        let (plan, _running) = world.start();
+        set_full(&world.store, true).await;
+        let hold = plan.publish(world.arrival("s", "u")).await.unwrap();
+        hold.began(0);
+        hold.leave(leave);
+        world.wait_lost(&plan, "s").await;
+        set_full(&world.store, false).await;
+        world.wait_told(&["stream_create u 0", &format!("stream_close u {close}")]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_publisher_that_was_cut_is_told_as_such_however_late() {
+    let world = World::new().await;
+    let (plan, _running) = world.start();
+    let hold = plan.publish(world.arrival("s", "u")).await.unwrap();
+    hold.began(0);
+    world.wait_told(&["stream_create u 0"]).await;
+    world.change(async |tx| tx.forbid_put(&key("s"), 1).await).await;
+    set_full(&world.store, true).await;
+    plan.wake(key("s"));
+    hold.cut.cancelled().await;
+    world.wait_lost(&plan, "s").await;
+    set_full(&world.store, false).await;
+    world.wait_told(&["stream_create u 0", "stream_close u 3"]).await;
+}
+
+#[tokio::test]
+async fn a_recording_whose_end_cannot_be_written_is_tried_again_after_a_while() {
+    let world = World::new().await;
+    let (mut keeper, _asked) = world.keeper();
+    world.put_record("s", 1, RecordState::Waiting).await;
+    set_full(&world.store, true).await;
+    for _ in 0..3 {
+        let begun = Instant::now();
+        // A call brings it up as well as the time does.
+        keeper.plan.wake(key("s"));
+        keeper.read_inbox().await;
+        keeper.take_turn().await;
+        assert!(keeper.next_deadline() >= Some(begun + STORE_RETRY));
+        assert!(!keeper.settle);
+    }
+    set_full(&world.store, false).await;
+    keeper.settle = true;
+    while keeper.settle {
+        keeper.take_turn().await;
+        keeper.read_inbox().await;
+    }
+    world.wait_told(&["record_state ended"]).await;
+    assert_eq!(keeper.next_deadline(), None);
+}
+
+#[tokio::test]
+async fn what_a_start_could_not_write_is_put_right_before_anything_new_is_told() {
+    let world = World::new().await;
+    world.put_rule("s").await;
+    let ran = Status::new(State::Relaying, Reason::None);
+    world.change(async |tx| tx.rule_note(&key("s"), &world.address("s"), &ran).await.map(drop)).await;
+    world.put_record("r", 0, RecordState::Recording).await;
+    set_full(&world.store, true).await;
+    let (mut keeper, asked) = world.keeper();
+    keeper.recover().await.unwrap();
+    let plan = keeper.plan.clone();
+    let _running = tokio::spawn(keeper.run(asked));
+    let _hold = plan.publish(world.arrival("s", "")).await.unwrap();
+    wait("it is relayed", async || !world.live.relays().is_empty()).await;
+    assert_eq!(world.rule("s").await.status.state, State::Relaying, "nothing can be written");
+    set_full(&world.store, false).await;
+    world.wait_told(&["relay_state 0 the server stopped", "record_state waiting", "relay_state 1"]).await;
+    assert_eq!(world.rule("s").await.status.state, State::Requesting);
+}
+
+#[tokio::test]
+async fn a_start_that_can_read_nothing_fails() {
+    let world = World::new().await;
+    world.store.clone().close().await;
+    assert!(world.keeper().0.recover().await.is_err());
+}
+
+#[tokio::test]
+async fn a_rule_that_is_put_again_before_plan_looks_says_that_its_relay_goes_on() {
+    let world = World::new().await;
+    let (plan, _running) = world.start();
+    world.put_rule("s").await;
+    let _hold = plan.publish(world.arrival("s", "")).await.unwrap();
+    world.wait_told(&["relay_state 1"]).await;
+    let address = world.address("s");
+    let again = async |tx: &mut Tx| {
+        tx.rule_delete(&key("s"), &address).await?;
+        tx.rule_put(&key("s"), &address, &Secret::new(&address), Origin::Api, 2).await
+    };
+    world.change(again).await;
+    assert_eq!(world.rule("s").await.status.state, State::None);
+    plan.wake(key("s"));
+    wait("the row says so", async || world.rule("s").await.status.state == State::Requesting).await;
+    assert_eq!((world.live.relays().len(), world.told().await), (1, vec!["relay_state 1".to_owned()]));
+}
+
+#[tokio::test]
+async fn a_relay_whose_task_has_failed_rests_before_it_is_started_again() {
+    let world = World::new().await;
+    let (mut keeper, _asked) = world.keeper();
+    world.put_rule("s").await;
+    let _hold = keeper.publish(world.arrival("s", "")).await.unwrap();
+    assert_eq!(keeper.relays.len(), 1);
+    let begun = Instant::now();
+    keeper.running.abort_all();
+    let ended = keeper.running.join_next_with_id().await.unwrap();
+    keeper.task_ended(ended).await;
+    keeper.on_time().await;
+    keeper.read_inbox().await;
+    keeper.take_turn().await;
+    assert_eq!(world.told().await, ["relay_state 0 internal error"]);
+    assert!(keeper.relays.is_empty() && world.live.relays().is_empty());
+    assert!(keeper.next_deadline() >= Some(begun + REST));
+    keeper.resting.values_mut().for_each(|at| *at = begun);
+    keeper.on_time().await;
+    keeper.take_turn().await;
+    assert_eq!(keeper.relays.len(), 1);
+    assert!(keeper.resting.is_empty());
+}
+
+#[tokio::test]
+async fn a_publisher_that_takes_a_stream_over_within_the_grace_is_told_as_itself() {
+    let world = World::new().await;
+    world.grace.store(Arc::new(Duration::from_secs(3600)));
+    let (plan, _running) = world.start();
+    let alice = plan.publish(world.arrival("s", "alice")).await.unwrap();
+    alice.began(0);
+    world.wait_told(&["stream_create alice 0"]).await;
+    alice.leave(Leave::Lost);
+    let address = "127.0.0.1:6000".parse().unwrap();
+    let bob = Arrival { protocol: "WHIP", address, ..world.arrival("s", "bob") };
+    let bob = plan.publish(bob).await.unwrap();
+    bob.began(0);
+    world.wait_told(&["stream_create alice 0", "stream_create bob 1"]).await;
+    let shown = world.live.stream(&key("s")).unwrap().publisher();
+    assert_eq!((shown.protocol, shown.address.as_str()), ("WHIP", "127.0.0.1:6000"));
+    let row = world.store.read().await.unwrap().stream(&key("s")).await.unwrap().unwrap();
+    assert_eq!((row.user_id, row.protocol, row.publisher), ("bob".into(), "WHIP".into(), "127.0.0.1:6000".into()));
+    bob.leave(Leave::Finished);
+    world.wait_told(&["stream_create alice 0", "stream_create bob 1", "stream_close bob 0"]).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_has_heard_of_does_not_come_back() {
+    let world = World::new().await;
+    world.grace.store(Arc::new(Duration::from_secs(3600)));
+    let (plan, _running) = world.start();
+    plan.publish(world.arrival("s", "alice")).await.unwrap().leave(Leave::Lost);
+    let bob = plan.publish(world.arrival("s", "bob")).await.unwrap();
+    bob.began(0);
+    world.wait_told(&["stream_create bob 0"]).await;
+}
