@@ -483,7 +483,7 @@ mod tests {
         }
         twin.publisher.flush();
         let mut batch = Vec::new();
-        assert!(reader.ready(&mut batch).await);
+        reader.drain(&mut batch);
         let Some(Event::Frame(last)) = batch.last() else { panic!("no sound") };
         assert!((3_700..3_950).contains(&last.dts.as_millis()), "{last:?}");
     }
