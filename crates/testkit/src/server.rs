@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -39,6 +39,22 @@ pub struct Setup {
     pub resolver: Option<PathBuf>,
     /// Targets must be public addresses, as by default; tests allow loopback otherwise.
     pub public_only: bool,
+    /// Who reads what it writes.
+    pub log: Log,
+}
+
+/// What becomes of standard output and standard error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Log {
+    /// Kept for [`Server::output`].
+    #[default]
+    Kept,
+    /// Nothing can be written: a full disk.
+    Full,
+    /// Whoever read it has gone.
+    Gone,
+    /// Whoever reads it has stopped: a pipe that is never emptied.
+    Stopped,
 }
 
 impl Setup {
@@ -110,9 +126,8 @@ play_key = "playkey0123456789playkey01234567"
         std::fs::write(dir.join("bywash.toml"), config).expect("a configuration file");
         let sequence = AtomicI64::new(now_ms());
         let loud = setup.loud;
-        let server =
-            Server { process: spawn(&dir, loud, setup.resolver.as_deref()), dir, http, rtmp, webrtc, loud, sequence };
-        server.ready()
+        let process = spawn(&dir, loud, setup.resolver.as_deref(), setup.log);
+        Server { process, dir, http, rtmp, webrtc, loud, sequence }.ready()
     }
 
     /// Ends it as a power cut does, and starts it again on the same data and ports.
@@ -389,7 +404,7 @@ impl Stopped {
     #[track_caller]
     pub fn start_again(self) -> Server {
         let Stopped { dir, http, rtmp, webrtc, loud, sequence } = self;
-        Server { process: spawn(&dir, loud, None), dir, http, rtmp, webrtc, loud, sequence }.ready()
+        Server { process: spawn(&dir, loud, None, Log::Kept), dir, http, rtmp, webrtc, loud, sequence }.ready()
     }
 }
 
@@ -416,9 +431,15 @@ pub fn binary() -> PathBuf {
     near.expect("the bywash binary beside this one: cargo build")
 }
 
-fn spawn(dir: &Scratch, loud: bool, resolver: Option<&Path>) -> Process {
-    let output = OpenOptions::new().create(true).append(true).open(dir.join("output")).expect("an output file");
-    let errors = output.try_clone().expect("a second handle");
+fn spawn(dir: &Scratch, loud: bool, resolver: Option<&Path>, log: Log) -> Process {
+    let file = |path: PathBuf| {
+        Stdio::from(OpenOptions::new().create(true).append(true).open(path).expect("a file to write to"))
+    };
+    let output = || match log {
+        Log::Kept => file(dir.join("output")),
+        Log::Full => file("/dev/full".into()),
+        Log::Gone | Log::Stopped => Stdio::piped(),
+    };
     let mut serve = match resolver {
         None => Command::new(binary()),
         // The process that is started becomes the server.
@@ -429,12 +450,16 @@ fn spawn(dir: &Scratch, loud: bool, resolver: Option<&Path>) -> Process {
             alone
         }
     };
-    serve.arg("serve").arg("--config").arg(dir.join("bywash.toml")).stdout(output).stderr(errors);
+    serve.arg("serve").arg("--config").arg(dir.join("bywash.toml")).stdout(output()).stderr(output());
     // Variables of this name configure the server; what is meant for the tests is not meant for it.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"BYWASH_")) {
         serve.env_remove(name);
     }
-    Process::start(serve.env("BYWASH_LOG", if loud { "trace" } else { "info" }))
+    let mut process = Process::start(serve.env("BYWASH_LOG", if loud { "trace" } else { "info" }));
+    if log == Log::Gone {
+        (process.child().stdout, process.child().stderr) = (None, None);
+    }
+    process
 }
 
 fn escape(text: &str) -> String {

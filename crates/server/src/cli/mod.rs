@@ -8,6 +8,7 @@ mod check;
 mod serve;
 mod token;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, LazyLock};
@@ -36,7 +37,8 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(why) => {
-            eprintln!("error: {why:#}");
+            // Who started it may be gone.
+            let _ = writeln!(std::io::stderr(), "error: {why:#}");
             ExitCode::FAILURE
         }
     }

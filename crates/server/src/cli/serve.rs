@@ -1,5 +1,6 @@
 //! `bywash serve` and `bywash demo`: the server, in earnest and to look at.
 
+use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -67,7 +68,8 @@ fn begin(source: &Source, level: &str) -> anyhow::Result<Config> {
     log::init(level);
     if let Some(dev) = config.dev_app()? {
         let made = if dev.created { "made" } else { "kept" };
-        println!("no app is configured: app {} {made}, its secrets are in {}", dev.id, dev.file.display());
+        let file = dev.file.display();
+        let _ = writeln!(stdout(), "no app is configured: app {} {made}, its secrets are in {file}", dev.id);
     }
     Ok(config)
 }

@@ -193,7 +193,11 @@ impl Port {
             let port = self.clone();
             async move { port.accept_tcp().await }
         });
-        stop.cancelled().await;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            // They end only if they panic. Who looks after this task is to see it.
+            Some(ended) = sockets.join_next() => ended.expect("reading the socket does not panic"),
+        }
         drop(sockets);
         let mut tasks = std::mem::take(&mut *self.tasks.lock().expect("no holder panics"));
         tasks.shutdown().await;
