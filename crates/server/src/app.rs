@@ -2,8 +2,10 @@
 //!
 //! Invariant: nothing below this module knows the configuration as a whole.
 
+use std::fs::{File, TryLockError};
 use std::io::{Write, stdout};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -103,6 +105,8 @@ pub struct Server {
     parts: Vec<(&'static str, JoinHandle<()>)>,
     /// Cancelled when a media thread ends.
     media_ended: CancellationToken,
+    /// Of `data_dir`.
+    _lock: File,
 }
 
 impl Server {
@@ -118,6 +122,7 @@ impl Server {
         let (http, rtmp) = (http_listener.local_addr()?, rtmp_listener.local_addr()?);
         let relay = Arc::new(ArcSwap::from_pointee(relay_settings(&config)?));
         std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
+        let lock = lock(&config.data_dir)?;
         let objects = Objects::new(&config.media, &config.data_dir)?;
         let port = Port::bind(&config.webrtc, &config.data_dir).await?;
 
@@ -255,6 +260,7 @@ impl Server {
             callbacks_stop,
             parts,
             media_ended,
+            _lock: lock,
         })
     }
 
@@ -316,6 +322,22 @@ impl Server {
         }
         self.store.close().await;
         info!("stopped");
+    }
+}
+
+/// Takes `data_dir` for this process alone: another would finish, as after a crash, the files that this one still writes. The kernel
+/// gives it back however the process ends (flock(2)).
+fn lock(data_dir: &Path) -> anyhow::Result<File> {
+    let path = data_dir.join("lock");
+    let failed = || format!("lock {}", path.display());
+    let file = File::options().create(true).append(true).open(&path).with_context(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => anyhow::bail!(
+            "another bywash uses the folder {}: stop it, or set data_dir (--data-dir) to a folder of its own",
+            data_dir.display()
+        ),
+        Err(TryLockError::Error(error)) => Err(error).with_context(failed),
     }
 }
 

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use bywash_testkit::publisher::{Flow, Pace};
+use bywash_testkit::server::binary;
 use bywash_testkit::{Log, Manner, Publisher, Receiver, Scratch, Server, Setup, Sink, eventually, secs, stays};
 
 fn live(server: &Server, name: &str) -> Flow {
@@ -86,6 +87,28 @@ fn a_log_whose_reader_is_gone_costs_its_lines_alone() {
 #[test]
 fn a_log_whose_reader_stands_still_holds_nobody_up() {
     serves(Log::Stopped);
+}
+
+#[test]
+fn a_second_server_leaves_the_data_of_the_first_alone() {
+    let server = Server::start(Setup::app("record.Tencent.formats = [\"mp4\"]"));
+    let task = server.record("show");
+    let flow = live(&server, "show");
+    server.wait_recording("show", "recording", secs(5));
+    let (config, data) = (server.config(), server.media().with_file_name(""));
+    let ports = ["http", "rtmp", "webrtc"].map(|it| format!("--set={it}.listen=127.0.0.1:{}", bywash_testkit::port()));
+    let (config, data) = (config.to_str().expect("text"), data.to_str().expect("text"));
+    for args in [["serve", "--config", config], ["demo", "--data-dir", data]] {
+        let output = Command::new(binary()).args(args).args(&ports).output().expect("the binary runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        assert!(said.contains("another bywash uses the folder") && said.contains("--data-dir"), "{said}");
+    }
+    assert_eq!(server.recording("show")["TaskId"], *task);
+    server.stop_record("show");
+    server.wait_recording("show", "ended", secs(5));
+    drop(flow);
+    server.kill_9_and_start();
 }
 
 #[test]
