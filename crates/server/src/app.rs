@@ -239,9 +239,8 @@ impl Server {
             .merge(watch_routes(metrics, store.clone(), plan.clone(), draining.clone()));
         let serving = http::serve(http_listener, config.http.tls.clone(), router, stop.clone());
         let serving = async move {
-            if let Err(error) = serving.await {
-                error!(error = format!("{error:#}"), "http ended");
-            }
+            // The configuration's check has read the certificate; it can have changed only since.
+            serving.await.unwrap_or_else(|error| panic!("http ended: {error:#}"));
         };
         parts.push(("http", tokio::spawn(serving)));
         Ok(Server {
