@@ -1,6 +1,7 @@
 //! What one key alone cannot tell: keys that need or exclude each other, and files that must be there.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -46,9 +47,13 @@ fn listeners(reader: &mut Reader<'_>, config: &mut Config) {
         ("webrtc.listen", config.webrtc.listen),
     ];
     for (i, (key, address)) in all.iter().enumerate() {
-        if let Some((other, _)) = all[..i].iter().find(|it| it.1 == *address && address.port() != 0) {
+        if let Some((other, taken)) = all[..i].iter().find(|it| collide(it.1, *address)) {
             let place = if reader.has(key) { reader.place(key) } else { reader.place(other) };
-            reader.problem(place, format!("`{key}` and `{other}` are both {address}: choose another port for one"));
+            let what = match taken == address {
+                true => format!("`{key}` and `{other}` are both {address}"),
+                false => format!("`{key}` is {address} and `{other}` is {taken}, which holds it too"),
+            };
+            reader.problem(place, format!("{what}: choose another port for one"));
         }
     }
     if !reader.has("http.public_url") {
@@ -64,6 +69,13 @@ fn listeners(reader: &mut Reader<'_>, config: &mut Config) {
         let scheme = if config.http.tls.is_some() { "https" } else { "http" };
         config.http.public_url = format!("{scheme}://{address}");
     }
+}
+
+/// Whether only one of them can listen. A wildcard holds all addresses of its family, and that of IPv6 those of IPv4 as well.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let holds =
+        |a: SocketAddr, b: SocketAddr| a.ip() == b.ip() || a.ip().is_unspecified() && (a.is_ipv6() || b.is_ipv4());
+    one.port() != 0 && one.port() == other.port() && (holds(one, other) || holds(other, one))
 }
 
 fn files(reader: &mut Reader<'_>, config: &Config) {
