@@ -21,7 +21,7 @@ use futures_util::future::select_all;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
 use crate::api::{self, Gateway, Wake};
@@ -99,7 +99,8 @@ pub struct Server {
     plan: Plan,
     store: Store,
     draining: Arc<AtomicBool>,
-    stop: CancellationToken,
+    /// Stops all that takes from outside, also where the server is dropped without an orderly end.
+    stop: DropGuard,
     callbacks_stop: CancellationToken,
     /// The tasks that there is one of, by their names.
     parts: Vec<(&'static str, JoinHandle<()>)>,
@@ -255,7 +256,7 @@ impl Server {
             plan,
             store,
             draining,
-            stop,
+            stop: stop.drop_guard(),
             callbacks_stop,
             parts,
             media_ended,
@@ -309,7 +310,7 @@ impl Server {
             warn!("not all relays ended in time");
         }
         tokio::time::sleep(LAST_CALLBACKS.min(limit / 4)).await;
-        self.stop.cancel();
+        drop(self.stop);
         self.callbacks_stop.cancel();
         let rest = async {
             for (_, task) in self.parts {
