@@ -45,7 +45,7 @@ use crate::{console, http, job, playback, signalling};
 const LAST_CALLBACKS: Duration = Duration::from_secs(1);
 
 /// Runs the server until SIGTERM or SIGINT. `reread` gives the configuration as it is written now, for SIGHUP.
-pub async fn run(config: Config, reread: impl Fn() -> Result<Config, Problems>) -> anyhow::Result<()> {
+pub async fn run(config: Config, mut reread: impl FnMut() -> Result<Config, Problems>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;

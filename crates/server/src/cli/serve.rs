@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 
 use super::Source;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Place, Problem, Problems};
 use crate::{app, demo, log, sys};
 
 /// How long freed memory is kept: longer than the time between two keyframes.
@@ -51,36 +51,46 @@ pub struct Demo {
 pub fn serve(mut it: Serve) -> anyhow::Result<ExitCode> {
     let flags = [("http.listen", it.http_listen), ("rtmp.listen", it.rtmp_listen)];
     it.source.set.extend(flags.into_iter().filter_map(|(key, value)| Some((key.into(), value?))));
-    let config = begin(&it.source, "info")?;
-    runtime()?.block_on(app::run(config, || reread(&it.source)))?;
+    let (config, mut own_app) = begin(&it.source, "info")?;
+    runtime()?.block_on(app::run(config, || reread(&it.source, &mut own_app)))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Runs the demonstration.
 pub fn demo(it: Demo) -> anyhow::Result<ExitCode> {
-    let config = begin(&it.source, "warn")?;
+    let (config, _) = begin(&it.source, "warn")?;
     runtime()?.block_on(demo::run(config, it.duration, it.whip))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn begin(source: &Source, level: &str) -> anyhow::Result<Config> {
+/// The configuration, and whether its app is one of our own as none is configured.
+fn begin(source: &Source, level: &str) -> anyhow::Result<(Config, bool)> {
     let mut config = source.load().map_err(|problems| anyhow!("the configuration has problems:\n{problems}"))?;
     log::init(level);
-    if let Some(dev) = config.dev_app()? {
+    let dev = config.dev_app()?;
+    if let Some(dev) = &dev {
         let made = if dev.created { "made" } else { "kept" };
         let file = dev.file.display();
         let _ = writeln!(stdout(), "no app is configured: app {} {made}, its secrets are in {file}", dev.id);
     }
-    Ok(config)
+    Ok((config, dev.is_some()))
 }
 
-/// The configuration as it is written now; a server that made its own app keeps it.
-fn reread(source: &Source) -> Result<Config, config::Problems> {
+/// The configuration as it is written now. A server that made its own app keeps it until one is configured; one whose apps are gone
+/// from the file is none to be thrown open, since the file may just be written.
+fn reread(source: &Source, own_app: &mut bool) -> Result<Config, Problems> {
     let mut config = source.load()?;
-    config.dev_app().map_err(|why| {
-        let place = config::Place::Whole(config.data_dir.clone());
-        config::Problems(vec![config::Problem { place, text: format!("{why:#}") }])
-    })?;
+    let problem = |place, text: String| Problems(vec![Problem { place: Place::Whole(place), text }]);
+    if config.apps.is_empty() {
+        if !*own_app {
+            let file = source.config.clone().unwrap_or_else(|| "bywash.toml".into());
+            return Err(problem(file, "no app is configured any more: the apps stay as they are".into()));
+        }
+        let folder = config.data_dir.clone();
+        config.dev_app().map_err(|why| problem(folder, format!("{why:#}")))?;
+    } else {
+        *own_app = false;
+    }
     Ok(config)
 }
 

@@ -129,6 +129,23 @@ fn demo_shows_whole_media() {
 }
 
 #[test]
+fn a_reload_of_an_empty_file_does_not_throw_the_server_open() {
+    let server = Server::start(Setup::default().public_only());
+    let config = std::fs::read_to_string(server.config()).expect("a configuration");
+    let (own, _) = config.split_once("[[app]]").expect("an app");
+    for (count, text) in [(1, ""), (2, own), (3, "relay = 7")] {
+        std::fs::write(server.config(), text).expect("a file of ours");
+        server.process().signal("HUP");
+        let refused = || (server.output().matches("nothing was reloaded").count() == count).then_some(());
+        eventually("the file is refused", secs(5), refused);
+    }
+    server.ok("DescribeStreams", &[]);
+    assert!(!server.media().with_file_name("dev-app.toml").exists(), "no app was made");
+    let answer = server.call("CreatCDNTransferRule", &[("StreamId", "show"), ("CDNUrl", "rtmp://127.0.0.1/live/show")]);
+    assert_ne!(answer["Code"], 0, "private targets stay refused");
+}
+
+#[test]
 fn a_reload_takes_what_it_can_and_cuts_nobody() {
     let (old, new) = (Receiver::start(), Receiver::start());
     let sink = Sink::start(Manner::Take);
