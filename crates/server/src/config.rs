@@ -478,6 +478,26 @@ impl Config {
         let mut reload = Reload { config: new, changed: Vec::new(), restart: Vec::new() };
         for key in Config::keys() {
             if !key.differs(self, &reload.config) {
+    /// What is allowed, but hardly meant.
+    pub fn warnings(&self) -> Vec<String> {
+        let here = match url::Url::parse(&self.http.public_url).ok().as_ref().and_then(url::Url::host) {
+            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+            Some(url::Host::Domain(name)) => name == "localhost",
+            None => false,
+        };
+        let everywhere = [("http.listen", self.http.listen), ("rtmp.listen", self.rtmp.listen)];
+        let everywhere = everywhere.iter().find(|(_, listen)| here && listen.ip().is_unspecified());
+        let warning = everywhere.map(|(key, listen)| {
+            format!(
+                "`{key}` is {listen}, but `http.public_url` is {}: replay_url and the addresses of RTMPDispatchV2 lead whoever \
+                 is elsewhere to his own machine; set it to what he reaches this one by",
+                self.http.public_url
+            )
+        });
+        Vec::from_iter(warning)
+    }
+
                 continue;
             }
             if key.restart {
