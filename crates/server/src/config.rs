@@ -464,6 +464,11 @@ impl Config {
         read::read(Source { file, text: &text, environment: environment.into_iter().collect(), flags })
     }
 
+    /// The defaults, and `flags` on top.
+    pub fn of(flags: &[(String, String)]) -> Result<Config, Problems> {
+        read::read(Source { file: Path::new(""), text: "", environment: Vec::new(), flags })
+    }
+
     /// `rtmp://host:port` for who comes from elsewhere: `listen`, or the public host if that is a wildcard.
     pub fn rtmp_base(&self, listen: SocketAddr) -> String {
         let public = url::Url::parse(&self.http.public_url).ok();
@@ -473,11 +478,6 @@ impl Config {
         }
     }
 
-    /// What a reload makes of `new`, the configuration as it is written now.
-    pub fn difference(&self, new: Config) -> Reload {
-        let mut reload = Reload { config: new, changed: Vec::new(), restart: Vec::new() };
-        for key in Config::keys() {
-            if !key.differs(self, &reload.config) {
     /// What is allowed, but hardly meant.
     pub fn warnings(&self) -> Vec<String> {
         let here = match url::Url::parse(&self.http.public_url).ok().as_ref().and_then(url::Url::host) {
@@ -498,6 +498,11 @@ impl Config {
         Vec::from_iter(warning)
     }
 
+    /// What a reload makes of `new`, the configuration as it is written now.
+    pub fn difference(&self, new: Config) -> Reload {
+        let mut reload = Reload { config: new, changed: Vec::new(), restart: Vec::new() };
+        for key in Config::keys() {
+            if !key.differs(self, &reload.config) {
                 continue;
             }
             if key.restart {

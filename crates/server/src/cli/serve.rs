@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use tracing::warn;
 
-use super::Source;
+use super::{Flags, Source};
 use crate::config::{self, Config, Place, Problem, Problems};
 use crate::{app, demo, log, sys};
 
@@ -33,12 +34,13 @@ pub struct Serve {
 
 /// Shows a stream relayed and recorded, on nothing but this program
 ///
-/// Exits 0 only if what arrived at the target and on disk is whole; with --whip, if pictures and sound arrived.
+/// It is all on loopback and, but for the recorded file, gone afterwards: no configuration is read but the flags. Exits 0 only if
+/// what arrived at the target and on disk is whole; with --whip, if pictures and sound arrived.
 #[derive(Args)]
 #[command(after_help = "Example: bywash demo --for 20s")]
 pub struct Demo {
     #[command(flatten)]
-    source: Source,
+    flags: Flags,
     /// Ends after this time; without it Ctrl-C does
     #[arg(long = "for", value_name = "TIME", value_parser = config::duration)]
     duration: Option<Duration>,
@@ -50,23 +52,27 @@ pub struct Demo {
 /// Runs the server until it is told to stop.
 pub fn serve(mut it: Serve) -> anyhow::Result<ExitCode> {
     let flags = [("http.listen", it.http_listen), ("rtmp.listen", it.rtmp_listen)];
-    it.source.set.extend(flags.into_iter().filter_map(|(key, value)| Some((key.into(), value?))));
-    let (config, mut own_app) = begin(&it.source, "info")?;
+    it.source.flags.set.extend(flags.into_iter().filter_map(|(key, value)| Some((key.into(), value?))));
+    let (config, mut own_app) = begin(it.source.load(), "info")?;
     runtime()?.block_on(app::run(config, || reread(&it.source, &mut own_app)))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Runs the demonstration.
 pub fn demo(it: Demo) -> anyhow::Result<ExitCode> {
-    let (config, _) = begin(&it.source, "warn")?;
+    let scratch = demo::Scratch::new()?;
+    let folder = scratch.path().to_str().context("the temporary folder's name is not UTF-8")?;
+    let flags = [vec![("data_dir".into(), folder.into())], it.flags.pairs()].concat();
+    let (config, _) = begin(Config::of(&flags), "warn")?;
     runtime()?.block_on(demo::run(config, it.duration, it.whip))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// The configuration, and whether its app is one of our own as none is configured.
-fn begin(source: &Source, level: &str) -> anyhow::Result<(Config, bool)> {
-    let mut config = source.load().map_err(|problems| anyhow!("the configuration has problems:\n{problems}"))?;
+fn begin(config: Result<Config, Problems>, level: &str) -> anyhow::Result<(Config, bool)> {
+    let mut config = config.map_err(|problems| anyhow!("the configuration has problems:\n{problems}"))?;
     log::init(level);
+    config.warnings().iter().for_each(|it| warn!("{it}"));
     let dev = config.dev_app()?;
     if let Some(dev) = &dev {
         let made = if dev.created { "made" } else { "kept" };
