@@ -3,6 +3,8 @@
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
@@ -53,7 +55,7 @@ pub enum Log {
     Full,
     /// Whoever read it has gone.
     Gone,
-    /// Whoever reads it has stopped: a pipe that is never emptied.
+    /// Whoever reads the log has stopped, and no more of it fits in between.
     Stopped,
 }
 
@@ -83,6 +85,8 @@ pub struct Server {
     webrtc: u16,
     loud: bool,
     sequence: AtomicI64,
+    /// Where the log would be read, if it is not kept.
+    _reader: Option<UnixStream>,
 }
 
 /// A recorded file, as its `record` callback tells of it.
@@ -126,8 +130,8 @@ play_key = "playkey0123456789playkey01234567"
         std::fs::write(dir.join("bywash.toml"), config).expect("a configuration file");
         let sequence = AtomicI64::new(now_ms());
         let loud = setup.loud;
-        let process = spawn(&dir, loud, setup.resolver.as_deref(), setup.log);
-        Server { process, dir, http, rtmp, webrtc, loud, sequence }.ready()
+        let (process, _reader) = spawn(&dir, loud, setup.resolver.as_deref(), setup.log);
+        Server { process, dir, http, rtmp, webrtc, loud, sequence, _reader }.ready()
     }
 
     /// Ends it as a power cut does, and starts it again on the same data and ports.
@@ -138,7 +142,7 @@ play_key = "playkey0123456789playkey01234567"
 
     /// Ends it as a power cut does.
     pub fn kill_9(self) -> Stopped {
-        let Server { process, dir, http, rtmp, webrtc, loud, sequence } = self;
+        let Server { process, dir, http, rtmp, webrtc, loud, sequence, .. } = self;
         drop(process);
         Stopped { dir, http, rtmp, webrtc, loud, sequence }
     }
@@ -404,7 +408,8 @@ impl Stopped {
     #[track_caller]
     pub fn start_again(self) -> Server {
         let Stopped { dir, http, rtmp, webrtc, loud, sequence } = self;
-        Server { process: spawn(&dir, loud, None, Log::Kept), dir, http, rtmp, webrtc, loud, sequence }.ready()
+        let (process, _reader) = spawn(&dir, loud, None, Log::Kept);
+        Server { process, dir, http, rtmp, webrtc, loud, sequence, _reader }.ready()
     }
 }
 
@@ -431,14 +436,21 @@ pub fn binary() -> PathBuf {
     near.expect("the bywash binary beside this one: cargo build")
 }
 
-fn spawn(dir: &Scratch, loud: bool, resolver: Option<&Path>, log: Log) -> Process {
+fn spawn(dir: &Scratch, loud: bool, resolver: Option<&Path>, log: Log) -> (Process, Option<UnixStream>) {
     let file = |path: PathBuf| {
         Stdio::from(OpenOptions::new().create(true).append(true).open(path).expect("a file to write to"))
     };
-    let output = || match log {
-        Log::Kept => file(dir.join("output")),
-        Log::Full => file("/dev/full".into()),
-        Log::Gone | Log::Stopped => Stdio::piped(),
+    let (output, errors, reader) = match log {
+        Log::Kept => (file(dir.join("output")), file(dir.join("output")), None),
+        Log::Full => (file("/dev/full".into()), file("/dev/full".into()), None),
+        Log::Gone => (Stdio::piped(), Stdio::piped(), None),
+        Log::Stopped => {
+            let (reader, mut writer) = UnixStream::pair().expect("two sockets");
+            writer.set_nonblocking(true).expect("a socket of ours");
+            while writer.write(&[b'\n'; 1024]).is_ok() {}
+            writer.set_nonblocking(false).expect("a socket of ours");
+            (Stdio::null(), Stdio::from(OwnedFd::from(writer)), Some(reader))
+        }
     };
     let mut serve = match resolver {
         None => Command::new(binary()),
@@ -450,7 +462,7 @@ fn spawn(dir: &Scratch, loud: bool, resolver: Option<&Path>, log: Log) -> Proces
             alone
         }
     };
-    serve.arg("serve").arg("--config").arg(dir.join("bywash.toml")).stdout(output()).stderr(output());
+    serve.arg("serve").arg("--config").arg(dir.join("bywash.toml")).stdout(output).stderr(errors);
     // Variables of this name configure the server; what is meant for the tests is not meant for it.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"BYWASH_")) {
         serve.env_remove(name);
@@ -459,7 +471,7 @@ fn spawn(dir: &Scratch, loud: bool, resolver: Option<&Path>, log: Log) -> Proces
     if log == Log::Gone {
         (process.child().stdout, process.child().stderr) = (None, None);
     }
-    process
+    (process, reader)
 }
 
 fn escape(text: &str) -> String {

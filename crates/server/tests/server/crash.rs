@@ -51,7 +51,7 @@ fn sigterm_ends_in_time_though_everyone_hangs() {
 #[track_caller]
 fn serves(log: Log) {
     let sink = Sink::start(Manner::Take);
-    let server = Server::start(Setup { log, loud: log == Log::Stopped, ..Setup::server("publish.grace = \"0s\"") });
+    let server = Server::start(Setup { log, ..Setup::server("publish.grace = \"0s\"") });
     for name in ["stays", "ends"] {
         server.relay(name, &sink.url(name));
     }
