@@ -187,7 +187,12 @@ fn demo(dir: &Scratch, command: &mut Command) -> String {
 #[test]
 fn demo_shows_whole_media() {
     let dir = Scratch::new();
-    let out = demo(&dir, &mut bywash(&["demo", "--for", "6s"]));
+    let mut command = bywash(&["demo", "--for", "6s"]);
+    // Another demonstration may look for free ports at the same moment.
+    for key in ["http", "rtmp", "webrtc"] {
+        command.arg("--set").arg(format!("{key}.listen=127.0.0.1:{}", bywash_testkit::port()));
+    }
+    let out = demo(&dir, &mut command);
     assert!(out.contains("CreatCDNTransferRule"), "it shows the call it made: {out}");
 }
 
