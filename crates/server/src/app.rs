@@ -2,7 +2,10 @@
 //!
 //! Invariant: nothing below this module knows the configuration as a whole.
 
+use std::fs::{File, TryLockError};
+use std::io::{Write, stdout};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,10 +17,11 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use bywash_media::transcode;
+use futures_util::future::select_all;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
 use crate::api::{self, Gateway, Wake};
@@ -41,7 +45,7 @@ use crate::{console, http, job, playback, signalling};
 const LAST_CALLBACKS: Duration = Duration::from_secs(1);
 
 /// Runs the server until SIGTERM or SIGINT. `reread` gives the configuration as it is written now, for SIGHUP.
-pub async fn run(config: Config, reread: impl Fn() -> Result<Config, Problems>) -> anyhow::Result<()> {
+pub async fn run(config: Config, mut reread: impl FnMut() -> Result<Config, Problems>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -50,25 +54,32 @@ pub async fn run(config: Config, reread: impl Fn() -> Result<Config, Problems>) 
     info!(encoders = encoders.join(", "), "sound");
     let mut server = Server::start(config).await?;
     let scheme = if server.config.http.tls.is_some() { "https" } else { "http" };
-    println!("{scheme} on {}", server.http);
-    println!("rtmp on {}", server.rtmp);
-    println!("webrtc on {}", server.webrtc);
-    println!("ready");
-    loop {
+    let Server { http, rtmp, webrtc, .. } = &server;
+    // A server runs as well where nobody reads this.
+    let _ = writeln!(stdout(), "{scheme} on {http}\nrtmp on {rtmp}\nwebrtc on {webrtc}\nready");
+    let broken = loop {
         tokio::select! {
             _ = hang_up.recv() => match reread() {
                 Ok(config) => server.reload(config).await,
                 Err(problems) => error!(%problems, "the configuration has problems: nothing was reloaded"),
             },
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+            part = server.broken() => break Some(part),
         }
+    };
+    if let Some(part) = broken {
+        error!(part, "a part of the server has panicked: it ends, to be started again");
     }
     info!("stopping; a second signal stops at once");
     tokio::select! {
-        () = server.stop() => Ok(()),
+        () = server.stop() => {}
         _ = terminate.recv() => anyhow::bail!("stopped at once"),
         _ = interrupt.recv() => anyhow::bail!("stopped at once"),
+    }
+    match broken {
+        Some(part) => anyhow::bail!("{part} panicked, which is a bug: the log has where"),
+        None => Ok(()),
     }
 }
 
@@ -88,11 +99,15 @@ pub struct Server {
     plan: Plan,
     store: Store,
     draining: Arc<AtomicBool>,
-    stop: CancellationToken,
-    keeper: JoinHandle<()>,
-    listeners: [JoinHandle<()>; 3],
-    jobs: [JoinHandle<()>; 3],
-    callbacks: (CancellationToken, JoinHandle<()>),
+    /// Stops all that takes from outside, also where the server is dropped without an orderly end.
+    stop: DropGuard,
+    callbacks_stop: CancellationToken,
+    /// The tasks that there is one of, by their names.
+    parts: Vec<(&'static str, JoinHandle<()>)>,
+    /// Cancelled when a media thread ends.
+    media_ended: CancellationToken,
+    /// Of `data_dir`.
+    _lock: File,
 }
 
 impl Server {
@@ -108,6 +123,7 @@ impl Server {
         let (http, rtmp) = (http_listener.local_addr()?, rtmp_listener.local_addr()?);
         let relay = Arc::new(ArcSwap::from_pointee(relay_settings(&config)?));
         std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
+        let lock = lock(&config.data_dir)?;
         let objects = Objects::new(&config.media, &config.data_dir)?;
         let port = Port::bind(&config.webrtc, &config.data_dir).await?;
 
@@ -146,7 +162,7 @@ impl Server {
         })
         .await
         .context("read what ran before")?;
-        let keeper = tokio::spawn(keeper);
+        let mut parts = vec![("plan", tokio::spawn(keeper))];
 
         let callbacks_stop = CancellationToken::new();
         let callbacks = job::callback::run(
@@ -155,7 +171,7 @@ impl Server {
             metrics.callbacks.clone(),
             callbacks_stop.clone(),
         );
-        let callbacks = (callbacks_stop, tokio::spawn(callbacks));
+        parts.push(("callbacks", tokio::spawn(callbacks)));
 
         let stop = CancellationToken::new();
         let uploads = job::upload::Uploads {
@@ -172,11 +188,11 @@ impl Server {
             folder: folder.clone(),
             max: config.jobs.max,
         };
-        let jobs = [
-            tokio::spawn(job::merge::run(merges, stop.clone())),
-            tokio::spawn(job::upload::run(uploads, stop.clone())),
-            tokio::spawn(job::retention::run(store.clone(), objects.clone(), stop.clone())),
-        ];
+        parts.extend([
+            ("merges", tokio::spawn(job::merge::run(merges, stop.clone()))),
+            ("uploads", tokio::spawn(job::upload::run(uploads, stop.clone()))),
+            ("deletions", tokio::spawn(job::retention::run(store.clone(), objects.clone(), stop.clone()))),
+        ]);
         let doors = ingest::rtmp::Doors {
             apps: apps.clone(),
             hub: hub.clone(),
@@ -187,17 +203,19 @@ impl Server {
             metrics: metrics.clone(),
             max_connections: config.rtmp.max_connections,
         };
-        let rtmp_in = tokio::spawn(ingest::rtmp::serve(rtmp_listener, Arc::new(doors), stop.clone()));
+        parts.push(("rtmp", tokio::spawn(ingest::rtmp::serve(rtmp_listener, Arc::new(doors), stop.clone()))));
 
         let webrtc = port.address();
         // Where sessions live, as long as there is room: what is read there wakes no other thread.
-        let webrtc_in = lanes.pick().spawn({
+        let serving = lanes.pick().spawn({
             let (port, stop, lanes) = (port.clone(), stop.clone(), lanes.clone());
             async move {
                 port.serve(stop).await;
                 drop(lanes);
             }
         });
+        parts.push(("webrtc", serving));
+        let media_ended = lanes.ended();
         let doors = Arc::new(signalling::Doors {
             apps: apps.clone(),
             hub,
@@ -222,11 +240,11 @@ impl Server {
             .merge(console::router())
             .merge(watch_routes(metrics, store.clone(), plan.clone(), draining.clone()));
         let serving = http::serve(http_listener, config.http.tls.clone(), router, stop.clone());
-        let http_in = tokio::spawn(async move {
-            if let Err(error) = serving.await {
-                error!(error = format!("{error:#}"), "http ended");
-            }
-        });
+        let serving = async move {
+            // The configuration's check has read the certificate; it can have changed only since.
+            serving.await.unwrap_or_else(|error| panic!("http ended: {error:#}"));
+        };
+        parts.push(("http", tokio::spawn(serving)));
         Ok(Server {
             http,
             rtmp,
@@ -239,11 +257,11 @@ impl Server {
             plan,
             store,
             draining,
-            stop,
-            keeper,
-            listeners: [rtmp_in, http_in, webrtc_in],
-            jobs,
-            callbacks,
+            stop: stop.drop_guard(),
+            callbacks_stop,
+            parts,
+            media_ended,
+            _lock: lock,
         })
     }
 
@@ -267,6 +285,23 @@ impl Server {
         info!(changed = reload.changed.join(", "), "configuration reloaded");
     }
 
+    /// Waits until a part that the others need has panicked, and names it. What then still runs would go on without it, and
+    /// nobody would see why.
+    pub async fn broken(&mut self) -> &'static str {
+        loop {
+            let ended = select_all(self.parts.iter_mut().map(|(_, task)| task));
+            let (ended, part, _) = tokio::select! {
+                ended = ended => ended,
+                () = self.media_ended.cancelled() => return "a media thread",
+            };
+            let (name, _) = self.parts.swap_remove(part);
+            // One that has nothing more to do is none to miss.
+            if ended.is_err() {
+                return name;
+            }
+        }
+    }
+
     /// Ends every stream in order, writes what is owed, and stops; within `shutdown_timeout`.
     pub async fn stop(self) {
         self.draining.store(true, Ordering::Relaxed);
@@ -276,20 +311,34 @@ impl Server {
             warn!("not all relays ended in time");
         }
         tokio::time::sleep(LAST_CALLBACKS.min(limit / 4)).await;
-        self.stop.cancel();
-        let (callbacks_stop, callbacks) = self.callbacks;
-        callbacks_stop.cancel();
+        drop(self.stop);
+        self.callbacks_stop.cancel();
         let rest = async {
-            for task in self.listeners.into_iter().chain(self.jobs) {
+            for (_, task) in self.parts {
                 let _ = task.await;
             }
-            let _ = (self.keeper.await, callbacks.await);
         };
         if tokio::time::timeout(2 * LAST_CALLBACKS, rest).await.is_err() {
             warn!("not all connections ended in time");
         }
         self.store.close().await;
         info!("stopped");
+    }
+}
+
+/// Takes `data_dir` for this process alone: another would finish, as after a crash, the files that this one still writes. The kernel
+/// gives it back however the process ends (flock(2)).
+fn lock(data_dir: &Path) -> anyhow::Result<File> {
+    let path = data_dir.join("lock");
+    let failed = || format!("lock {}", path.display());
+    let file = File::options().create(true).append(true).open(&path).with_context(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => anyhow::bail!(
+            "another bywash uses the folder {}: stop it, or set data_dir (--data-dir) to a folder of its own",
+            data_dir.display()
+        ),
+        Err(TryLockError::Error(error)) => Err(error).with_context(failed),
     }
 }
 
@@ -333,4 +382,26 @@ fn watch_routes(metrics: Arc<Metrics>, store: Store, plan: Plan, draining: Arc<A
         .route("/health", get(async || "ok\n"))
         .route("/ready", get(ready))
         .fallback(async || (StatusCode::NOT_FOUND, "nothing here: the API is at /?Action=…\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_panics_is_named_and_one_that_is_done_is_not() {
+        let data_dir = std::env::temp_dir().join(format!("bywash-app-{}", rand::random::<u64>()));
+        let mut config = Config { data_dir: data_dir.clone(), ..Config::default() };
+        for listen in [&mut config.http.listen, &mut config.rtmp.listen, &mut config.webrtc.listen] {
+            listen.set_port(0);
+        }
+        let mut server = Server::start(config).await.unwrap();
+        server.parts.push(("done", tokio::spawn(async {})));
+        let quiet = tokio::time::timeout(Duration::from_millis(200), server.broken()).await;
+        assert!(quiet.is_err(), "{quiet:?} broke");
+        server.parts.push(("bug", tokio::spawn(async { panic!("as meant") })));
+        assert_eq!(server.broken().await, "bug");
+        server.stop().await;
+        std::fs::remove_dir_all(data_dir).unwrap();
+    }
 }

@@ -464,6 +464,11 @@ impl Config {
         read::read(Source { file, text: &text, environment: environment.into_iter().collect(), flags })
     }
 
+    /// The defaults, and `flags` on top.
+    pub fn of(flags: &[(String, String)]) -> Result<Config, Problems> {
+        read::read(Source { file: Path::new(""), text: "", environment: Vec::new(), flags })
+    }
+
     /// `rtmp://host:port` for who comes from elsewhere: `listen`, or the public host if that is a wildcard.
     pub fn rtmp_base(&self, listen: SocketAddr) -> String {
         let public = url::Url::parse(&self.http.public_url).ok();
@@ -471,6 +476,26 @@ impl Config {
             Some(host) => format!("rtmp://{host}:{}", listen.port()),
             None => format!("rtmp://{listen}"),
         }
+    }
+
+    /// What is allowed, but hardly meant.
+    pub fn warnings(&self) -> Vec<String> {
+        let here = match url::Url::parse(&self.http.public_url).ok().as_ref().and_then(url::Url::host) {
+            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+            Some(url::Host::Domain(name)) => name == "localhost",
+            None => false,
+        };
+        let everywhere = [("http.listen", self.http.listen), ("rtmp.listen", self.rtmp.listen)];
+        let everywhere = everywhere.iter().find(|(_, listen)| here && listen.ip().is_unspecified());
+        let warning = everywhere.map(|(key, listen)| {
+            format!(
+                "`{key}` is {listen}, but `http.public_url` is {}: replay_url and the addresses of RTMPDispatchV2 lead whoever \
+                 is elsewhere to his own machine; set it to what he reaches this one by",
+                self.http.public_url
+            )
+        });
+        Vec::from_iter(warning)
     }
 
     /// What a reload makes of `new`, the configuration as it is written now.
@@ -926,11 +951,47 @@ mod tests {
             "data_dir",
             "BYWASH_HTP__LISTEN: unknown variable; did you mean BYWASH_HTTP__LISTEN?",
         );
+        for name in ["BYWASH_PORT", "BYWASH_HTTP_PORT", "BYWASH_PORT_X_TCP", "BYWASH_SERVICE_HOSTS"] {
+            assert!(read("", &[(name, "8080")], &[]).is_err(), "{name} is none of Kubernetes'");
+        }
         check(
             "BYWASH_PUBLISH__GRACE",
             "gracee",
             "BYWASH_PUBLISH__GRACE: expected a duration such as \"500ms\", \"90s\", \"1h30m\" or \"30d\", found \"x\"\nflag for gracee: unknown key; did you mean `publish.grace`?",
         );
+    }
+
+    #[test]
+    fn what_kubernetes_tells_of_a_service_of_our_name_is_no_setting() {
+        let links = [
+            ("BYWASH_SERVICE_HOST", "10.0.0.1"),
+            ("BYWASH_SERVICE_PORT", "8080"),
+            ("BYWASH_SERVICE_PORT_HTTP", "8080"),
+            ("BYWASH_PORT", "tcp://10.0.0.1:8080"),
+            ("BYWASH_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+            ("BYWASH_PORT_8080_TCP_PROTO", "tcp"),
+            ("BYWASH_PORT_8000_UDP_PORT", "8000"),
+            ("BYWASH_RTMP_SERVICE_HOST", "10.0.0.2"),
+            ("BYWASH_RTMP_PORT_1935_TCP_ADDR", "10.0.0.2"),
+        ];
+        assert_eq!(read("", &links, &[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn two_listeners_that_need_one_port_are_a_problem() {
+        let check = |http: &str, rtmp: &str, collide: bool| {
+            let found = read("", &[], &[("http.listen", http), ("rtmp.listen", rtmp)]);
+            assert_eq!(found.is_err(), collide, "{http} {rtmp}: {found:?}");
+        };
+        check("127.0.0.1:80", "127.0.0.1:80", true);
+        check("0.0.0.0:80", "127.0.0.1:80", true);
+        check("127.0.0.1:80", "0.0.0.0:80", true);
+        check("[::]:80", "127.0.0.1:80", true);
+        check("[::]:80", "0.0.0.0:80", true);
+        check("127.0.0.1:80", "127.0.0.2:80", false);
+        check("0.0.0.0:80", "[::1]:80", false);
+        check("0.0.0.0:80", "127.0.0.1:81", false);
+        check("127.0.0.1:0", "127.0.0.1:0", false);
     }
 
     #[test]

@@ -6,7 +6,6 @@
 //!
 //! Invariant: a lane with nothing on it sleeps; it ticks only for who holds its [`Ticks`].
 
-use std::future::pending;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,7 +15,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::sys::{self, Metronome};
 
@@ -38,6 +37,7 @@ const EXPECTED: u64 = 5;
 pub struct Lanes {
     lanes: Vec<Lane>,
     stop: CancellationToken,
+    ended: CancellationToken,
 }
 
 /// One media thread.
@@ -68,9 +68,15 @@ struct Holder {
 impl Lanes {
     /// Starts `count` threads.
     pub fn start(count: usize) -> std::io::Result<Lanes> {
-        let stop = CancellationToken::new();
-        let lanes = (0..count).map(|n| Lane::start(n, stop.clone())).collect::<Result<_, _>>()?;
-        Ok(Lanes { lanes, stop })
+        let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
+        let start = |n| Lane::start(n, stop.clone(), ended.clone().drop_guard());
+        let lanes = (0..count).map(start).collect::<Result<_, _>>()?;
+        Ok(Lanes { lanes, stop, ended })
+    }
+
+    /// Cancelled when one of the threads ends: all do when they are stopped, one does when it panics.
+    pub fn ended(&self) -> CancellationToken {
+        self.ended.clone()
     }
 
     /// The lane for a new connection: the first that is not full, else the least busy.
@@ -90,24 +96,27 @@ impl Drop for Lanes {
 }
 
 impl Lane {
-    fn start(n: usize, stop: CancellationToken) -> std::io::Result<Lane> {
+    fn start(n: usize, stop: CancellationToken, ended: DropGuard) -> std::io::Result<Lane> {
         // Name look-ups are the only blocking work here; a slow name server must not take every thread of the process.
         let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(128).build()?;
         let (beat, sweep) = (Pulse::new(BEAT), Pulse::new(SWEEP));
         let lane = Lane { handle: runtime.handle().clone(), load: Arc::default(), beat, sweep };
         let (load, mut used) = (lane.load.clone(), Duration::ZERO);
-        runtime.spawn(lane.beat.clone().run(move |ticks| {
+        let beats = runtime.spawn(lane.beat.clone().run(move |ticks| {
             let now = sys::thread_cpu_time();
             let load_now = if ticks { (now - used).as_millis() as u64 } else { 0 };
             load.store(load_now, Ordering::Relaxed);
             used = now;
         }));
-        runtime.spawn(lane.sweep.clone().run(|_| {}));
+        let sweeps = runtime.spawn(lane.sweep.clone().run(|_| {}));
         std::thread::Builder::new().name(format!("media-{n}")).spawn(move || {
+            let _ended = ended;
             runtime.block_on(async {
+                // The pulses end only if they panic, and who is on the lane waits for them in vain then.
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = pending() => {}
+                    _ = beats => {}
+                    _ = sweeps => {}
                 }
             });
             runtime.shutdown_background();
@@ -237,6 +246,21 @@ mod tests {
         let on_first = |count: usize| (0..count).filter(|_| first(lanes.pick())).count();
         assert_eq!(on_first(50), 50, "few lanes cost less");
         assert_eq!(on_first(250), 50 + 50, "both are full at 100 each, and the rest is shared");
+    }
+
+    #[tokio::test]
+    async fn who_needs_the_lanes_hears_that_one_has_panicked() {
+        let lanes = Lanes::start(2).unwrap();
+        let pulse = lanes.pick().beat.clone();
+        assert!(!lanes.ended().is_cancelled());
+        std::thread::spawn(move || {
+            let _poisons = pulse.holders();
+            panic!("as meant");
+        })
+        .join()
+        .unwrap_err();
+        lanes.pick().beat.held.notify_one();
+        tokio::time::timeout(Duration::from_secs(5), lanes.ended().cancelled()).await.unwrap();
     }
 
     #[tokio::test]

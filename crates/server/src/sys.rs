@@ -173,6 +173,18 @@ pub fn end_on_broken_pipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// Whether a write to `file` would not have to wait, or would fail at once; waits up to `patience` for it (poll(2)).
+pub fn writable(file: BorrowedFd<'_>, patience: Duration) -> bool {
+    let mut asked = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    loop {
+        // SAFETY: the kernel reads and writes the one `asked`.
+        let rc = unsafe { libc::poll(&raw mut asked, 1, patience.as_millis() as libc::c_int) };
+        if rc >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return rc > 0;
+        }
+    }
+}
+
 /// Bytes that a user without privileges may still write to the file system of `path`, and its size (statvfs(3)).
 pub fn disk_space(path: &Path) -> io::Result<(u64, u64)> {
     let path = CString::new(path.as_os_str().as_bytes())?;

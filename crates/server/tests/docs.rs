@@ -180,7 +180,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("job", "callback clock config object segment store"),
     ("lane", "sys"),
     ("live", ""),
-    ("log", ""),
+    ("log", "sys"),
     ("metrics", "job live webrtc"),
     ("object", "config segment"),
     ("output", "address clock config hub lane live rendition secret segment store sys vendor webrtc wire"),

@@ -43,7 +43,7 @@ pub use nginx::Nginx;
 pub use publisher::Publisher;
 pub use receiver::{Answer, Receiver};
 pub use rtc::Flock;
-pub use server::{Recorded, Server, Setup};
+pub use server::{Log, Recorded, Server, Setup};
 pub use sink::{Manner, Sink};
 pub use udp::{Forwarder, Way};
 

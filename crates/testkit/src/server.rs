@@ -3,8 +3,10 @@
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -39,6 +41,22 @@ pub struct Setup {
     pub resolver: Option<PathBuf>,
     /// Targets must be public addresses, as by default; tests allow loopback otherwise.
     pub public_only: bool,
+    /// Who reads what it writes.
+    pub log: Log,
+}
+
+/// What becomes of standard output and standard error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Log {
+    /// Kept for [`Server::output`].
+    #[default]
+    Kept,
+    /// Nothing can be written: a full disk.
+    Full,
+    /// Whoever read it has gone.
+    Gone,
+    /// Whoever reads the log has stopped, and no more of it fits in between.
+    Stopped,
 }
 
 impl Setup {
@@ -67,6 +85,8 @@ pub struct Server {
     webrtc: u16,
     loud: bool,
     sequence: AtomicI64,
+    /// Where the log would be read, if it is not kept.
+    _reader: Option<UnixStream>,
 }
 
 /// A recorded file, as its `record` callback tells of it.
@@ -110,9 +130,8 @@ play_key = "playkey0123456789playkey01234567"
         std::fs::write(dir.join("bywash.toml"), config).expect("a configuration file");
         let sequence = AtomicI64::new(now_ms());
         let loud = setup.loud;
-        let server =
-            Server { process: spawn(&dir, loud, setup.resolver.as_deref()), dir, http, rtmp, webrtc, loud, sequence };
-        server.ready()
+        let (process, _reader) = spawn(&dir, loud, setup.resolver.as_deref(), setup.log);
+        Server { process, dir, http, rtmp, webrtc, loud, sequence, _reader }.ready()
     }
 
     /// Ends it as a power cut does, and starts it again on the same data and ports.
@@ -123,7 +142,7 @@ play_key = "playkey0123456789playkey01234567"
 
     /// Ends it as a power cut does.
     pub fn kill_9(self) -> Stopped {
-        let Server { process, dir, http, rtmp, webrtc, loud, sequence } = self;
+        let Server { process, dir, http, rtmp, webrtc, loud, sequence, .. } = self;
         drop(process);
         Stopped { dir, http, rtmp, webrtc, loud, sequence }
     }
@@ -394,7 +413,8 @@ impl Stopped {
     #[track_caller]
     pub fn start_again(self) -> Server {
         let Stopped { dir, http, rtmp, webrtc, loud, sequence } = self;
-        Server { process: spawn(&dir, loud, None), dir, http, rtmp, webrtc, loud, sequence }.ready()
+        let (process, _reader) = spawn(&dir, loud, None, Log::Kept);
+        Server { process, dir, http, rtmp, webrtc, loud, sequence, _reader }.ready()
     }
 }
 
@@ -421,9 +441,22 @@ pub fn binary() -> PathBuf {
     near.expect("the bywash binary beside this one: cargo build")
 }
 
-fn spawn(dir: &Scratch, loud: bool, resolver: Option<&Path>) -> Process {
-    let output = OpenOptions::new().create(true).append(true).open(dir.join("output")).expect("an output file");
-    let errors = output.try_clone().expect("a second handle");
+fn spawn(dir: &Scratch, loud: bool, resolver: Option<&Path>, log: Log) -> (Process, Option<UnixStream>) {
+    let file = |path: PathBuf| {
+        Stdio::from(OpenOptions::new().create(true).append(true).open(path).expect("a file to write to"))
+    };
+    let (output, errors, reader) = match log {
+        Log::Kept => (file(dir.join("output")), file(dir.join("output")), None),
+        Log::Full => (file("/dev/full".into()), file("/dev/full".into()), None),
+        Log::Gone => (Stdio::piped(), Stdio::piped(), None),
+        Log::Stopped => {
+            let (reader, mut writer) = UnixStream::pair().expect("two sockets");
+            writer.set_nonblocking(true).expect("a socket of ours");
+            while writer.write(&[b'\n'; 1024]).is_ok() {}
+            writer.set_nonblocking(false).expect("a socket of ours");
+            (Stdio::null(), Stdio::from(OwnedFd::from(writer)), Some(reader))
+        }
+    };
     let mut serve = match resolver {
         None => Command::new(binary()),
         // The process that is started becomes the server.
@@ -439,7 +472,11 @@ fn spawn(dir: &Scratch, loud: bool, resolver: Option<&Path>) -> Process {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"BYWASH_")) {
         serve.env_remove(name);
     }
-    Process::start(serve.env("BYWASH_LOG", if loud { "trace" } else { "info" }))
+    let mut process = Process::start(serve.env("BYWASH_LOG", if loud { "trace" } else { "info" }));
+    if log == Log::Gone {
+        (process.child().stdout, process.child().stderr) = (None, None);
+    }
+    (process, reader)
 }
 
 fn escape(text: &str) -> String {

@@ -8,6 +8,7 @@ mod check;
 mod serve;
 mod token;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, LazyLock};
@@ -36,7 +37,8 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(why) => {
-            eprintln!("error: {why:#}");
+            // Who started it may be gone.
+            let _ = writeln!(std::io::stderr(), "error: {why:#}");
             ExitCode::FAILURE
         }
     }
@@ -75,6 +77,13 @@ struct Source {
     /// The TOML file; without it bywash.toml in the working directory, if it is there
     #[arg(long, value_name = "FILE", env = "BYWASH_CONFIG")]
     config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// Keys that are set on the command line.
+#[derive(Args)]
+struct Flags {
     /// Folder of database, recordings and dev-app.toml
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
@@ -86,12 +95,17 @@ struct Source {
 impl Source {
     /// Reads it, with variables and flags on top.
     fn load(&self) -> Result<Config, Problems> {
-        let mut flags = self.set.clone();
-        flags.extend(self.data_dir.iter().map(|it| ("data_dir".into(), it.clone())));
         let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         };
-        Config::load(self.config.as_deref(), std::env::vars_os().filter_map(text), &flags)
+        Config::load(self.config.as_deref(), std::env::vars_os().filter_map(text), &self.flags.pairs())
+    }
+}
+
+impl Flags {
+    fn pairs(&self) -> Vec<(String, String)> {
+        let data_dir = self.data_dir.iter().map(|it| ("data_dir".into(), it.clone()));
+        self.set.iter().cloned().chain(data_dir).collect()
     }
 }
 

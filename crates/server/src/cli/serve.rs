@@ -1,13 +1,15 @@
 //! `bywash serve` and `bywash demo`: the server, in earnest and to look at.
 
+use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use tracing::warn;
 
-use super::Source;
-use crate::config::{self, Config};
+use super::{Flags, Source};
+use crate::config::{self, Config, Place, Problem, Problems};
 use crate::{app, demo, log, sys};
 
 /// How long freed memory is kept: longer than the time between two keyframes.
@@ -32,12 +34,13 @@ pub struct Serve {
 
 /// Shows a stream relayed and recorded, on nothing but this program
 ///
-/// Exits 0 only if what arrived at the target and on disk is whole; with --whip, if pictures and sound arrived.
+/// It is all on loopback and, but for the recorded file, gone afterwards: no configuration is read but the flags. Exits 0 only if
+/// what arrived at the target and on disk is whole; with --whip, if pictures and sound arrived.
 #[derive(Args)]
 #[command(after_help = "Example: bywash demo --for 20s")]
 pub struct Demo {
     #[command(flatten)]
-    source: Source,
+    flags: Flags,
     /// Ends after this time; without it Ctrl-C does
     #[arg(long = "for", value_name = "TIME", value_parser = config::duration)]
     duration: Option<Duration>,
@@ -49,36 +52,51 @@ pub struct Demo {
 /// Runs the server until it is told to stop.
 pub fn serve(mut it: Serve) -> anyhow::Result<ExitCode> {
     let flags = [("http.listen", it.http_listen), ("rtmp.listen", it.rtmp_listen)];
-    it.source.set.extend(flags.into_iter().filter_map(|(key, value)| Some((key.into(), value?))));
-    let config = begin(&it.source, "info")?;
-    runtime()?.block_on(app::run(config, || reread(&it.source)))?;
+    it.source.flags.set.extend(flags.into_iter().filter_map(|(key, value)| Some((key.into(), value?))));
+    let (config, mut own_app) = begin(it.source.load(), "info")?;
+    runtime()?.block_on(app::run(config, || reread(&it.source, &mut own_app)))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Runs the demonstration.
 pub fn demo(it: Demo) -> anyhow::Result<ExitCode> {
-    let config = begin(&it.source, "warn")?;
+    let scratch = demo::Scratch::new()?;
+    let folder = scratch.path().to_str().context("the temporary folder's name is not UTF-8")?;
+    let flags = [vec![("data_dir".into(), folder.into())], it.flags.pairs()].concat();
+    let (config, _) = begin(Config::of(&flags), "warn")?;
     runtime()?.block_on(demo::run(config, it.duration, it.whip))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn begin(source: &Source, level: &str) -> anyhow::Result<Config> {
-    let mut config = source.load().map_err(|problems| anyhow!("the configuration has problems:\n{problems}"))?;
+/// The configuration, and whether its app is one of our own as none is configured.
+fn begin(config: Result<Config, Problems>, level: &str) -> anyhow::Result<(Config, bool)> {
+    let mut config = config.map_err(|problems| anyhow!("the configuration has problems:\n{problems}"))?;
     log::init(level);
-    if let Some(dev) = config.dev_app()? {
+    config.warnings().iter().for_each(|it| warn!("{it}"));
+    let dev = config.dev_app()?;
+    if let Some(dev) = &dev {
         let made = if dev.created { "made" } else { "kept" };
-        println!("no app is configured: app {} {made}, its secrets are in {}", dev.id, dev.file.display());
+        let file = dev.file.display();
+        let _ = writeln!(stdout(), "no app is configured: app {} {made}, its secrets are in {file}", dev.id);
     }
-    Ok(config)
+    Ok((config, dev.is_some()))
 }
 
-/// The configuration as it is written now; a server that made its own app keeps it.
-fn reread(source: &Source) -> Result<Config, config::Problems> {
+/// The configuration as it is written now. A server that made its own app keeps it until one is configured; one whose apps are gone
+/// from the file is none to be thrown open, since the file may just be written.
+fn reread(source: &Source, own_app: &mut bool) -> Result<Config, Problems> {
     let mut config = source.load()?;
-    config.dev_app().map_err(|why| {
-        let place = config::Place::Whole(config.data_dir.clone());
-        config::Problems(vec![config::Problem { place, text: format!("{why:#}") }])
-    })?;
+    let problem = |place, text: String| Problems(vec![Problem { place: Place::Whole(place), text }]);
+    if config.apps.is_empty() {
+        if !*own_app {
+            let file = source.config.clone().unwrap_or_else(|| "bywash.toml".into());
+            return Err(problem(file, "no app is configured any more: the apps stay as they are".into()));
+        }
+        let folder = config.data_dir.clone();
+        config.dev_app().map_err(|why| problem(folder, format!("{why:#}")))?;
+    } else {
+        *own_app = false;
+    }
     Ok(config)
 }
 

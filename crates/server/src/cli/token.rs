@@ -73,6 +73,7 @@ fn describe(config: &Config, app: &App, it: &Token, expired: i64, nonce: &str) -
 
 #[cfg(test)]
 mod tests {
+    use super::super::Flags;
     use super::*;
     use crate::secret::Secret;
 
@@ -82,7 +83,7 @@ mod tests {
             ..Config::default()
         };
         let app = App { id: 7, publish_key: Secret::new(key), play_key: Secret::new(key), ..App::default() };
-        let source = Source { config: None, data_dir: None, set: Vec::new() };
+        let source = Source { config: None, flags: Flags { data_dir: None, set: Vec::new() } };
         let it = Token { stream: "s".into(), play, ttl: Duration::ZERO, user: "a b".into(), app: None, source };
         assert_eq!(describe(&config, &app, &it, 9, "n"), want);
     }

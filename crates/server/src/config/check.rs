@@ -1,11 +1,18 @@
 //! What one key alone cannot tell: keys that need or exclude each other, and files that must be there.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::ParsedCertificate;
+use rustls::{RootCertStore, ServerConfig};
 
 use super::keys::Scope;
 use super::read::{Place, Reader};
-use super::{App, Config, Driver, PublishAuth, Push, Tls};
+use super::{App, Config, Driver, PublishAuth, Push};
 
 /// Finishes `config`, and notes what does not fit together.
 pub fn check(reader: &mut Reader<'_>, config: &mut Config) {
@@ -40,9 +47,13 @@ fn listeners(reader: &mut Reader<'_>, config: &mut Config) {
         ("webrtc.listen", config.webrtc.listen),
     ];
     for (i, (key, address)) in all.iter().enumerate() {
-        if let Some((other, _)) = all[..i].iter().find(|it| it.1 == *address && address.port() != 0) {
+        if let Some((other, taken)) = all[..i].iter().find(|it| collide(it.1, *address)) {
             let place = if reader.has(key) { reader.place(key) } else { reader.place(other) };
-            reader.problem(place, format!("`{key}` and `{other}` are both {address}: choose another port for one"));
+            let what = match taken == address {
+                true => format!("`{key}` and `{other}` are both {address}"),
+                false => format!("`{key}` is {address} and `{other}` is {taken}, which holds it too"),
+            };
+            reader.problem(place, format!("{what}: choose another port for one"));
         }
     }
     if !reader.has("http.public_url") {
@@ -60,32 +71,84 @@ fn listeners(reader: &mut Reader<'_>, config: &mut Config) {
     }
 }
 
+/// Whether only one of them can listen. A wildcard holds all addresses of its family, and that of IPv6 those of IPv4 as well.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let holds =
+        |a: SocketAddr, b: SocketAddr| a.ip() == b.ip() || a.ip().is_unspecified() && (a.is_ipv6() || b.is_ipv4());
+    one.port() != 0 && one.port() == other.port() && (holds(one, other) || holds(other, one))
+}
+
 fn files(reader: &mut Reader<'_>, config: &Config) {
-    if let Some(Tls { certificate, key }) = &config.http.tls {
-        for (name, file) in [("http.tls.certificate", certificate), ("http.tls.key", key)] {
-            match reader.has(name) {
-                true => pem(reader, name, file),
-                false => reader
-                    .problem(reader.place("http.tls"), format!("`{name}` is missing: TLS needs certificate and key")),
+    if let Some(tls) = &config.http.tls {
+        for name in ["http.tls.certificate", "http.tls.key"] {
+            if !reader.has(name) {
+                let text = format!("`{name}` is missing: TLS needs certificate and key");
+                reader.problem(reader.place("http.tls"), text);
             }
         }
+        let chain = file(reader, "http.tls.certificate", &tls.certificate, certificates);
+        let key = file(reader, "http.tls.key", &tls.key, private_key);
+        if let (Some(chain), Some(key)) = (chain, key)
+            && let Err(why) = pair(chain, key)
+        {
+            let text = format!("`http.tls.key`: {} does not go with the certificate: {why}", tls.key.display());
+            reader.problem(reader.place("http.tls.key"), text);
+        }
     }
-    if let Some(file) = &config.relay.ca_file {
-        pem(reader, "relay.ca_file", file);
+    if let Some(roots) = &config.relay.ca_file {
+        file(reader, "relay.ca_file", roots, |text| {
+            let mut store = RootCertStore::empty();
+            let mut all = certificates(text)?.into_iter();
+            all.try_for_each(|it| {
+                store.add(it).map_err(|why| format!("holds a certificate that is none to trust: {why}"))
+            })
+        });
     }
 }
 
-fn pem(reader: &mut Reader<'_>, name: &str, file: &Path) {
+/// What `read` finds in the file, or else what is wrong with it.
+fn file<T>(
+    reader: &mut Reader<'_>,
+    name: &str,
+    file: &Path,
+    read: impl FnOnce(&[u8]) -> Result<T, String>,
+) -> Option<T> {
     // An empty path has its own problem already.
     if file.as_os_str().is_empty() {
-        return;
+        return None;
     }
-    let wrong = match std::fs::read(file) {
-        Err(why) => format!("cannot read {}: {why}", file.display()),
-        Ok(text) if !text.windows(11).any(|it| it == b"-----BEGIN ") => format!("{} is not a PEM file", file.display()),
-        Ok(_) => return,
+    let found = match std::fs::read(file) {
+        Err(why) => Err(format!("cannot read {}: {why}", file.display())),
+        Ok(text) => read(&text).map_err(|why| format!("{} {why}", file.display())),
     };
-    reader.problem(reader.place(name), format!("`{name}`: {wrong}"));
+    found.map_err(|wrong| reader.problem(reader.place(name), format!("`{name}`: {wrong}"))).ok()
+}
+
+fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let all = CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>();
+    let all = all.map_err(|why| format!("is not a PEM file: {why}"))?;
+    if all.is_empty() {
+        return Err("holds no certificate in PEM form".into());
+    }
+    for one in &all {
+        ParsedCertificate::try_from(one).map_err(|why| format!("holds a certificate that is broken: {why}"))?;
+    }
+    Ok(all)
+}
+
+fn private_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    const ENCRYPTED: &[u8] = b"ENCRYPTED";
+    PrivateKeyDer::from_pem_slice(text).map_err(|_| match text.windows(ENCRYPTED.len()).any(|it| it == ENCRYPTED) {
+        true => "is encrypted: write it without a password, as `openssl pkey -in … -out …` does".into(),
+        false => "holds no private key in PEM form".into(),
+    })
+}
+
+/// Puts them together as the listener does.
+fn pair(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<(), rustls::Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    config.with_no_client_auth().with_single_cert(chain, key).map(drop)
 }
 
 fn check_app(reader: &mut Reader<'_>, at: &str, app: &App) {

@@ -40,17 +40,19 @@ const INTRODUCTION: &str = r#"# Configuration
 directory if it is there, or else starts with the defaults. `bywash check` lists everything that is wrong with a
 configuration, with its lines. Paths are relative to the working directory. An unknown key is an error.
 
-Where no app is configured, `serve` and `demo` make one with fresh secrets, keep it in `dev-app.toml` in `data_dir`, readable by
-its owner alone, and allow private targets.
+Where no app is configured, `serve` makes one with fresh secrets, keeps it in `dev-app.toml` in `data_dir`, readable by
+its owner alone, and allows private targets. `demo` reads no configuration but its flags.
 
 A variable of the environment overrides a key of the file: `BYWASH_HTTP__LISTEN=0.0.0.0:8080` is `http.listen`,
 `BYWASH_RELAY__RETRY__FIRST=2s` is `relay.retry.first`, and `BYWASH_APP__1234567890__SERVER_SECRET=…` is the `server_secret` of the app
 1234567890, which is made if the file has it not. A flag overrides both: `--set relay.retry.first=2s`. Lists have commas between their values there.
+Variables that Kubernetes makes of a service's name, such as `BYWASH_PORT_8080_TCP`, are passed over.
 `BYWASH_LOG` (or `RUST_LOG`) sets what is logged: `info`, `debug`, `bywash::plan=trace`.
 
 Durations are such as `"500ms"`, `"90s"`, `"1h30m"`, `"30d"`; sizes such as `"512KiB"`, `"64MiB"`. Text, durations and sizes are in quotes.
 
-SIGHUP reloads the file. Apps and all keys take effect at once and cut no stream, but for those marked *Restart.*
+SIGHUP reloads the file. Apps and all keys take effect at once and cut no stream, but for those marked *Restart.* A file with
+problems, or one that has lost its last app, changes nothing.
 "#;
 
 #[cfg(test)]

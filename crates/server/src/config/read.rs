@@ -184,7 +184,7 @@ impl Reader<'_> {
         }
         let path = rest.to_ascii_lowercase().replace("__", ".");
         let place = Place::Variable(name.into());
-        if self.set_text(config, &path, value, place.clone()).is_none() {
+        if self.set_text(config, &path, value, place.clone()).is_none() && !service_link(name, value) {
             let near = variable_name(&nearest_key(&path));
             let near = kind::nearest(name, OTHER_VARIABLES.into_iter().chain([near.as_str()]));
             self.problem(place, format!("unknown variable; did you mean {near}?"));
@@ -221,6 +221,22 @@ impl Reader<'_> {
 
 /// Variables that are no keys: the log level, the configuration's file, and the switch of the tests that rewrite pages.
 const OTHER_VARIABLES: [&str; 3] = ["BYWASH_LOG", "BYWASH_CONFIG", "BYWASH_BLESS"];
+
+/// Whether that is no setting but what Kubernetes tells each container of a service that is named `bywash`, or `bywash-…`:
+/// `BYWASH_SERVICE_HOST`, `BYWASH_SERVICE_PORT_HTTP`, `BYWASH_PORT=tcp://…`, `BYWASH_PORT_8080_TCP_ADDR`.
+fn service_link(name: &str, value: &str) -> bool {
+    let port = |rest: &str| {
+        let mut words = rest.split('_');
+        words.next().is_some_and(|it| it.parse::<u16>().is_ok())
+            && matches!(words.next(), Some("TCP" | "UDP" | "SCTP"))
+            && matches!((words.next(), words.next()), (None | Some("PROTO" | "PORT" | "ADDR"), None))
+    };
+    name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_SERVICE_PORT")
+        || name.contains("_SERVICE_PORT_")
+        || name.ends_with("_PORT") && ["tcp://", "udp://", "sctp://"].iter().any(|it| value.starts_with(it))
+        || name.split_once("_PORT_").is_some_and(|(_, rest)| port(rest))
+}
 
 /// The variable that overrides the key `path`.
 pub fn variable_name(path: &str) -> String {

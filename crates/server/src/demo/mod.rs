@@ -10,7 +10,10 @@ mod recording;
 mod source;
 mod target;
 
+use std::fs::DirBuilder;
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -33,6 +36,9 @@ const LAST_FRAMES: Duration = Duration::from_secs(5);
 /// Under whose name the demonstration records.
 const VENDOR: &str = "Tencent";
 
+/// The folder of recorded files in `data_dir`.
+const MEDIA: &str = "media";
+
 /// Runs the demonstration for `duration`, or until Ctrl-C. With `whip` a browser publishes, else the built-in clip is.
 pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> anyhow::Result<()> {
     // A port that is in use is no reason not to be shown how it works.
@@ -46,7 +52,7 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
     // What the demonstration looks at in the end.
     app.record.entry(VENDOR.into()).or_default().formats = vec![Format::Mp4];
     let app = app.clone();
-    let media = config.data_dir.join("media");
+    let media = config.data_dir.join(MEDIA);
     let server = Server::start(config).await?;
     let base = format!("http://{}", server.http);
     let stream = format!("demo-{:08x}", rand::random::<u32>());
@@ -147,6 +153,36 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
     }
     println!("recorded {} pictures and {} packets of sound", found.video, found.audio);
     Ok(())
+}
+
+/// A folder for one demonstration, of which only the recorded files are there afterwards.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes it, among the system's temporary ones; nobody else can read it.
+    pub fn new() -> anyhow::Result<Scratch> {
+        let path = std::env::temp_dir().join(format!("bywash-demo-{:08x}", rand::random::<u32>()));
+        DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("create {}", path.display()))?;
+        Ok(Scratch(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let media = self.0.join(MEDIA);
+        let paths = std::fs::read_dir(&self.0).into_iter().flatten().flatten().map(|it| it.path());
+        for path in paths.filter(|it| *it != media) {
+            let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir_all(&path));
+        }
+        // They stay unless they are empty.
+        let _ = std::fs::remove_dir(media);
+        let _ = std::fs::remove_dir(&self.0);
+    }
 }
 
 /// The address of the page that publishes `stream`, with a token of one day if there is a key to make it with.

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use sqlx::any::{Any, AnyArguments, AnyConnectOptions, AnyPoolOptions, AnyRow};
 use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
-use sqlx::{AnyPool, AssertSqlSafe, ConnectOptions, Row};
+use sqlx::{AnyPool, AssertSqlSafe, ConnectOptions, Connection, Row};
 use tokio::sync::{Notify, watch};
 
 use crate::config::{self, Vendor};
@@ -98,6 +98,10 @@ impl Store {
         let url = format!("sqlite://{}?mode=rwc", utf8_percent_encode(name, NON_ALPHANUMERIC));
         sqlx::any::install_drivers(&[sqlx::sqlite::any::DRIVER]).ok();
         let options: AnyConnectOptions = url.parse::<AnyConnectOptions>()?.disable_statement_logging();
+        // A pool tries again what a connection refuses, and tells in the end only that it took too long.
+        let mut first = options.connect().await?;
+        sqlx::raw_sql(WRITER).execute(&mut first).await.map_err(|error| Error::at(&file, error))?;
+        first.close().await?;
 
         let store = Store {
             writer: pool(1, WRITER).connect_lazy_with(options.clone()),
@@ -282,6 +286,20 @@ impl Tx {
     }
 }
 
+impl Error {
+    /// Of the file itself: that it is no database (SQLITE_NOTADB) or a damaged one (SQLITE_CORRUPT) is nothing that passes.
+    fn at(file: &Path, error: sqlx::Error) -> Error {
+        let code = error.as_database_error().and_then(|it| it.code()?.parse::<i32>().ok());
+        match code.map(|it| it & 0xff) {
+            Some(11 | 26) => Error::Other(format!(
+                "{} is not a database, or damaged: put a backup in its place, or move it away to begin with an empty one ({error})",
+                file.display()
+            )),
+            _ => error.into(),
+        }
+    }
+}
+
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Error {
         if matches!(error, sqlx::Error::PoolTimedOut) {
@@ -430,6 +448,15 @@ pub(crate) mod tests {
 
     async fn count(store: &Store, id: &str) -> u64 {
         store.read().await.unwrap().rule_count(&key(id)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_database_is_called_that() {
+        let dir = Dir::new();
+        std::fs::create_dir_all(dir.path()).unwrap();
+        std::fs::write(dir.path().join("bywash.db"), "not a database, ".repeat(100)).unwrap();
+        let error = dir.try_open().await.err().unwrap().to_string();
+        assert!(error.contains("bywash.db is not a database"), "{error}");
     }
 
     #[tokio::test]

@@ -190,10 +190,14 @@ impl Port {
             async move { port.read_udp().await }
         });
         sockets.spawn({
-            let port = self.clone();
-            async move { port.accept_tcp().await }
+            let (port, stop) = (self.clone(), stop.clone());
+            async move { port.accept_tcp(&stop).await }
         });
-        stop.cancelled().await;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            // They end before only if they panic. Who looks after this task is to see it.
+            Some(ended) = sockets.join_next() => ended.expect("reading the socket does not panic"),
+        }
         drop(sockets);
         let mut tasks = std::mem::take(&mut *self.tasks.lock().expect("no holder panics"));
         tasks.shutdown().await;
@@ -386,7 +390,7 @@ impl Port {
         Ok(count)
     }
 
-    async fn accept_tcp(self: &Arc<Port>) {
+    async fn accept_tcp(self: &Arc<Port>, stop: &CancellationToken) {
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -406,6 +410,8 @@ impl Port {
                         }
                     });
                 }
+                // The runtime that has the socket may end before this one.
+                Err(_) if stop.is_cancelled() => return,
                 Err(error) => {
                     warn!(%error, "cannot accept an ice-tcp connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;

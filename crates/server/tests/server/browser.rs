@@ -200,7 +200,7 @@ fn demo_shows_what_a_browser_publishes() {
     for key in ["http", "rtmp", "webrtc"] {
         demo.arg("--set").arg(format!("{key}.listen=127.0.0.1:{}", bywash_testkit::port()));
     }
-    let mut demo = Process::start(&mut demo);
+    let mut demo = Process::start(demo.env("TMPDIR", dir.join("")));
     let mut out = BufReader::new(demo.child().stdout.take().expect("it is piped"));
     let page = loop {
         let mut line = String::new();

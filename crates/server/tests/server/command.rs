@@ -120,12 +120,125 @@ fn a_signed_address_works_and_a_changed_one_does_not() {
     assert_eq!(answer(&path.replace("Timestamp=", "Timestamp=1")), 100_000_004);
 }
 
+/// A certificate and its key, as PEM.
+fn certificate() -> (String, String) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    (made.cert.pem(), made.signing_key.serialize_pem())
+}
+
+#[test]
+fn what_tls_cannot_use_is_a_problem_of_check_and_of_serve() {
+    let dir = Scratch::new();
+    let ((cert, key), (_, other)) = (certificate(), certificate());
+    let key_of = |label: &str| key.replace("PRIVATE KEY", label);
+    let http = "http.tls = { certificate = \"cert\", key = \"key\" }";
+    let check = |config: &str, cert: &str, key: &str, want: &str| {
+        for (name, text) in [("bywash.toml", config), ("cert", cert), ("key", key)] {
+            std::fs::write(dir.join(name), text).expect("a file");
+        }
+        for command in ["check", "serve"] {
+            let (code, out, errors) = run(bywash(&[command]).current_dir(dir.join("")));
+            assert_eq!(code, Some(1), "{command}: {out}{errors}");
+            assert!(format!("{out}{errors}").contains(&format!("bywash.toml:1: {want}")), "{want}: {out}{errors}");
+        }
+    };
+    check(http, &cert, &other, "`http.tls.key`: key does not go with the certificate");
+    check(http, &cert, &key_of("ENCRYPTED PRIVATE KEY"), "`http.tls.key`: key is encrypted");
+    check(http, &cert, &cert, "`http.tls.key`: key holds no private key");
+    check(http, &key, &key, "`http.tls.certificate`: cert holds no certificate");
+    check(
+        http,
+        &key.replace("PRIVATE KEY", "CERTIFICATE"),
+        &key,
+        "`http.tls.certificate`: cert holds a certificate that",
+    );
+    check("relay.ca_file = \"key\"", "", &key, "`relay.ca_file`: key holds no certificate");
+
+    std::fs::write(dir.join("key"), &key).expect("a file");
+    std::fs::write(dir.join("cert"), &cert).expect("a file");
+    std::fs::write(dir.join("bywash.toml"), http).expect("a file");
+    let (code, out, errors) = run(bywash(&["check"]).current_dir(dir.join("")));
+    assert_eq!(code, Some(0), "{out}{errors}");
+}
+
+#[test]
+fn check_warns_of_addresses_that_lead_nowhere() {
+    let dir = Scratch::new();
+    let check = |settings: &[&str], warned: bool| {
+        let mut check = bywash(&["check"]);
+        let (code, out, errors) =
+            run(check.args(settings.iter().flat_map(|it| ["--set", it])).current_dir(dir.join("")));
+        assert_eq!((code, out.contains("warning: `")), (Some(0), warned), "{settings:?}: {out}{errors}");
+    };
+    check(&[], false);
+    check(&["http.listen=0.0.0.0:8080"], true);
+    check(&["rtmp.listen=[::]:1935"], true);
+    check(&["http.listen=0.0.0.0:8080", "http.public_url=http://live.example.com"], false);
+}
+
+/// Runs the demonstration in `dir`, with temporary folders of its own; gives what it printed.
+fn demo(dir: &Scratch, command: &mut Command) -> String {
+    std::fs::create_dir(dir.join("tmp")).expect("a folder");
+    let (code, out, errors) = run(command.current_dir(dir.join("")).env("TMPDIR", dir.join("tmp")));
+    assert_eq!(code, Some(0), "{out}{errors}");
+    out
+}
+
 #[test]
 fn demo_shows_whole_media() {
     let dir = Scratch::new();
-    let (code, out, errors) = run(bywash(&["demo", "--for", "6s"]).current_dir(dir.join("")));
-    assert_eq!(code, Some(0), "{out}{errors}");
+    let mut command = bywash(&["demo", "--for", "6s"]);
+    // Another demonstration may look for free ports at the same moment.
+    for key in ["http", "rtmp", "webrtc"] {
+        command.arg("--set").arg(format!("{key}.listen=127.0.0.1:{}", bywash_testkit::port()));
+    }
+    let out = demo(&dir, &mut command);
     assert!(out.contains("CreatCDNTransferRule"), "it shows the call it made: {out}");
+}
+
+#[test]
+fn demo_has_nothing_to_do_with_what_is_configured() {
+    let (dir, sink, receiver) = (Scratch::new(), Sink::start(Manner::Take), Receiver::start());
+    let (told, secret) = (receiver.url(), "s".repeat(32));
+    let config = format!(
+        "data_dir = \"mine\"\nhttp.listen = \"0.0.0.0:{}\"\nrtmp.listen = \"0.0.0.0:{}\"\n\
+         [[app]]\nid = {APP}\nserver_secret = \"{secret}\"\ncallback_secret = \"c\"\nenvironment = \"test\"\n\
+         publish_auth = \"token\"\npublish_key = \"k\"\ncallback.stream = {told:?}\ncallback.state = {told:?}\ncallback.record = {told:?}\n\
+         cdn.default_target = {:?}\ncdn.relay_everything = true\nrecord.Tencent.record_everything = true\n",
+        bywash_testkit::port(),
+        bywash_testkit::port(),
+        sink.url("default")
+    );
+    std::fs::write(dir.join("bywash.toml"), config).expect("a file");
+    let mut command = bywash(&["demo", "--for", "3s"]);
+    let out = demo(&dir, command.env("BYWASH_HTTP__LISTEN", "0.0.0.0:1").env("BYWASH_CONFIG", dir.join("bywash.toml")));
+    assert!(out.contains("API      http://127.0.0.1:") && !out.contains(&APP.to_string()), "{out}");
+    assert!(sink.sessions().is_empty() && receiver.taken().is_empty(), "{out}");
+    assert!(!dir.join("mine").exists() && !dir.join("data").exists(), "it has a folder of its own");
+
+    // The recorded file is where it says; of all else nothing is left.
+    let file = out.lines().find_map(|line| line.strip_prefix("file     ")).expect("a recorded file");
+    assert!(std::path::Path::new(file).metadata().is_ok_and(|it| it.len() > 100_000), "{file}");
+    let folders = std::fs::read_dir(dir.join("tmp")).expect("a folder").map(|it| it.expect("an entry").path());
+    let left: Vec<_> = folders.flat_map(|it| std::fs::read_dir(it).expect("a folder")).collect();
+    assert!(left.len() == 1 && left[0].as_ref().is_ok_and(|it| it.file_name() == "media"), "{left:?}");
+}
+
+#[test]
+fn a_reload_of_an_empty_file_does_not_throw_the_server_open() {
+    let server = Server::start(Setup::default().public_only());
+    let config = std::fs::read_to_string(server.config()).expect("a configuration");
+    let (own, _) = config.split_once("[[app]]").expect("an app");
+    for (count, text) in [(1, ""), (2, own), (3, "relay = 7")] {
+        std::fs::write(server.config(), text).expect("a file of ours");
+        server.process().signal("HUP");
+        let refused = || (server.output().matches("nothing was reloaded").count() == count).then_some(());
+        eventually("the file is refused", secs(5), refused);
+    }
+    server.ok("DescribeStreams", &[]);
+    assert!(!server.media().with_file_name("dev-app.toml").exists(), "no app was made");
+    let answer = server.call("CreatCDNTransferRule", &[("StreamId", "show"), ("CDNUrl", "rtmp://127.0.0.1/live/show")]);
+    assert_ne!(answer["Code"], 0, "private targets stay refused");
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use bywash_testkit::publisher::{Flow, Pace};
-use bywash_testkit::{Manner, Publisher, Receiver, Scratch, Server, Setup, Sink, eventually, secs, stays};
+use bywash_testkit::server::binary;
+use bywash_testkit::{Log, Manner, Publisher, Receiver, Scratch, Server, Setup, Sink, eventually, secs, stays};
 
 fn live(server: &Server, name: &str) -> Flow {
     Flow::start(vec![Publisher::connect(&server.rtmp(name)).expect("it is taken")], Pace::SMALL)
@@ -44,6 +45,70 @@ fn sigterm_ends_in_time_though_everyone_hangs() {
     let (code, took, _) = server.terminate();
     assert!(took < secs(6), "{took:?}");
     assert_eq!(code, 0);
+}
+
+/// Streams are relayed, a stream ends, calls are answered, and SIGTERM drains.
+#[track_caller]
+fn serves(log: Log) {
+    let sink = Sink::start(Manner::Take);
+    let server = Server::start(Setup { log, ..Setup::server("publish.grace = \"0s\"") });
+    for name in ["stays", "ends"] {
+        server.relay(name, &sink.url(name));
+    }
+    let (_stays, ends) = (live(&server, "stays"), live(&server, "ends"));
+    for name in ["stays", "ends"] {
+        sink.wait_for(name, secs(5));
+    }
+    ends.stop();
+    eventually("the other's session is over", secs(5), || sink.session("ends").filter(|it| it.closed));
+    server.process().signal("HUP");
+    server.relay("later", &sink.url("later"));
+    let _later = live(&server, "later");
+    sink.wait_for("later", secs(5));
+    let before = sink.pictures("stays");
+    eventually("it is relayed still", secs(5), || (sink.pictures("stays") > before + 10).then_some(()));
+    assert_eq!(server.get("/ready").expect("an answer").0, 200);
+    let (code, took, _) = server.terminate();
+    assert!(code == 0 && took < secs(5), "{log:?}: exit {code} after {took:?}");
+    let session = sink.session("stays").expect("it was there");
+    assert!(session.unpublished, "{log:?}: the CDN was told");
+}
+
+#[test]
+fn a_log_on_a_full_disk_costs_its_lines_alone() {
+    serves(Log::Full);
+}
+
+#[test]
+fn a_log_whose_reader_is_gone_costs_its_lines_alone() {
+    serves(Log::Gone);
+}
+
+#[test]
+fn a_log_whose_reader_stands_still_holds_nobody_up() {
+    serves(Log::Stopped);
+}
+
+#[test]
+fn a_second_server_leaves_the_data_of_the_first_alone() {
+    let server = Server::start(Setup::app("record.Tencent.formats = [\"mp4\"]"));
+    let task = server.record("show");
+    let flow = live(&server, "show");
+    server.wait_recording("show", "recording", secs(5));
+    let (config, data) = (server.config(), server.media().with_file_name(""));
+    let ports = ["http", "rtmp", "webrtc"].map(|it| format!("--set={it}.listen=127.0.0.1:{}", bywash_testkit::port()));
+    let (config, data) = (config.to_str().expect("text"), data.to_str().expect("text"));
+    for args in [["serve", "--config", config], ["demo", "--data-dir", data]] {
+        let output = Command::new(binary()).args(args).args(&ports).output().expect("the binary runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        assert!(said.contains("another bywash uses the folder") && said.contains("--data-dir"), "{said}");
+    }
+    assert_eq!(server.recording("show")["TaskId"], *task);
+    server.stop_record("show");
+    server.wait_recording("show", "ended", secs(5));
+    drop(flow);
+    server.kill_9_and_start();
 }
 
 #[test]
