@@ -97,7 +97,7 @@ impl Peer {
         lane: &Lane,
     ) -> Result<(Peer, String), NotOpened> {
         let now = Instant::now();
-        let mut rtc = offer::config(purpose, port.certificate(), port.jitter_buffer()).build(now);
+        let mut rtc = offer::config(&offer, port.certificate(), port.jitter_buffer()).build(now);
         for candidate in port.candidates() {
             rtc.add_local_candidate(candidate);
         }

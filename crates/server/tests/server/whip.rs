@@ -177,7 +177,7 @@ fn whip_refuses_with_a_reason() {
     let server = Server::start(Setup::server("webrtc.max_sessions = 2"));
     let good = offer();
     let vp8 = good.replace("H264/90000", "VP8/90000");
-    let mode0 = good.replace("packetization-mode=1;", "");
+    let mode2 = good.replace("packetization-mode=1;", "packetization-mode=2;");
     let many = good.clone() + &"m=video 9 UDP/TLS/RTP/SAVPF 96\r\n".repeat(500);
     let table = [
         ("no SDP", "hello".to_owned(), 400, "SDP"),
@@ -192,11 +192,11 @@ fn whip_refuses_with_a_reason() {
             "64 cand",
         ),
         ("VP8 alone", vp8, 406, "VP8"),
-        ("H.264 in mode 0", mode0, 406, "packetization-mode=1"),
+        ("interleaved H.264", mode2, 406, "(H264) will do"),
         ("a player", good.replace("sendonly", "recvonly"), 406, "sendonly"),
         ("no credentials", good.replace("a=ice-", "a=x-"), 400, "ice-ufrag"),
         ("no fingerprint", good.replace("a=fingerprint", "a=x"), 400, "fingerprint"),
-        ("no mid", good.replace("a=mid:", "a=x:"), 400, ""),
+        ("no mid", good.replace("a=mid:", "a=x:"), 406, "a=group:BUNDLE"),
     ];
     for (what, body, status, reason) in table {
         let begin = Instant::now();
