@@ -531,11 +531,12 @@ impl Section<'_> {
                 ));
             }
         }
-        let direction = match self.direction {
-            (true, true) => "sendrecv",
-            (true, false) => "sendonly",
-            (false, true) => "recvonly",
-            (false, false) => "inactive",
+        let flows = self.flows(purpose);
+        let direction = match purpose {
+            // The answer to one that would do both is half of that: here media goes one way (RFC 9725 §4.2).
+            Purpose::Publish if flows => "sendonly",
+            Purpose::Play if flows => "recvonly",
+            _ => "inactive",
         };
         let mid = self.name();
         let listed: String = payloads.iter().map(|(pt, ..)| format!(" {pt}")).collect();
@@ -598,6 +599,8 @@ impl Reply {
                     Some(mid) => text.extend(["a=mid:", mid]),
                     None => continue,
                 },
+                // We send nothing that these could be of.
+                _ if line.starts_with("a=msid:") && offer.purpose == Purpose::Publish => continue,
                 _ => text.push_str(line),
             }
             if opus.as_ref().is_some_and(|opus| line.starts_with(opus)) {
@@ -1042,6 +1045,21 @@ mod tests {
         assert!(answer.contains("a=mid:sound-of-the-room-1\r\n") && answer.contains("a=mid:view-of-the-room-1\r\n"));
         let alike = offer.replace("sound-of-the-room-1", "view-of-the-room-2");
         assert!(reply(&alike, Purpose::Publish).is_err());
+    }
+
+    #[test]
+    fn media_goes_one_way_whatever_is_offered() {
+        for (purpose, offered, want) in [
+            (Purpose::Publish, "sendonly", "recvonly"),
+            (Purpose::Publish, "sendrecv", "recvonly"),
+            (Purpose::Play, "recvonly", "sendonly"),
+            (Purpose::Play, "sendrecv", "sendonly"),
+        ] {
+            let answer = reply(&PLAIN.offer().replace("sendonly", offered), purpose).unwrap();
+            assert_eq!(answer.matches(&format!("a={want}\r\n")).count(), 2, "{offered}: {answer}");
+            let ours = answer.contains("a=ssrc:") || answer.contains("a=msid:");
+            assert_eq!(ours, purpose == Purpose::Play, "{offered}: {answer}");
+        }
     }
 
     #[test]
