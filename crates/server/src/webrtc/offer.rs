@@ -159,15 +159,17 @@ pub fn accept(rtc: &mut Rtc, offer: &Offer) -> Result<String, Unfit> {
     finished(&answer.to_sdp_string(), offer)
 }
 
-/// What an answer tells of ICE, as the answer to a PATCH that restarts it (RFC 9725 §4.3.2).
+/// What an answer tells of ICE, as the answer to a PATCH that restarts it (RFC 9725 §4.3.3): the session's part, and of the sections
+/// the one that speaks for the bundle.
 pub fn fragment(answer: &str) -> String {
     let of_ice = ["a=ice-", "a=group:", "m=", "a=mid:", "a=candidate:", "a=end-of-candidates"];
-    let mut media = false;
-    let lines = answer.lines().filter(|line| {
-        // The first section speaks for the bundle.
-        let first = !(line.starts_with("m=") && std::mem::replace(&mut media, true)) || line.starts_with("a=ice-lite");
-        first && of_ice.iter().any(|it| line.starts_with(it))
-    });
+    let first = value(answer, "a=group:BUNDLE ").and_then(|mids| mids.split(' ').next());
+    // A section that is rejected has nothing of ICE.
+    let mark = first.map_or("\r\na=ice-ufrag:".to_owned(), |mid| format!("\r\na=mid:{mid}\r\n"));
+    let mut parts = parts(answer);
+    let session = parts.next().unwrap_or_default();
+    let speaks = parts.find(|part| part.contains(&mark)).unwrap_or_default();
+    let lines = session.lines().chain(speaks.lines()).filter(|line| of_ice.iter().any(|it| line.starts_with(it)));
     lines.fold(String::new(), |text, line| text + line + "\r\n")
 }
 
@@ -1112,6 +1114,9 @@ mod tests {
         assert_eq!((again.user.as_str(), again.text.contains("a=candidate:")), ("efgh", false));
         let told = fragment(&second);
         assert_eq!((told.matches("m=").count(), user(&told)), (1, user(&second)), "{told}");
+        for line in ["a=mid:", "a=ice-ufrag:", "a=ice-pwd:", "a=group:BUNDLE 0 1"] {
+            assert_eq!(told.matches(line).count(), 1, "{told}");
+        }
     }
 
     #[test]
