@@ -57,7 +57,7 @@ struct Ingest {
     sync: Sync,
     origin: Instant,
     tracks: Tracks,
-    /// The sections that are taken: the first of each kind.
+    /// The sections that are taken: of each kind the first in which something comes.
     video: Option<Mid>,
     audio: Option<Mid>,
     layers: Vec<Layer>,
@@ -167,6 +167,9 @@ impl Ingest {
     }
 
     fn media_added(&mut self, added: &MediaAdded) {
+        if !added.direction.is_receiving() {
+            return;
+        }
         let slot = match added.kind {
             MediaKind::Video => &mut self.video,
             MediaKind::Audio => &mut self.audio,

@@ -16,6 +16,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("url")
 parser.add_argument("--play", action="store_true")
 parser.add_argument("--video-only", action="store_true")
+parser.add_argument("--idle-first", action="store_true", help="put a section before the others that carries nothing")
 args = parser.parse_args()
 
 
@@ -44,6 +45,9 @@ async def follow(track):
 
 async def main():
     peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    only_h264 = [it for it in RTCRtpSender.getCapabilities("video").codecs if it.mimeType in ("video/H264", "video/rtx")]
+    if args.idle_first:
+        peer.addTransceiver("video", direction="inactive").setCodecPreferences(only_h264)
     kinds = ["video"] if args.video_only else ["video", "audio"]
     for kind in kinds:
         if args.play:
@@ -52,8 +56,7 @@ async def main():
             track = VideoStreamTrack() if kind == "video" else AudioStreamTrack()
             section = peer.addTransceiver(track, direction="sendonly")
         if kind == "video":
-            codecs = RTCRtpSender.getCapabilities(kind).codecs
-            section.setCodecPreferences([it for it in codecs if it.mimeType in ("video/H264", "video/rtx")])
+            section.setCodecPreferences(only_h264)
     following = []
     peer.on("track", lambda track: following.append(asyncio.ensure_future(follow(track))))
 

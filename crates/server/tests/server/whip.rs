@@ -143,13 +143,26 @@ fn whep_plays_what_rtmp_publishes() {
     });
     let player = Client::aiortc(&server.whep("show"), &["--play"]);
     player.wait("connected");
-    eventually("pictures are decoded", secs(20), || {
-        let said = player.said();
-        let pictures =
-            said.lines().rev().find_map(|line| line.strip_prefix("pictures ")?.split(' ').next()?.parse().ok());
-        pictures.filter(|n: &u32| *n > 30)
-    });
+    eventually("pictures are decoded", secs(20), || pictures(&player).filter(|n| *n > 30));
     player.end();
+}
+
+#[test]
+fn pictures_go_by_the_section_that_carries_them() {
+    let (cdn, server) = (Nginx::start(), Server::start(Setup::default()));
+    server.relay("show", &cdn.url("show"));
+    let client = Client::publish(&server, "show", &["--video-only", "--idle-first"]);
+    let recorded = cdn.wait_for("show", 60);
+    let player = Client::aiortc(&server.whep("show"), &["--play", "--video-only", "--idle-first"]);
+    eventually("pictures are decoded", secs(20), || pictures(&player).filter(|n| *n > 30));
+    player.end();
+    client.end();
+    media::assert_clean(&recorded);
+}
+
+/// How many pictures a player has decoded, as it says.
+fn pictures(player: &Client) -> Option<u32> {
+    player.said().lines().rev().find_map(|line| line.strip_prefix("pictures ")?.split(' ').next()?.parse().ok())
 }
 
 /// What a browser offers, about.
