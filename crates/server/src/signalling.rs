@@ -89,10 +89,10 @@ async fn endpoint(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     request: Request<Body>,
 ) -> Response {
+    let query = query.unwrap_or_default();
     let answer = match *request.method() {
         Method::POST => {
             let span = info_span!("whip", stream = format!("{app:.20}/{stream:.80}"), %peer, ?purpose);
-            let query = query.unwrap_or_default();
             let opened = doors.open(purpose, (&app, &stream), &query, peer, request);
             let opened = opened.instrument(span.clone()).await;
             if let Err(Refused { status, reason, .. }) = &opened {
@@ -100,21 +100,29 @@ async fn endpoint(
             }
             opened
         }
-        Method::OPTIONS => Ok(doors.options("POST, OPTIONS", &[("accept-post", SDP)])),
+        Method::OPTIONS => {
+            let trusted = doors.admit(purpose, (&app, &stream), &query, request.headers()).is_ok();
+            Ok(doors.options("POST, OPTIONS", &[("accept-post", SDP)], trusted))
+        }
         _ => Err(not_allowed("POST, OPTIONS")),
     };
     for_pages(answer)
 }
 
 async fn session(
-    State((doors, _)): Doorway,
+    State((doors, purpose)): Doorway,
     Path((app, stream, id)): Path<(String, String, String)>,
+    RawQuery(query): RawQuery,
     request: Request<Body>,
 ) -> Response {
     let answer = match *request.method() {
         Method::PATCH => doors.patch((&app, &stream, &id), request).await,
         Method::DELETE => doors.delete((&app, &stream, &id)).await,
-        Method::OPTIONS => Ok(doors.options("PATCH, DELETE, OPTIONS", &[("accept-patch", FRAGMENT)])),
+        Method::OPTIONS => {
+            let query = query.unwrap_or_default();
+            let trusted = doors.admit(purpose, (&app, &stream), &query, request.headers()).is_ok();
+            Ok(doors.options("PATCH, DELETE, OPTIONS", &[("accept-patch", FRAGMENT)], trusted))
+        }
         _ => Err(not_allowed("PATCH, DELETE, OPTIONS")),
     };
     for_pages(answer)
@@ -196,16 +204,14 @@ fn for_pages(answer: Result<Response, Refused>) -> Response {
 }
 
 impl Doors {
-    /// POST: opens a session.
-    async fn open(
-        self: &Arc<Doors>,
+    /// Whose stream an address names, and whether who comes with this query and head may have it.
+    fn admit(
+        &self,
         purpose: Purpose,
         (app, stream): (&str, &str),
         query: &str,
-        peer: SocketAddr,
-        request: Request<Body>,
-    ) -> Result<Response, Refused> {
-        let (head, body) = request.into_parts();
+        headers: &HeaderMap,
+    ) -> Result<(StreamKey, token::User), Refused> {
         let app = app.parse().ok().and_then(|id| self.apps.get(id));
         let app = app
             .ok_or_else(|| refused(StatusCode::NOT_FOUND, "unknown app: the address is /whip/v1/<AppId>/<StreamId>"))?;
@@ -216,8 +222,22 @@ impl Doors {
             let reason = format!("the app has no {:?} environment", key.environment()).to_lowercase();
             return Err(refused(StatusCode::FORBIDDEN, reason));
         }
-        let bearer = head.headers.get(AUTHORIZATION).and_then(|it| it.to_str().ok());
+        let bearer = headers.get(AUTHORIZATION).and_then(|it| it.to_str().ok());
         let user = token::verify(&app, key.id(), &token::Params::parse(query).bearer(bearer), purpose, unix_s())?;
+        Ok((key, user))
+    }
+
+    /// POST: opens a session.
+    async fn open(
+        self: &Arc<Doors>,
+        purpose: Purpose,
+        path: (&str, &str),
+        query: &str,
+        peer: SocketAddr,
+        request: Request<Body>,
+    ) -> Result<Response, Refused> {
+        let (head, body) = request.into_parts();
+        let (key, user) = self.admit(purpose, path, query, &head.headers)?;
         of_type(&head.headers, SDP)?;
         let offer = Offer::parse(&read(body).await?, purpose)?;
 
@@ -272,7 +292,7 @@ impl Doors {
         let headers = response.headers_mut();
         headers.insert(LOCATION, text(&location));
         headers.insert(ETAG, text(&tag));
-        self.link(headers);
+        self.link(headers, true);
         Ok(response)
     }
 
@@ -315,7 +335,7 @@ impl Doors {
     }
 
     /// OPTIONS: what a page may send, and the servers that help with ICE.
-    fn options(&self, methods: &'static str, accept: &[(&'static str, &'static str)]) -> Response {
+    fn options(&self, methods: &'static str, accept: &[(&'static str, &'static str)], trusted: bool) -> Response {
         let mut response = StatusCode::NO_CONTENT.into_response();
         let headers = response.headers_mut();
         for (name, value) in [
@@ -329,12 +349,13 @@ impl Doors {
         for (name, value) in accept {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        self.link(headers);
+        self.link(headers, trusted);
         response
     }
 
-    fn link(&self, headers: &mut HeaderMap) {
-        for server in &self.config.ice_servers {
+    /// Names the servers that help with ICE: those with a password only to whom the stream is open, or everybody could relay through them.
+    fn link(&self, headers: &mut HeaderMap, trusted: bool) {
+        for server in self.config.ice_servers.iter().filter(|server| trusted || server.user.is_none()) {
             headers.append(LINK, text(&link(server)));
         }
     }

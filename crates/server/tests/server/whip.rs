@@ -269,6 +269,34 @@ fn whip_wants_its_token_as_a_bearer() {
 }
 
 #[test]
+fn a_turn_password_is_told_only_to_who_may_publish() {
+    let servers = "webrtc.ice_servers = [\"stun:stun.example.com\", \"turn:u:p@turn.example.com\"]";
+    let closed = Setup { app: "publish_auth = \"token\"".into(), ..Setup::server(servers) };
+    let query = publish_query("show", PUBLISH_KEY, 60);
+    let (signed, token) = query.split_once("&zgToken=").expect("the query ends in its token");
+    let bearer = format!("Authorization: Bearer {token}");
+    let (open, closed) = (Server::start(Setup::server(servers)), Server::start(closed));
+    for (server, query, headers, told) in [
+        (&open, "", &[][..], true),
+        (&closed, "", &[], false),
+        (&closed, signed, &[], false),
+        (&closed, signed, &[&*bearer], true),
+        (&closed, &query, &[], true),
+    ] {
+        for path in [format!("/whip/v1/{APP}/show?{query}"), format!("/whip/v1/{APP}/show/0123?{query}")] {
+            let (status, head, _) = server.request("OPTIONS", &path, headers, b"").expect("an answer");
+            assert_eq!(
+                (status, head.contains("stun:"), head.contains("credential")),
+                (204, true, told),
+                "{path}: {head}"
+            );
+        }
+    }
+    let elsewhere = open.request("OPTIONS", &format!("/whip/v1/{}/show", APP + 1), &[], b"").expect("an answer");
+    assert!(!elsewhere.1.contains("credential"), "{}", elsewhere.1);
+}
+
+#[test]
 fn a_whip_session_is_trickled_restarted_and_ended() {
     let server = Server::start(Setup::server(
         "webrtc.ice_servers = [\"stun:stun.example.com\", \"turn:u:p@turn.example.com?transport=tcp\"]",
