@@ -45,6 +45,10 @@ const SILENCE: Duration = Duration::from_secs(4);
 /// How long a session may take to answer a PATCH.
 const PATCH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What an endpoint and a session take. What GET and HEAD bring is empty (RFC 9725 §4.1).
+const ENDPOINT: &str = "POST, GET, HEAD, OPTIONS";
+const SESSION: &str = "PATCH, DELETE, GET, HEAD, OPTIONS";
+
 const SDP: &str = "application/sdp";
 const FRAGMENT: &str = "application/trickle-ice-sdpfrag";
 
@@ -102,9 +106,10 @@ async fn endpoint(
         }
         Method::OPTIONS => {
             let trusted = doors.admit(purpose, (&app, &stream), &query, request.headers()).is_ok();
-            Ok(doors.options("POST, OPTIONS", &[("accept-post", SDP)], trusted))
+            Ok(doors.options(ENDPOINT, &[("accept-post", SDP)], trusted))
         }
-        _ => Err(not_allowed("POST, OPTIONS")),
+        Method::GET | Method::HEAD => Ok(StatusCode::NO_CONTENT.into_response()),
+        _ => Err(not_allowed(ENDPOINT)),
     };
     for_pages(answer)
 }
@@ -121,9 +126,12 @@ async fn session(
         Method::OPTIONS => {
             let query = query.unwrap_or_default();
             let trusted = doors.admit(purpose, (&app, &stream), &query, request.headers()).is_ok();
-            Ok(doors.options("PATCH, DELETE, OPTIONS", &[("accept-patch", FRAGMENT)], trusted))
+            Ok(doors.options(SESSION, &[("accept-patch", FRAGMENT)], trusted))
         }
-        _ => Err(not_allowed("PATCH, DELETE, OPTIONS")),
+        Method::GET | Method::HEAD => doors.find((&app, &stream, &id)).and_then(|(id, key)| {
+            if doors.port.knows(id, &key) { Ok(StatusCode::NO_CONTENT.into_response()) } else { Err(gone()) }
+        }),
+        _ => Err(not_allowed(SESSION)),
     };
     for_pages(answer)
 }
@@ -315,6 +323,9 @@ impl Doors {
             Ok(Ok(Patched::Stale)) => {
                 Err(refused(StatusCode::PRECONDITION_FAILED, "If-Match names an earlier ICE session"))
             }
+            Ok(Ok(Patched::Unconditional)) => {
+                Err(refused(StatusCode::PRECONDITION_REQUIRED, "a restart of ICE needs If-Match: *"))
+            }
             Ok(Ok(Patched::Unfit(unfit))) => Err(unfit.into()),
             Ok(Err(_)) => Err(gone()),
             Err(_) => Err(later("the session does not answer")),
@@ -327,10 +338,15 @@ impl Doors {
         Ok(StatusCode::OK.into_response())
     }
 
-    async fn order(&self, (app, stream, id): (&str, &str, &str), command: Command) -> Result<(), Refused> {
+    /// What a session's address names.
+    fn find(&self, (app, stream, id): (&str, &str, &str)) -> Result<(Id, StreamKey), Refused> {
         let app = app.parse().map_err(|_| gone())?;
         let key = StreamKey::published(app, stream).ok_or_else(gone)?;
-        let id: Id = id.parse().map_err(|()| gone())?;
+        Ok((id.parse().map_err(|()| gone())?, key))
+    }
+
+    async fn order(&self, path: (&str, &str, &str), command: Command) -> Result<(), Refused> {
+        let (id, key) = self.find(path)?;
         if self.port.order(id, &key, command).await { Ok(()) } else { Err(gone()) }
     }
 

@@ -221,6 +221,11 @@ impl Port {
         tokio::time::timeout(Duration::from_secs(2), gone).await.is_ok()
     }
 
+    /// Whether there is such a session. `key` is what its address says.
+    pub fn knows(&self, id: Id, key: &StreamKey) -> bool {
+        self.table().get(id).is_some_and(|entry| entry.key == *key)
+    }
+
     /// Gives a session an order; false if there is no such session. `key` is what its address says.
     pub async fn order(&self, id: Id, key: &StreamKey, command: Command) -> bool {
         let orders = self.table().get(id).filter(|entry| entry.key == *key).map(|entry| entry.orders.clone());

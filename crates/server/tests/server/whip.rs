@@ -220,7 +220,8 @@ fn whip_refuses_with_a_reason() {
     let path = format!("/whip/v1/{APP}/show");
     let sdp = &["Content-Type: application/sdp"][..];
     let other = [
-        ("GET", path.clone(), sdp, 405),
+        ("PUT", path.clone(), sdp, 405),
+        ("GET", format!("{path}/{}", "0".repeat(32)), sdp, 404),
         ("POST", path.clone(), &["Content-Type: text/plain"][..], 415),
         ("POST", format!("/whip/v1/{}/show", APP + 1), sdp, 404),
         ("POST", format!("/whip/v1/{APP}/a%20b"), sdp, 400),
@@ -316,22 +317,42 @@ fn a_whip_session_is_trickled_restarted_and_ended() {
     // The head is in lower case here, which a tag is not; it is the ICE user.
     let user_of =
         |sdp: &str| sdp.lines().find_map(|line| line.strip_prefix("a=ice-ufrag:")).map(str::to_owned).expect("a user");
+    let endpoint = format!("/whip/v1/{APP}/show");
     let (session, tag) = (header(&head, "location"), format!("\"{}\"", user_of(&answer)));
     let patch = |tag: &str, user: &str| {
+        let tag = if tag.is_empty() { String::new() } else { format!("If-Match: {tag}") };
         let body = format!(
             "a=ice-ufrag:{user}\r\na=ice-pwd:0123456789abcdef01234567\r\nm=audio 9 RTP/AVP 0\r\na=mid:0\r\n\
              a=candidate:1 1 udp 2130706431 127.0.0.1 9 typ host\r\na=candidate:2 1 udp 1 a.local 9 typ host\r\n"
         );
-        let headers = ["Content-Type: application/trickle-ice-sdpfrag", &format!("If-Match: {tag}")];
-        server.request("PATCH", &session, &headers, body.as_bytes()).expect("an answer")
+        let headers = ["Content-Type: application/trickle-ice-sdpfrag", &tag];
+        let headers = if tag.is_empty() { &headers[..1] } else { &headers };
+        server.request("PATCH", &session, headers, body.as_bytes()).expect("an answer")
     };
     assert_eq!(patch(&tag, "abcd").0, 204);
     assert_eq!(patch("\"old\"", "abcd").0, 412);
+    assert_eq!(patch(&format!("\"old\", {tag}"), "abcd").0, 204);
+    assert_eq!(patch("", "abcd").0, 204, "candidates are known by their user");
+    assert_eq!(patch("", "efgh").0, 428, "a restart is not");
+    for (method, address) in [("GET", &session), ("HEAD", &session), ("GET", &endpoint), ("HEAD", &endpoint)] {
+        let (status, _, body) = server.request(method, address, &[], b"").expect("an answer");
+        assert_eq!((status, body.as_str()), (204, ""), "{method} {address}");
+    }
     let (status, _, fragment) = patch("*", "efgh");
     assert_eq!((status, fragment.contains("a=candidate:")), (200, true), "{fragment}");
     assert_ne!(user_of(&fragment), user_of(&answer));
     assert_eq!(patch(&tag, "efgh").0, 412);
     assert_eq!(patch("*", "efgh").0, 204);
+    let tag = format!("\"{}\"", user_of(&fragment));
+    for late in ["", "*", &tag] {
+        assert_eq!(
+            patch(late, "abcd").0,
+            412,
+            "what was sent before the restart and comes late restarts nothing: {late}"
+        );
+    }
+    let (status, _, fragment) = patch(&tag, "ijkl");
+    assert_eq!((status, fragment.matches("a=mid:").count()), (200, 1), "{fragment}");
     let options = server.request("OPTIONS", &session, &[], b"").expect("an answer");
     assert!(options.0 == 204 && options.1.contains("access-control-allow-methods: patch, delete"), "{}", options.1);
     assert_eq!(server.request("PATCH", &session, &["Content-Type: application/sdp"], b"").expect("an answer").0, 415);
