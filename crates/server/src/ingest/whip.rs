@@ -141,7 +141,8 @@ impl Ingest {
                     self.beat();
                     if !self.connected && self.origin.elapsed() > ESTABLISH {
                         info!("no media connection in time");
-                        return Ok(Leave::Lost);
+                        // There is nothing to come back to.
+                        return Ok(Leave::Finished);
                     }
                 }
             }

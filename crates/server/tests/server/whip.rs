@@ -248,6 +248,15 @@ fn whip_refuses_with_a_reason() {
 }
 
 #[test]
+fn a_session_that_never_connects_ends_its_stream_with_it() {
+    let server = Server::start(Setup::server("publish.grace = \"10m\""));
+    assert_eq!(post(&server, "show", "", &offer()).expect("an answer").0, 201);
+    let live = || server.ok("DescribeStreams", &[("StreamId", "show")])["Total"] == 1;
+    assert!(live());
+    eventually("the stream is gone", secs(40), || (!live()).then_some(()));
+}
+
+#[test]
 fn whip_wants_its_token_as_a_bearer() {
     let server = Server::start(Setup::app("publish_auth = \"token\""));
     let query = publish_query("show", PUBLISH_KEY, 60);
