@@ -39,9 +39,6 @@ use crate::webrtc::{Id, Peer, Port};
 /// How long a body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a publisher must be silent before another may take its place.
-const SILENCE: Duration = Duration::from_secs(4);
-
 /// How long a session may take to answer a PATCH.
 const PATCH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -264,7 +261,7 @@ impl Doors {
                 let (mut session, answer) = Peer::open(&self.port, key.clone(), offer, purpose, &lane)?;
                 let mut hold = self.plan.publish(arrival()).await;
                 // A page that was reloaded comes back before its old session is known to be dead.
-                if matches!(hold, Err(Refusal::Occupied)) && self.port.replace_silent(&key, SILENCE).await {
+                if matches!(hold, Err(Refusal::Occupied)) && self.port.replace_silent(&key).await {
                     hold = self.plan.publish(arrival()).await;
                 }
                 let hold = hold?;

@@ -67,6 +67,9 @@ const TCP_PATIENCE: Duration = Duration::from_secs(10);
 /// Datagrams that wait for a TCP connection to take them.
 const TCP_QUEUE: usize = 64;
 
+/// How long a publisher must be silent before another may take its place.
+const SILENCE: Duration = Duration::from_secs(4);
+
 /// The sockets and the table of sessions.
 pub struct Port {
     udp: std::net::UdpSocket,
@@ -206,11 +209,11 @@ impl Port {
         tasks.spawn_on(session, lane.handle());
     }
 
-    /// Asks the session that publishes `key`, if nothing has come from it for `silence`, to make room; true once it has.
-    pub async fn replace_silent(&self, key: &StreamKey, silence: Duration) -> bool {
+    /// Asks the session that publishes `key`, if nothing has come from it for [`SILENCE`], to make room; true once it has.
+    pub async fn replace_silent(&self, key: &StreamKey) -> bool {
         let silent = {
             let table = self.table();
-            let silent = |entry: &Entry| entry.key == *key && entry.publishes && entry.heard.elapsed() >= silence;
+            let silent = |entry: &Entry| entry.key == *key && entry.publishes && entry.heard.elapsed() >= SILENCE;
             table.iter().find(|(_, entry)| silent(entry)).map(|(_, entry)| entry.orders.clone())
         };
         let Some(orders) = silent else { return false };

@@ -125,6 +125,24 @@ fn a_whip_publisher_that_vanishes_comes_back_into_the_same_cdn_session() {
 }
 
 #[test]
+fn an_rtmp_publisher_takes_the_place_of_a_silent_whip_session() {
+    let server = Server::start(Setup::default());
+    let begin = Instant::now();
+    assert_eq!(post(&server, "show", "", &offer()).expect("an answer").0, 201);
+    let protocol = || server.ok("DescribeStreams", &[("StreamId", "show")])["Streams"][0]["Protocol"].clone();
+    assert_eq!(protocol(), "WHIP");
+    let _publishing = eventually("it is taken", secs(20), || {
+        let mut publishing = Media::Plain.publish(&server.rtmp("show"));
+        eventually("taken or refused", secs(10), || {
+            (protocol() == "RTMP" || publishing.exit_code().is_some()).then_some(())
+        });
+        (protocol() == "RTMP").then_some(publishing)
+    });
+    // Such a session ends by itself, but later.
+    assert!(begin.elapsed() < secs(14), "{:?}", begin.elapsed());
+}
+
+#[test]
 fn a_forbidden_whip_publisher_is_cut_and_refused() {
     let server = Server::start(Setup::default());
     let client = Client::publish(&server, "show", &["--video-only"]);
