@@ -7,7 +7,6 @@
 //! is linear in a text of at most [`TEXT_MAX`] bytes.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write;
 use std::time::Duration;
 
 use str0m::change::SdpOffer;
@@ -471,12 +470,19 @@ impl Section<'_> {
         values
     }
 
+    /// The payload types that are offered, each once.
+    fn payload_types(&self) -> Vec<u8> {
+        let mut known = HashSet::new();
+        let types = self.payloads.split(' ').filter_map(|it| it.parse().ok());
+        types.filter(|pt| *pt < 128 && known.insert(*pt)).collect()
+    }
+
     /// The formats that are carried; an error if none is, where one is needed.
     fn formats(&self, purpose: Purpose) -> Result<Vec<Format>, Unfit> {
         let (maps, fmtps) = (self.of_payloads("a=rtpmap:"), self.of_payloads("a=fmtp:"));
         let mut formats: Vec<Format> = Vec::new();
-        for pt in self.payloads.split(' ').filter_map(|it| it.parse().ok()).filter(|pt| *pt < 128) {
-            let Some(map) = maps.get(&pt).filter(|_| formats.iter().all(|known| known.pt != pt)) else { continue };
+        for pt in self.payload_types() {
+            let Some(map) = maps.get(&pt) else { continue };
             let fmtp = fmtps.get(&pt).map_or("", String::as_str);
             let format = Format::read(pt, map, fmtp, purpose);
             formats.extend(format.filter(|format| format.codec.is_audio() == (self.kind == "audio")));
@@ -502,69 +508,66 @@ impl Section<'_> {
         Ok(formats)
     }
 
-    /// Writes the section for the engine. `meanings` are what payload types stand for in the sections before it: one thing in all of them
-    /// (RFC 8843 §9.1).
-    fn write(&self, purpose: Purpose, text: &mut String, meanings: &mut HashMap<u8, String>) -> Result<(), Unfit> {
+    /// What the engine is told of payload types: the formats, and what goes with them to send a packet again or twice. Of each its
+    /// `a=rtpmap` and `a=fmtp`.
+    fn described(&self) -> Vec<(u8, String, String)> {
         let (maps, fmtps) = (self.of_payloads("a=rtpmap:"), self.of_payloads("a=fmtp:"));
-        let mut payloads: Vec<(u8, String, String)> = Vec::new();
-        payloads.extend(self.formats.iter().map(|it| (it.pt, it.map().to_owned(), it.params.to_string())));
+        let formats = self.formats.iter().map(|it| (it.pt, it.map().to_owned(), it.params.to_string()));
+        let mut all: Vec<(u8, String, String)> = formats.collect();
         let carried = |pt: &str| self.formats.iter().map(|it| it.pt).find(|it| pt.trim().parse() == Ok(*it));
-        for pt in self.payloads.split(' ').filter_map(|it| it.parse::<u8>().ok()).filter(|pt| *pt < 128) {
-            let Some(map) = maps.get(&pt).filter(|_| payloads.iter().all(|known| known.0 != pt)) else { continue };
-            let (map, fmtp) = (map.to_ascii_lowercase(), fmtps.get(&pt).map_or("", String::as_str));
-            let rest = match map.as_str() {
-                "rtx/90000" => fmtp
-                    .split(';')
-                    .find_map(|it| carried(it.trim().strip_prefix("apt=")?))
-                    .map(|it| format!("apt={it}")),
-                "red/48000/2" => fmtp.split('/').next().and_then(carried).map(|it| format!("{it}/{it}")),
+        for pt in self.payload_types() {
+            let (Some(map), Some(fmtp)) = (maps.get(&pt), fmtps.get(&pt)) else { continue };
+            let map = map.to_ascii_lowercase();
+            let fmtp = match map.as_str() {
+                "rtx/90000" => {
+                    let of = fmtp.split(';').find_map(|it| carried(it.trim().strip_prefix("apt=")?));
+                    of.map(|of| format!("apt={of}"))
+                }
+                "red/48000/2" => fmtp.split('/').next().and_then(carried).map(|of| format!("{of}/{of}")),
                 _ => None,
             };
             // One of each kind for each format.
-            if let Some(rest) = rest.filter(|rest| payloads.iter().all(|known| known.2 != *rest)) {
-                payloads.push((pt, map, rest));
+            if let Some(fmtp) = fmtp.filter(|fmtp| all.iter().all(|known| known.2 != *fmtp)) {
+                all.push((pt, map, fmtp));
             }
         }
-        for (pt, map, fmtp) in &payloads {
-            let meaning = if map.starts_with("opus") { map.clone() } else { format!("{map} {fmtp}") };
-            if meanings.insert(*pt, meaning.clone()).is_some_and(|known| known != meaning) {
-                return malformed(format!(
-                    "payload type {pt} stands for one thing in this section, for another in that"
-                ));
-            }
-        }
-        let flows = self.flows(purpose);
+        all
+    }
+
+    /// Writes the section for the engine. `meanings` are what payload types stand for in the sections before it: one thing in all of them
+    /// (RFC 8843 §9.1).
+    fn write(&self, purpose: Purpose, text: &mut String, meanings: &mut HashMap<u8, String>) -> Result<(), Unfit> {
+        let (described, mid) = (self.described(), self.name());
         let direction = match purpose {
             // The answer to one that would do both is half of that: here media goes one way (RFC 9725 §4.2).
-            Purpose::Publish if flows => "sendonly",
-            Purpose::Play if flows => "recvonly",
+            Purpose::Publish if self.flows(purpose) => "sendonly",
+            Purpose::Play if self.flows(purpose) => "recvonly",
             _ => "inactive",
         };
-        let mid = self.name();
-        let listed: String = payloads.iter().map(|(pt, ..)| format!(" {pt}")).collect();
-        let written = write!(
-            text,
-            "m={} 9 UDP/TLS/RTP/SAVPF{listed}\r\nc=IN IP4 0.0.0.0\r\na=mid:{mid}\r\na={direction}\r\n",
-            self.kind
-        );
-        written.expect("a string takes all");
-        for (pt, map, fmtp) in &payloads {
+        text.extend(["m=", self.kind, " 9 UDP/TLS/RTP/SAVPF"]);
+        text.extend(described.iter().map(|(pt, ..)| format!(" {pt}")));
+        text.push_str(&format!("\r\nc=IN IP4 0.0.0.0\r\na=mid:{mid}\r\na={direction}\r\n"));
+        let feedback = self.lines.iter().filter_map(|line| line.strip_prefix("a=rtcp-fb:")?.split_once(' '));
+        let feedback: HashSet<(&str, &str)> = feedback.collect();
+        for (pt, map, fmtp) in &described {
+            let meaning = if map.starts_with("opus") { map.clone() } else { format!("{map} {fmtp}") };
+            if meanings.insert(*pt, meaning.clone()).is_some_and(|known| known != meaning) {
+                return malformed(format!("payload type {pt} stands for different things in two sections"));
+            }
             text.push_str(&format!("a=rtpmap:{pt} {map}\r\n"));
             if !fmtp.is_empty() {
                 text.push_str(&format!("a=fmtp:{pt} {fmtp}\r\n"));
             }
-            let feedback = self.lines.iter().filter_map(|line| line.strip_prefix("a=rtcp-fb:")?.split_once(' '));
-            for (_, feedback) in feedback.filter(|(of, _)| *of == "*" || of.parse() == Ok(*pt)) {
-                text.push_str(&format!("a=rtcp-fb:{pt} {feedback}\r\n"));
+            // Of all feedback this is the one that the engine takes from the offer.
+            if feedback.contains(&(&*pt.to_string(), "transport-cc")) || feedback.contains(&("*", "transport-cc")) {
+                text.push_str(&format!("a=rtcp-fb:{pt} transport-cc\r\n"));
             }
         }
         // The engine would name a section in its packets as it knows it.
         let renamed = purpose == Purpose::Play && *self.engine_mid() != *mid;
-        let pass =
-            |line: &&&str| !WRITTEN.iter().any(|it| line.starts_with(it)) && !(renamed && line.ends_with(":sdes:mid"));
-        for line in self.lines.iter().filter(pass) {
-            text.extend([line, "\r\n"]);
-        }
+        let anew =
+            |line: &str| WRITTEN.iter().any(|it| line.starts_with(it)) || (renamed && line.ends_with(":sdes:mid"));
+        text.extend(self.lines.iter().filter(|line| !anew(line)).flat_map(|line| [line, "\r\n"]));
         Ok(())
     }
 
