@@ -16,7 +16,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("url")
 parser.add_argument("--play", action="store_true")
 parser.add_argument("--video-only", action="store_true")
-parser.add_argument("--idle-first", action="store_true", help="put a section before the others that carries nothing")
+parser.add_argument("--idle-first", action="store_true", help="put a section that carries nothing before that of the pictures")
 args = parser.parse_args()
 
 
@@ -46,10 +46,13 @@ async def follow(track):
 async def main():
     peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
     only_h264 = [it for it in RTCRtpSender.getCapabilities("video").codecs if it.mimeType in ("video/H264", "video/rtx")]
-    if args.idle_first:
-        peer.addTransceiver("video", direction="inactive").setCodecPreferences(only_h264)
     kinds = ["video"] if args.video_only else ["video", "audio"]
+    if args.idle_first:
+        kinds = ["audio", "idle", "video"]
     for kind in kinds:
+        if kind == "idle":
+            peer.addTransceiver("video", direction="inactive").setCodecPreferences(only_h264)
+            continue
         if args.play:
             section = peer.addTransceiver(kind, direction="recvonly")
         else:
