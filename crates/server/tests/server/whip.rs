@@ -169,8 +169,12 @@ fn pictures_go_by_the_section_that_carries_them() {
     server.relay("show", &cdn.url("show"));
     let client = Client::publish(&server, "show", &["--idle-first"]);
     let recorded = cdn.wait_for("show", 60);
+    let player = Client::aiortc(&server.whep("show"), &["--play", "--idle-first"]);
+    eventually("pictures are decoded", secs(20), || pictures(&player).filter(|n| *n > 30));
+    player.end();
     client.end();
-    media::assert_clean(&recorded);
+    let (pictures, _) = media::count(&media::assert_clean(&recorded));
+    assert!(pictures > 20, "{pictures} pictures");
 }
 
 /// How many pictures a player has decoded, as it says.
