@@ -56,7 +56,7 @@ pub fn query(data: &[u8]) {
 pub fn sdp(data: &[u8]) {
     for purpose in [Purpose::Publish, Purpose::Play] {
         let Ok(offer) = Offer::parse(data, purpose) else { continue };
-        let mut rtc = offer::config(purpose, certificate().clone(), JITTER_BUFFER).build(Instant::now());
+        let mut rtc = offer::config(&offer, certificate().clone(), JITTER_BUFFER).build(Instant::now());
         if let Ok(answer) = offer::accept(&mut rtc, &offer) {
             assert!(offer::fragment(&answer).matches("m=").count() <= 1, "{answer}");
         }
@@ -186,9 +186,9 @@ impl Pair {
         let mids =
             [MediaKind::Audio, MediaKind::Video].map(|kind| api.add_media(kind, Direction::SendOnly, None, None, None));
         let (text, pending) = api.apply().expect("there are changes");
-        let mut ours = offer::config(Purpose::Publish, certificate().clone(), JITTER_BUFFER).build(now);
-        ours.add_local_candidate(host(OURS));
         let offered = Offer::parse(text.to_sdp_string().as_bytes(), Purpose::Publish).expect("an offer like others");
+        let mut ours = offer::config(&offered, certificate().clone(), JITTER_BUFFER).build(now);
+        ours.add_local_candidate(host(OURS));
         let answer = offer::accept(&mut ours, &offered).expect("it is taken");
         let answer = SdpAnswer::from_sdp_string(&answer).expect("an answer");
         theirs.sdp_api().accept_answer(pending, answer).expect("it is taken");

@@ -200,6 +200,7 @@ impl Server {
             lanes: lanes.clone(),
             renditions: renditions.clone(),
             relay: relay.clone(),
+            port: port.clone(),
             metrics: metrics.clone(),
             max_connections: config.rtmp.max_connections,
         };

@@ -39,11 +39,12 @@ use crate::webrtc::{Id, Peer, Port};
 /// How long a body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a publisher must be silent before another may take its place.
-const SILENCE: Duration = Duration::from_secs(4);
-
 /// How long a session may take to answer a PATCH.
 const PATCH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What an endpoint and a session take. What GET and HEAD bring is empty (RFC 9725 §4.1).
+const ENDPOINT: &str = "POST, GET, HEAD, OPTIONS";
+const SESSION: &str = "PATCH, DELETE, GET, HEAD, OPTIONS";
 
 const SDP: &str = "application/sdp";
 const FRAGMENT: &str = "application/trickle-ice-sdpfrag";
@@ -89,10 +90,10 @@ async fn endpoint(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     request: Request<Body>,
 ) -> Response {
+    let query = query.unwrap_or_default();
     let answer = match *request.method() {
         Method::POST => {
             let span = info_span!("whip", stream = format!("{app:.20}/{stream:.80}"), %peer, ?purpose);
-            let query = query.unwrap_or_default();
             let opened = doors.open(purpose, (&app, &stream), &query, peer, request);
             let opened = opened.instrument(span.clone()).await;
             if let Err(Refused { status, reason, .. }) = &opened {
@@ -100,22 +101,34 @@ async fn endpoint(
             }
             opened
         }
-        Method::OPTIONS => Ok(doors.options("POST, OPTIONS", &[("accept-post", SDP)])),
-        _ => Err(not_allowed("POST, OPTIONS")),
+        Method::OPTIONS => {
+            let trusted = doors.admit(purpose, (&app, &stream), &query, request.headers()).is_ok();
+            Ok(doors.options(ENDPOINT, &[("accept-post", SDP)], trusted))
+        }
+        Method::GET | Method::HEAD => Ok(StatusCode::NO_CONTENT.into_response()),
+        _ => Err(not_allowed(ENDPOINT)),
     };
     for_pages(answer)
 }
 
 async fn session(
-    State((doors, _)): Doorway,
+    State((doors, purpose)): Doorway,
     Path((app, stream, id)): Path<(String, String, String)>,
+    RawQuery(query): RawQuery,
     request: Request<Body>,
 ) -> Response {
     let answer = match *request.method() {
         Method::PATCH => doors.patch((&app, &stream, &id), request).await,
         Method::DELETE => doors.delete((&app, &stream, &id)).await,
-        Method::OPTIONS => Ok(doors.options("PATCH, DELETE, OPTIONS", &[("accept-patch", FRAGMENT)])),
-        _ => Err(not_allowed("PATCH, DELETE, OPTIONS")),
+        Method::OPTIONS => {
+            let query = query.unwrap_or_default();
+            let trusted = doors.admit(purpose, (&app, &stream), &query, request.headers()).is_ok();
+            Ok(doors.options(SESSION, &[("accept-patch", FRAGMENT)], trusted))
+        }
+        Method::GET | Method::HEAD => doors.find((&app, &stream, &id)).and_then(|(id, key)| {
+            if doors.port.knows(id, &key) { Ok(StatusCode::NO_CONTENT.into_response()) } else { Err(gone()) }
+        }),
+        _ => Err(not_allowed(SESSION)),
     };
     for_pages(answer)
 }
@@ -196,16 +209,14 @@ fn for_pages(answer: Result<Response, Refused>) -> Response {
 }
 
 impl Doors {
-    /// POST: opens a session.
-    async fn open(
-        self: &Arc<Doors>,
+    /// Whose stream an address names, and whether who comes with this query and head may have it.
+    fn admit(
+        &self,
         purpose: Purpose,
         (app, stream): (&str, &str),
         query: &str,
-        peer: SocketAddr,
-        request: Request<Body>,
-    ) -> Result<Response, Refused> {
-        let (head, body) = request.into_parts();
+        headers: &HeaderMap,
+    ) -> Result<(StreamKey, token::User), Refused> {
         let app = app.parse().ok().and_then(|id| self.apps.get(id));
         let app = app
             .ok_or_else(|| refused(StatusCode::NOT_FOUND, "unknown app: the address is /whip/v1/<AppId>/<StreamId>"))?;
@@ -216,8 +227,22 @@ impl Doors {
             let reason = format!("the app has no {:?} environment", key.environment()).to_lowercase();
             return Err(refused(StatusCode::FORBIDDEN, reason));
         }
-        let bearer = head.headers.get(AUTHORIZATION).and_then(|it| it.to_str().ok());
+        let bearer = headers.get(AUTHORIZATION).and_then(|it| it.to_str().ok());
         let user = token::verify(&app, key.id(), &token::Params::parse(query).bearer(bearer), purpose, unix_s())?;
+        Ok((key, user))
+    }
+
+    /// POST: opens a session.
+    async fn open(
+        self: &Arc<Doors>,
+        purpose: Purpose,
+        path: (&str, &str),
+        query: &str,
+        peer: SocketAddr,
+        request: Request<Body>,
+    ) -> Result<Response, Refused> {
+        let (head, body) = request.into_parts();
+        let (key, user) = self.admit(purpose, path, query, &head.headers)?;
         of_type(&head.headers, SDP)?;
         let offer = Offer::parse(&read(body).await?, purpose)?;
 
@@ -236,7 +261,7 @@ impl Doors {
                 let (mut session, answer) = Peer::open(&self.port, key.clone(), offer, purpose, &lane)?;
                 let mut hold = self.plan.publish(arrival()).await;
                 // A page that was reloaded comes back before its old session is known to be dead.
-                if matches!(hold, Err(Refusal::Occupied)) && self.port.replace_silent(&key, SILENCE).await {
+                if matches!(hold, Err(Refusal::Occupied)) && self.port.replace_silent(&key).await {
                     hold = self.plan.publish(arrival()).await;
                 }
                 let hold = hold?;
@@ -272,7 +297,7 @@ impl Doors {
         let headers = response.headers_mut();
         headers.insert(LOCATION, text(&location));
         headers.insert(ETAG, text(&tag));
-        self.link(headers);
+        self.link(headers, true);
         Ok(response)
     }
 
@@ -295,6 +320,9 @@ impl Doors {
             Ok(Ok(Patched::Stale)) => {
                 Err(refused(StatusCode::PRECONDITION_FAILED, "If-Match names an earlier ICE session"))
             }
+            Ok(Ok(Patched::Unconditional)) => {
+                Err(refused(StatusCode::PRECONDITION_REQUIRED, "a restart of ICE needs If-Match: *"))
+            }
             Ok(Ok(Patched::Unfit(unfit))) => Err(unfit.into()),
             Ok(Err(_)) => Err(gone()),
             Err(_) => Err(later("the session does not answer")),
@@ -307,15 +335,20 @@ impl Doors {
         Ok(StatusCode::OK.into_response())
     }
 
-    async fn order(&self, (app, stream, id): (&str, &str, &str), command: Command) -> Result<(), Refused> {
+    /// What a session's address names.
+    fn find(&self, (app, stream, id): (&str, &str, &str)) -> Result<(Id, StreamKey), Refused> {
         let app = app.parse().map_err(|_| gone())?;
         let key = StreamKey::published(app, stream).ok_or_else(gone)?;
-        let id: Id = id.parse().map_err(|()| gone())?;
+        Ok((id.parse().map_err(|()| gone())?, key))
+    }
+
+    async fn order(&self, path: (&str, &str, &str), command: Command) -> Result<(), Refused> {
+        let (id, key) = self.find(path)?;
         if self.port.order(id, &key, command).await { Ok(()) } else { Err(gone()) }
     }
 
     /// OPTIONS: what a page may send, and the servers that help with ICE.
-    fn options(&self, methods: &'static str, accept: &[(&'static str, &'static str)]) -> Response {
+    fn options(&self, methods: &'static str, accept: &[(&'static str, &'static str)], trusted: bool) -> Response {
         let mut response = StatusCode::NO_CONTENT.into_response();
         let headers = response.headers_mut();
         for (name, value) in [
@@ -329,12 +362,13 @@ impl Doors {
         for (name, value) in accept {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        self.link(headers);
+        self.link(headers, trusted);
         response
     }
 
-    fn link(&self, headers: &mut HeaderMap) {
-        for server in &self.config.ice_servers {
+    /// Names the servers that help with ICE: those with a password only to whom the stream is open, or everybody could relay through them.
+    fn link(&self, headers: &mut HeaderMap, trusted: bool) {
+        for server in self.config.ice_servers.iter().filter(|server| trusted || server.user.is_none()) {
             headers.append(LINK, text(&link(server)));
         }
     }

@@ -29,10 +29,11 @@ use crate::hub::Hub;
 use crate::lane::{Lane, Lanes};
 use crate::metrics::Metrics;
 use crate::output::relay;
-use crate::plan::{Arrival, Hold, Leave, Plan};
+use crate::plan::{Arrival, Hold, Leave, Plan, Refusal};
 use crate::rendition::Renditions;
 use crate::sys;
 use crate::token::{self, Purpose};
+use crate::webrtc::Port;
 use crate::wire::{Turn, Wire};
 
 /// More than a few audio packets, less than a picture worth waiting for.
@@ -58,6 +59,8 @@ pub struct Doors {
     pub renditions: Arc<Renditions>,
     /// How sound is encoded for them: as for relays, with which they share it.
     pub relay: Arc<ArcSwap<relay::Settings>>,
+    /// WebRTC's sessions: one of them may have the place that a publisher wants.
+    pub port: Arc<Port>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Connections at once.
@@ -187,15 +190,20 @@ impl Connection {
                 return Ok(false);
             }
         };
-        let arrival = Arrival {
-            key,
+        let arrival = || Arrival {
+            key: key.clone(),
             protocol: "RTMP",
             address: self.peer,
-            user,
+            user: user.clone(),
             trace: trace(&request.agent),
             lane: self.lane.clone(),
         };
-        let hold = match self.doors.plan.publish(arrival).await {
+        let mut hold = self.doors.plan.publish(arrival()).await;
+        // A browser that vanished is not known to be dead for seconds.
+        if matches!(hold, Err(Refusal::Occupied)) && self.doors.port.replace_silent(&key).await {
+            hold = self.doors.plan.publish(arrival()).await;
+        }
+        let hold = match hold {
             Ok(hold) => hold,
             Err(refusal) => {
                 self.refuse("NetStream.Publish.BadName", &refusal.to_string()).await;

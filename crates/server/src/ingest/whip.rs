@@ -57,7 +57,7 @@ struct Ingest {
     sync: Sync,
     origin: Instant,
     tracks: Tracks,
-    /// The sections that are taken: the first of each kind.
+    /// The sections that are taken: of each kind the first in which something comes.
     video: Option<Mid>,
     audio: Option<Mid>,
     layers: Vec<Layer>,
@@ -141,7 +141,8 @@ impl Ingest {
                     self.beat();
                     if !self.connected && self.origin.elapsed() > ESTABLISH {
                         info!("no media connection in time");
-                        return Ok(Leave::Lost);
+                        // There is nothing to come back to.
+                        return Ok(Leave::Finished);
                     }
                 }
             }
@@ -167,6 +168,9 @@ impl Ingest {
     }
 
     fn media_added(&mut self, added: &MediaAdded) {
+        if !added.direction.is_receiving() {
+            return;
+        }
         let slot = match added.kind {
             MediaKind::Video => &mut self.video,
             MediaKind::Audio => &mut self.audio,

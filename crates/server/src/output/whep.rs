@@ -41,7 +41,7 @@ pub async fn run(mut peer: Peer, stream: Stream, sound: Sound, renditions: Arc<R
 #[derive(Default)]
 struct Output {
     tracks: Arc<Tracks>,
-    /// The section of each kind.
+    /// The section of each kind: the first that asks for it.
     video: Option<Mid>,
     audio: Option<Mid>,
     waiting: VecDeque<Frame>,
@@ -69,7 +69,7 @@ impl Output {
                         return Ok(());
                     }
                     Event::Closed => return Ok(()),
-                    Event::MediaAdded(added) => {
+                    Event::MediaAdded(added) if added.direction.is_sending() => {
                         peer.repair(added.mid);
                         match added.kind {
                             MediaKind::Video => self.video = self.video.or(Some(added.mid)),

@@ -1,13 +1,18 @@
 //! Offers and ICE fragments, read from whoever sends them, and the engine's settings that answer them.
 //!
-//! Invariant: what is refused is refused before the engine sees it, with a reason that a person can act on; the work is linear in
-//! a text of at most [`TEXT_MAX`] bytes.
+//! The engine is never shown the client's own text, but one written anew from what was read of it: in the one form that it takes, with the
+//! sections and formats that are carried and no others. Its answer is put back into the form of the offer.
+//!
+//! Invariant: what is refused is refused with a reason that a person can act on, and what is not refused is taken whole; the work
+//! is linear in a text of at most [`TEXT_MAX`] bytes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use str0m::change::SdpOffer;
 use str0m::config::DtlsCert;
+use str0m::format::{Codec, CodecSpec, FormatParams, PayloadParams};
+use str0m::media::{Frequency, Mid};
 use str0m::{Candidate, IceCreds, Rtc, RtcConfig};
 
 use super::dtls;
@@ -34,9 +39,21 @@ fn malformed<T>(why: impl Into<String>) -> Result<T, Unfit> {
     Err(Unfit::Malformed(why.into()))
 }
 
+fn unacceptable<T>(why: impl Into<String>) -> Result<T, Unfit> {
+    Err(Unfit::Unacceptable(why.into()))
+}
+
 /// An offer that can be answered.
+#[derive(Clone)]
 pub struct Offer {
+    /// What the engine is told.
     text: String,
+    purpose: Purpose,
+    /// How each section is answered.
+    replies: Vec<Reply>,
+    /// The mids of the bundle that was offered, of those that are taken; the first one's section speaks for all.
+    bundle: Vec<String>,
+    formats: Vec<Format>,
     /// The client's ICE user.
     pub user: String,
     /// Whether pictures are offered, or asked for.
@@ -52,26 +69,28 @@ impl Offer {
         if !text.starts_with("v=0") {
             return malformed("the body is not SDP: it begins with v=0");
         }
-        let sections = sections(text)?;
-        let mut offer = Offer { text: spelt_out(text, &sections), user: String::new(), video: false, audio: false };
-        for section in &sections {
-            if !section.flows(purpose) {
-                continue;
-            }
-            match section.kind {
-                "video" => offer.video |= section.check(purpose, VIDEO)?,
-                "audio" => offer.audio |= section.check(purpose, AUDIO)?,
-                kind => return Err(Unfit::Unacceptable(format!("m={kind} is not taken: audio and video alone are"))),
-            }
+        let mut session = sections(text)?;
+        for section in &mut session.sections {
+            section.formats = section.formats(purpose)?;
         }
-        if !offer.video && !offer.audio {
-            let want = if purpose == Purpose::Publish { "sendonly" } else { "recvonly" };
-            return Err(Unfit::Unacceptable(format!("the offer has no {want} audio or video")));
-        }
-        match value(text, "a=ice-ufrag:") {
-            Some(user) => offer.user = user.to_owned(),
-            None => return malformed("the offer has no a=ice-ufrag"),
-        }
+        session.choose(purpose)?;
+        let text = session.write(purpose)?;
+        let Some(user) = value(&text, "a=ice-ufrag:").map(str::to_owned) else {
+            return malformed("the offer has no a=ice-ufrag");
+        };
+        let flows = |kind| session.sections.iter().any(|section| section.kind == kind && section.flows(purpose));
+        let mut formats: Vec<Format> = session.taken().flat_map(|section| section.formats.iter().copied()).collect();
+        formats.sort_by_key(Format::rank);
+        let offer = Offer {
+            text,
+            purpose,
+            replies: session.sections.iter().map(|section| section.reply(purpose)).collect(),
+            bundle: session.bundle.iter().map(|mid| (*mid).to_owned()).collect(),
+            formats,
+            user,
+            video: flows("video"),
+            audio: flows("audio"),
+        };
         offer.sdp()?;
         Ok(offer)
     }
@@ -97,7 +116,7 @@ impl Offer {
             text.push_str("\r\n");
             text
         });
-        Offer { text, user: creds.ufrag.clone(), ..*self }
+        Offer { text, user: creds.ufrag.clone(), ..self.clone() }
     }
 }
 
@@ -136,47 +155,69 @@ impl Fragment {
 /// Has the engine take an offer: its first, or the same again with other credentials. Gives the answer.
 pub fn accept(rtc: &mut Rtc, offer: &Offer) -> Result<String, Unfit> {
     let answer = rtc.sdp_api().accept_offer(offer.sdp()?).map_err(|error| Unfit::Malformed(error.to_string()))?;
-    Ok(finished(&answer.to_sdp_string(), offer))
+    finished(&answer.to_sdp_string(), offer)
 }
 
-/// What an answer tells of ICE, as the answer to a PATCH that restarts it (RFC 9725 §4.3.2).
+/// What an answer tells of ICE, as the answer to a PATCH that restarts it (RFC 9725 §4.3.3): the session's part, and of the sections
+/// the one that speaks for the bundle.
 pub fn fragment(answer: &str) -> String {
     let of_ice = ["a=ice-", "a=group:", "m=", "a=mid:", "a=candidate:", "a=end-of-candidates"];
-    let mut media = false;
-    let lines = answer.lines().filter(|line| {
-        // The first section speaks for the bundle.
-        let first = !(line.starts_with("m=") && std::mem::replace(&mut media, true)) || line.starts_with("a=ice-lite");
-        first && of_ice.iter().any(|it| line.starts_with(it))
-    });
+    let first = value(answer, "a=group:BUNDLE ").and_then(|mids| mids.split(' ').next());
+    // A section that is rejected has nothing of ICE.
+    let mark = first.map_or("\r\na=ice-ufrag:".to_owned(), |mid| format!("\r\na=mid:{mid}\r\n"));
+    let mut parts = parts(answer);
+    let session = parts.next().unwrap_or_default();
+    let speaks = parts.find(|part| part.contains(&mark)).unwrap_or_default();
+    let lines = session.lines().chain(speaks.lines()).filter(|line| of_ice.iter().any(|it| line.starts_with(it)));
     lines.fold(String::new(), |text, line| text + line + "\r\n")
 }
 
-/// An answer with what the engine leaves out: sound in stereo, which without this line a sender takes as mono (RFC 7587 §7.1), and
-/// silence cut where the client offered to.
-fn finished(answer: &str, offer: &Offer) -> String {
-    let opus = answer.lines().find_map(|line| {
-        let (pt, codec) = line.strip_prefix("a=rtpmap:")?.split_once(' ')?;
-        codec.to_ascii_lowercase().starts_with("opus/").then_some(pt)
-    });
-    let Some(opus) = opus else { return answer.to_owned() };
-    let format = format!("a=fmtp:{opus} ");
-    let dtx = if offer.text.contains("usedtx=1") { ";usedtx=1" } else { "" };
-    answer.lines().fold(String::new(), |mut text, line| {
-        text.push_str(line);
-        if line.starts_with(&format) {
-            text.extend([";stereo=1;sprop-stereo=1", dtx]);
+/// The engine's answer as the client needs it: with a section for each that was offered, by the names that it gave them; with sound in
+/// stereo, which without this line a sender takes as mono (RFC 7587 §7.1), and silence cut where the client offered to.
+fn finished(answer: &str, offer: &Offer) -> Result<String, Unfit> {
+    let mut parts = parts(answer);
+    let mut text = String::new();
+    for line in parts.next().unwrap_or_default().lines() {
+        match line.starts_with("a=group:BUNDLE") {
+            true if offer.bundle.is_empty() => continue,
+            true => text.extend(["a=group:BUNDLE ", &offer.bundle.join(" ")]),
+            false => text.push_str(line),
         }
         text.push_str("\r\n");
-        text
-    })
+    }
+    let sections: Vec<&str> = parts.collect();
+    let candidates: String = sections.iter().flat_map(|part| part.split_inclusive('\n')).filter(is_candidate).collect();
+    let mut sections = sections.into_iter();
+    for reply in &offer.replies {
+        let section = if reply.taken { sections.next() } else { None };
+        match section.filter(|section| section.contains("\r\na=rtpmap:")) {
+            Some(section) => reply.accept(section, offer, &candidates, &mut text),
+            None if reply.flows => {
+                return unacceptable(format!("the offer's {} cannot be carried in any of its formats", reply.kind));
+            }
+            None => reply.reject(&mut text),
+        }
+    }
+    Ok(text)
+}
+
+fn is_candidate(line: &&str) -> bool {
+    line.starts_with("a=candidate:") || line.starts_with("a=end-of-candidates")
+}
+
+/// A description's session part, and its sections.
+fn parts(text: &str) -> impl Iterator<Item = &str> {
+    let starts = text.match_indices("\r\nm=").map(|(at, _)| at + 2).chain([text.len()]);
+    starts.scan(0, |from, to| Some(&text[std::mem::replace(from, to)..to]))
 }
 
 /// How often the engine tells its counts.
 const STATS: Duration = Duration::from_secs(5);
 
-/// The engine's settings for a session. Sound waits for `jitter_buffer` for a packet that has not come; pictures wait as long as
-/// sending the packet again can take.
-pub fn config(purpose: Purpose, certificate: DtlsCert, jitter_buffer: Duration) -> RtcConfig {
+/// The engine's settings for a session that takes `offer`: of pictures it knows the very formats that are offered, whatever they are, since nothing
+/// here decodes them. Sound waits for `jitter_buffer` for a packet that has not come; pictures wait as long as sending the packet again can
+/// take.
+pub fn config(offer: &Offer, certificate: DtlsCert, jitter_buffer: Duration) -> RtcConfig {
     // Publishers that can do so send each packet of sound again with the next one (RED, RFC 2198): what is lost comes
     // back without being asked for. Players are not sent their sound twice.
     let mut config = RtcConfig::new()
@@ -186,96 +227,408 @@ pub fn config(purpose: Purpose, certificate: DtlsCert, jitter_buffer: Duration) 
         .set_stats_interval(Some(STATS))
         .set_reordering_timeout_audio(Some(jitter_buffer))
         .clear_codecs()
-        .enable_opus(true, purpose == Purpose::Publish);
-    // The profile counts, the level does not: but senders keep to the level of the answer, and 5.2 leaves them free.
-    let h264: [(u8, u8, u32); 7] = [
-        (127, 121, 0x42_00_34),
-        (108, 109, 0x42_e0_34),
-        (123, 119, 0x4d_00_34),
-        (114, 115, 0x64_00_34),
-        (39, 40, 0x64_0c_34),
-        (41, 42, 0x6e_00_34),
-        (43, 44, 0xf4_00_34),
-    ];
-    for (pt, resend, profile) in h264 {
-        config.codec_config().add_h264(pt.into(), Some(resend.into()), true, profile);
+        .enable_opus(true, offer.purpose == Purpose::Publish);
+    for Format { pt, codec, params } in offer.formats.iter().filter(|it| it.codec != Codec::Opus) {
+        let spec = CodecSpec { codec: *codec, clock_rate: Frequency::NINETY_KHZ, channels: None, format: *params };
+        let codecs = config.codec_config();
+        // The engine gives a payload type to each of its formats once, so no two of them may fit the same one.
+        if codecs.match_params(PayloadParams::new((*pt).into(), None, spec)).is_none() {
+            codecs.add_config((*pt).into(), None, *codec, spec.clock_rate, None, *params);
+        }
     }
-    match purpose {
-        Purpose::Publish => config.enable_h265(true).enable_av1(true),
-        Purpose::Play => config,
+    config
+}
+
+/// A payload type of an offer that is carried.
+#[derive(Clone, Copy, Debug)]
+struct Format {
+    pt: u8,
+    codec: Codec,
+    /// Its parameters that the engine knows of.
+    params: FormatParams,
+}
+
+impl Format {
+    /// Reads an `a=rtpmap` and its `a=fmtp`; `None` if that is not carried.
+    fn read(pt: u8, map: &str, fmtp: &str, purpose: Purpose) -> Option<Format> {
+        let (codec, rate) = map.split_once('/')?;
+        let codec = match (Codec::from(codec), rate.split('/').next()?) {
+            (codec @ Codec::H264, "90000") => codec,
+            (codec @ (Codec::H265 | Codec::Av1), "90000") if purpose == Purpose::Publish => codec,
+            (codec @ Codec::Opus, "48000") => codec,
+            _ => return None,
+        };
+        let read = FormatParams::parse_line(fmtp);
+        let none = FormatParams::default();
+        let params = match codec {
+            Codec::H264 => {
+                let mode = read.packetization_mode.unwrap_or(0);
+                // Of mode 0 is all that comes in mode 1 too, but what we send is in mode 1.
+                if mode > 1 || (mode == 0 && purpose == Purpose::Play) {
+                    return None;
+                }
+                // Senders keep to the level of the answer: 5.2 leaves them free. Without a profile it is Baseline (RFC 6184 §8.1).
+                let profile = read.profile_level_id.filter(|id| (1 << 16..1 << 24).contains(id)).unwrap_or(0x42_00_00);
+                FormatParams {
+                    level_asymmetry_allowed: Some(true),
+                    packetization_mode: Some(mode),
+                    profile_level_id: Some(profile & 0xff_ff_00 | 0x34),
+                    ..none
+                }
+            }
+            Codec::H265 => FormatParams {
+                h265_profile_tier_level: read.h265_profile_tier_level,
+                profile_id: read.profile_id,
+                sprop_max_don_diff: read.sprop_max_don_diff,
+                ..none
+            },
+            Codec::Av1 => FormatParams { profile: read.profile, level_idx: read.level_idx, tier: read.tier, ..none },
+            _ => FormatParams {
+                min_p_time: read.min_p_time,
+                use_inband_fec: read.use_inband_fec,
+                use_dtx: read.use_dtx,
+                ..none
+            },
+        };
+        Some(Format { pt, codec, params })
+    }
+
+    /// H.264 comes first, which goes everywhere; otherwise the client's order counts.
+    fn rank(&self) -> u8 {
+        match self.codec {
+            Codec::H264 => 1 - self.params.packetization_mode.unwrap_or(0),
+            Codec::H265 => 2,
+            Codec::Av1 => 3,
+            _ => 4,
+        }
+    }
+
+    /// Its `a=rtpmap`, from the codec's name on.
+    fn map(&self) -> &'static str {
+        match self.codec {
+            Codec::H264 => "H264/90000",
+            Codec::H265 => "H265/90000",
+            Codec::Av1 => "AV1/90000",
+            _ => "opus/48000/2",
+        }
     }
 }
 
-/// What a section may carry, for the check and for the reason of a refusal.
-struct Carried {
-    publish: &'static [&'static str],
-    play: &'static [&'static str],
-    names: &'static str,
+/// An offer as it was read: the session's attributes, and the sections.
+struct Session<'a> {
+    lines: Vec<&'a str>,
+    sections: Vec<Section<'a>>,
+    /// The mids of the bundle, of sections that are taken. Empty where one section comes alone.
+    bundle: Vec<&'a str>,
 }
 
-const VIDEO: Carried = Carried {
-    publish: &["H264", "H265", "AV1"],
-    play: &["H264"],
-    names: "video codec is carried: H264 with packetization-mode=1, to publish also H265 and AV1",
-};
-const AUDIO: Carried = Carried { publish: &["OPUS"], play: &["OPUS"], names: "audio codec is carried: opus is" };
+impl<'a> Session<'a> {
+    fn taken(&self) -> impl Iterator<Item = &Section<'a>> {
+        self.sections.iter().filter(|section| section.taken)
+    }
+
+    /// Marks the sections that the engine shall know: all of the bundle, and each in which media flows.
+    fn choose(&mut self, purpose: Purpose) -> Result<(), Unfit> {
+        let group = self.lines.iter().find_map(|line| line.strip_prefix("a=group:BUNDLE "));
+        let group: Vec<&str> = group.unwrap_or_default().split_ascii_whitespace().collect();
+        let bundled = |section: &Section| section.mid.is_some_and(|mid| group.contains(&mid));
+        let flowing: Vec<_> = self.sections.iter().filter(|section| section.flows(purpose)).map(bundled).collect();
+        let alone = flowing == [false];
+        if flowing.is_empty() {
+            let want = if purpose == Purpose::Publish { "sendonly" } else { "recvonly" };
+            return unacceptable(format!("the offer has no {want} audio or video"));
+        }
+        if !alone && flowing.contains(&false) {
+            return unacceptable(
+                "all media goes over one port: the offer must name its sections in one a=group:BUNDLE",
+            );
+        }
+        for section in &mut self.sections {
+            section.taken = match alone {
+                true => section.flows(purpose),
+                false => bundled(section) && section.is_offered() && !section.formats.is_empty(),
+            };
+        }
+        let token = |mid: &str| !mid.contains(|c: char| !c.is_ascii_graphic() || "\"(),/:;<=>?@[]\\".contains(c));
+        if !self.taken().all(|section| token(section.name())) {
+            return malformed("a section's a=mid is not a token");
+        }
+        let mut known = HashSet::new();
+        if !self.taken().all(|section| known.insert(section.engine_mid())) {
+            return malformed("two sections have the same a=mid, or begin it with the same 16 characters");
+        }
+        let bundle = group.iter().copied().filter(|mid| self.taken().any(|section| !alone && section.mid == Some(mid)));
+        self.bundle = bundle.collect();
+        Ok(())
+    }
+
+    /// The offer for the engine.
+    fn write(&self, purpose: Purpose) -> Result<String, Unfit> {
+        let mut text = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\na=group:BUNDLE".to_owned();
+        text.extend(self.taken().flat_map(|section| [" ", section.name()]));
+        text.push_str("\r\n");
+        // The bundle's first section counts for all, however they differ (RFC 8843 §7.1.3).
+        let first = self.taken().find(|section| section.mid == self.bundle.first().copied()).or(self.taken().next());
+        let each = || self.sections.iter().map(|section| &section.lines);
+        let places = || first.iter().map(|section| &section.lines).chain([&self.lines]).chain(each());
+        for name in ["a=ice-lite", "a=ice-ufrag:", "a=ice-pwd:", "a=fingerprint:", "a=setup:"] {
+            let place = places().find(|lines| lines.iter().any(|line| line.starts_with(name)));
+            let lines = place.into_iter().flatten().filter(|line| line.starts_with(name));
+            text.extend(lines.flat_map(|line| [line, "\r\n"]));
+        }
+        let candidates = each().chain([&self.lines]).flatten().filter(|line| line.starts_with("a=candidate:"));
+        text.extend(candidates.flat_map(|line| [line, "\r\n"]));
+        let mut meanings = HashMap::new();
+        for section in self.taken() {
+            section.write(purpose, &mut text, &mut meanings)?;
+        }
+        Ok(text)
+    }
+}
 
 /// A media section of an offer.
 struct Section<'a> {
     kind: &'a str,
+    protocol: &'a str,
+    /// The payload types of its `m=`.
+    payloads: &'a str,
+    mid: Option<&'a str>,
     /// Whether the client sends, and whether it receives.
     direction: (bool, bool),
-    /// It says so itself.
-    directed: bool,
     rejected: bool,
-    codecs: HashMap<&'a str, &'a str>,
-    formats: HashMap<&'a str, &'a str>,
+    /// Its attributes.
+    lines: Vec<&'a str>,
+    /// Its formats that are carried, the best first.
+    formats: Vec<Format>,
+    /// The engine is told of it.
+    taken: bool,
 }
+
+/// All are RTP under DTLS to us (RFC 8829 §5.1.2).
+const PROTOCOLS: [&str; 9] = [
+    "UDP/TLS/RTP/SAVPF",
+    "UDP/TLS/RTP/SAVP",
+    "TCP/DTLS/RTP/SAVPF",
+    "TCP/DTLS/RTP/SAVP",
+    "TCP/TLS/RTP/SAVPF",
+    "RTP/SAVPF",
+    "RTP/SAVP",
+    "RTP/AVPF",
+    "RTP/AVP",
+];
+
+/// What a section without a mid is called for the engine. It is the only one then.
+const UNNAMED: &str = "0";
+
+/// Attributes that are written anew, or once for all sections.
+const WRITTEN: [&str; 13] = [
+    "a=rtpmap:",
+    "a=fmtp:",
+    "a=rtcp-fb:",
+    "a=mid:",
+    "a=ice-",
+    "a=fingerprint:",
+    "a=setup:",
+    "a=candidate:",
+    "a=bundle-only",
+    "a=sendrecv",
+    "a=sendonly",
+    "a=recvonly",
+    "a=inactive",
+];
 
 impl Section<'_> {
-    fn flows(&self, purpose: Purpose) -> bool {
-        let (sends, receives) = self.direction;
-        !self.rejected && if purpose == Purpose::Publish { sends } else { receives }
+    /// Media that the client does not take back.
+    fn is_offered(&self) -> bool {
+        !self.rejected && PROTOCOLS.contains(&self.protocol) && matches!(self.kind, "audio" | "video")
     }
 
-    /// True, unless none of the codecs is carried.
-    fn check(&self, purpose: Purpose, carried: Carried) -> Result<bool, Unfit> {
-        let names = if purpose == Purpose::Publish { carried.publish } else { carried.play };
-        let fits = |(pt, name): (&&str, &&str)| {
-            let whole = self.formats.get(pt).is_some_and(|it| it.contains("packetization-mode=1"));
-            names.iter().any(|it| it.eq_ignore_ascii_case(name)) && (!name.eq_ignore_ascii_case("H264") || whole)
-        };
-        if self.codecs.iter().any(fits) {
-            return Ok(true);
+    fn flows(&self, purpose: Purpose) -> bool {
+        let (sends, receives) = self.direction;
+        self.is_offered() && if purpose == Purpose::Publish { sends } else { receives }
+    }
+
+    fn name(&self) -> &str {
+        self.mid.unwrap_or(UNNAMED)
+    }
+
+    /// Its name as the engine has it: cut, and with _ for what is neither letter nor digit.
+    fn engine_mid(&self) -> Mid {
+        self.name().into()
+    }
+
+    /// Values of an attribute that belong to a payload type.
+    fn of_payloads(&self, name: &str) -> HashMap<u8, String> {
+        let mut values: HashMap<u8, String> = HashMap::new();
+        for line in self.lines.iter().filter_map(|line| line.strip_prefix(name)) {
+            let Some((pt, value)) = line.split_once(' ') else { continue };
+            let Ok(pt) = pt.parse() else { continue };
+            let known = values.entry(pt).or_default();
+            let between = if known.is_empty() { "" } else { ";" };
+            known.extend([between, value]);
         }
-        let mut offered: Vec<_> =
-            self.codecs.values().copied().map(|it| it.chars().take(16).collect::<String>()).collect();
-        offered.sort();
-        offered.dedup();
-        offered.truncate(12);
-        let offered = offered.join(", ");
-        Err(Unfit::Unacceptable(format!("none of the offer's codecs ({offered}) will do; this {}", carried.names)))
+        values
+    }
+
+    /// The payload types that are offered, each once.
+    fn payload_types(&self) -> Vec<u8> {
+        let mut known = HashSet::new();
+        let types = self.payloads.split(' ').filter_map(|it| it.parse().ok());
+        types.filter(|pt| *pt < 128 && known.insert(*pt)).collect()
+    }
+
+    /// The formats that are carried; an error if none is, where one is needed.
+    fn formats(&self, purpose: Purpose) -> Result<Vec<Format>, Unfit> {
+        let (maps, fmtps) = (self.of_payloads("a=rtpmap:"), self.of_payloads("a=fmtp:"));
+        let mut formats: Vec<Format> = Vec::new();
+        for pt in self.payload_types() {
+            let Some(map) = maps.get(&pt) else { continue };
+            let fmtp = fmtps.get(&pt).map_or("", String::as_str);
+            let format = Format::read(pt, map, fmtp, purpose);
+            formats.extend(format.filter(|format| format.codec.is_audio() == (self.kind == "audio")));
+        }
+        formats.sort_by_key(Format::rank);
+        if formats.iter().any(|it| it.params.packetization_mode == Some(1)) {
+            formats.retain(|it| it.params.packetization_mode != Some(0));
+        }
+        if formats.is_empty() && self.flows(purpose) {
+            let mut offered: Vec<_> =
+                maps.values().map(|it| it.chars().take_while(|c| *c != '/').take(16).collect::<String>()).collect();
+            offered.sort();
+            offered.dedup();
+            offered.truncate(12);
+            let offered = offered.join(", ");
+            let carried = match (self.kind, purpose) {
+                ("audio", _) => "audio codec is carried: opus is",
+                (_, Purpose::Publish) => "video codec is carried: H264, H265 and AV1 are",
+                (_, Purpose::Play) => "video codec is played: H264 with packetization-mode=1 is",
+            };
+            return unacceptable(format!("none of the offer's codecs ({offered}) will do; this {carried}"));
+        }
+        Ok(formats)
+    }
+
+    /// What the engine is told of payload types: the formats, and what goes with them to send a packet again or twice. Of each its
+    /// `a=rtpmap` and `a=fmtp`.
+    fn described(&self) -> Vec<(u8, String, String)> {
+        let (maps, fmtps) = (self.of_payloads("a=rtpmap:"), self.of_payloads("a=fmtp:"));
+        let formats = self.formats.iter().map(|it| (it.pt, it.map().to_owned(), it.params.to_string()));
+        let mut all: Vec<(u8, String, String)> = formats.collect();
+        let carried = |pt: &str| self.formats.iter().map(|it| it.pt).find(|it| pt.trim().parse() == Ok(*it));
+        for pt in self.payload_types() {
+            let (Some(map), Some(fmtp)) = (maps.get(&pt), fmtps.get(&pt)) else { continue };
+            let map = map.to_ascii_lowercase();
+            let fmtp = match map.as_str() {
+                "rtx/90000" => {
+                    let of = fmtp.split(';').find_map(|it| carried(it.trim().strip_prefix("apt=")?));
+                    of.map(|of| format!("apt={of}"))
+                }
+                "red/48000/2" => fmtp.split('/').next().and_then(carried).map(|of| format!("{of}/{of}")),
+                _ => None,
+            };
+            // One of each kind for each format.
+            if let Some(fmtp) = fmtp.filter(|fmtp| all.iter().all(|known| known.2 != *fmtp)) {
+                all.push((pt, map, fmtp));
+            }
+        }
+        all
+    }
+
+    /// Writes the section for the engine. `meanings` are what payload types stand for in the sections before it: one thing in all of them
+    /// (RFC 8843 §9.1).
+    fn write(&self, purpose: Purpose, text: &mut String, meanings: &mut HashMap<u8, String>) -> Result<(), Unfit> {
+        let (described, mid) = (self.described(), self.name());
+        let direction = match purpose {
+            // The answer to one that would do both is half of that: here media goes one way (RFC 9725 §4.2).
+            Purpose::Publish if self.flows(purpose) => "sendonly",
+            Purpose::Play if self.flows(purpose) => "recvonly",
+            _ => "inactive",
+        };
+        text.extend(["m=", self.kind, " 9 UDP/TLS/RTP/SAVPF"]);
+        text.extend(described.iter().map(|(pt, ..)| format!(" {pt}")));
+        text.push_str(&format!("\r\nc=IN IP4 0.0.0.0\r\na=mid:{mid}\r\na={direction}\r\n"));
+        let feedback = self.lines.iter().filter_map(|line| line.strip_prefix("a=rtcp-fb:")?.split_once(' '));
+        let feedback: HashSet<(&str, &str)> = feedback.collect();
+        for (pt, map, fmtp) in &described {
+            let meaning = if map.starts_with("opus") { map.clone() } else { format!("{map} {fmtp}") };
+            if meanings.insert(*pt, meaning.clone()).is_some_and(|known| known != meaning) {
+                return malformed(format!("payload type {pt} stands for different things in two sections"));
+            }
+            text.push_str(&format!("a=rtpmap:{pt} {map}\r\n"));
+            if !fmtp.is_empty() {
+                text.push_str(&format!("a=fmtp:{pt} {fmtp}\r\n"));
+            }
+            // Of all feedback this is the one that the engine takes from the offer.
+            if feedback.contains(&(&*pt.to_string(), "transport-cc")) || feedback.contains(&("*", "transport-cc")) {
+                text.push_str(&format!("a=rtcp-fb:{pt} transport-cc\r\n"));
+            }
+        }
+        // The engine would name a section in its packets as it knows it.
+        let renamed = purpose == Purpose::Play && *self.engine_mid() != *mid;
+        let anew =
+            |line: &str| WRITTEN.iter().any(|it| line.starts_with(it)) || (renamed && line.ends_with(":sdes:mid"));
+        text.extend(self.lines.iter().filter(|line| !anew(line)).flat_map(|line| [line, "\r\n"]));
+        Ok(())
+    }
+
+    fn reply(&self, purpose: Purpose) -> Reply {
+        let (taken, flows) = (self.taken, self.flows(purpose));
+        let [kind, protocol, payloads] = [self.kind, self.protocol, self.payloads].map(str::to_owned);
+        Reply { kind, protocol, payloads, mid: self.mid.map(str::to_owned), taken, flows }
     }
 }
 
-/// The offer with a direction in each section, as the engine wants it; it may stand once for all, or not at all (RFC 8866 §6.7).
-fn spelt_out(text: &str, sections: &[Section<'_>]) -> String {
-    let missing = |section: &Section| match section.direction {
-        _ if section.directed => "",
-        (true, true) => "a=sendrecv\r\n",
-        (true, false) => "a=sendonly\r\n",
-        (false, true) => "a=recvonly\r\n",
-        (false, false) => "a=inactive\r\n",
-    };
-    let (mut out, mut sections, mut open) = (String::new(), sections.iter(), "");
-    for line in text.lines() {
-        // Attributes stand last in a section (RFC 8866 §9).
-        if line.starts_with("m=") {
-            out.push_str(std::mem::replace(&mut open, sections.next().map_or("", missing)));
+/// What is known of a section for its answer.
+#[derive(Clone)]
+struct Reply {
+    kind: String,
+    protocol: String,
+    payloads: String,
+    mid: Option<String>,
+    /// The engine knows it.
+    taken: bool,
+    flows: bool,
+}
+
+impl Reply {
+    fn accept(&self, section: &str, offer: &Offer, candidates: &str, text: &mut String) {
+        let opus = section.lines().find_map(|line| line.strip_prefix("a=rtpmap:")?.strip_suffix(" opus/48000/2"));
+        let opus = opus.map(|pt| format!("a=fmtp:{pt} "));
+        for line in section.lines().filter(|line| !is_candidate(line)) {
+            match line.split_once([':', '=']) {
+                Some(("m", media)) => {
+                    let payloads = media.split(' ').skip(3).fold(String::new(), |all, it| all + " " + it);
+                    text.extend(["m=", &self.kind, " 9 ", &self.protocol, &payloads]);
+                }
+                _ if line.starts_with("a=mid:") => match &self.mid {
+                    Some(mid) => text.extend(["a=mid:", mid]),
+                    None => continue,
+                },
+                // We send nothing that these could be of.
+                _ if line.starts_with("a=msid:") && offer.purpose == Purpose::Publish => continue,
+                _ => text.push_str(line),
+            }
+            if opus.as_ref().is_some_and(|opus| line.starts_with(opus)) {
+                text.push_str(";stereo=1;sprop-stereo=1");
+                text.push_str(if offer.text.contains("usedtx=1") { ";usedtx=1" } else { "" });
+            }
+            text.push_str("\r\n");
         }
-        out.extend([line.trim_end(), "\r\n"]);
+        if offer.bundle.is_empty() || self.mid.as_ref() == offer.bundle.first() {
+            text.push_str(candidates);
+        }
     }
-    out + open
+
+    /// Port 0 says no (RFC 3264 §6).
+    fn reject(&self, text: &mut String) {
+        text.extend(["m=", &self.kind, " 0 ", &self.protocol, " ", &self.payloads, "\r\nc=IN IP4 0.0.0.0\r\n"]);
+        if let Some(mid) = &self.mid {
+            text.extend(["a=mid:", mid, "\r\n"]);
+        }
+        if self.protocol.contains("RTP/") {
+            text.push_str("a=inactive\r\n");
+        }
+    }
 }
 
 fn text(body: &[u8]) -> Result<&str, Unfit> {
@@ -289,48 +642,63 @@ fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
-fn sections(text: &str) -> Result<Vec<Section<'_>>, Unfit> {
-    let mut sections: Vec<Section> = Vec::new();
-    let (mut session, mut candidates) = ((true, true), 0);
-    for line in text.lines() {
-        let line = line.trim_end();
-        let direction = match line {
-            "a=sendonly" => Some((true, false)),
-            "a=recvonly" => Some((false, true)),
-            "a=sendrecv" => Some((true, true)),
-            "a=inactive" => Some((false, false)),
-            _ => None,
-        };
+/// Reads the attributes and sections of a description; of other lines nothing is needed.
+fn sections(text: &str) -> Result<Session<'_>, Unfit> {
+    let mut session = Session { lines: Vec::new(), sections: Vec::new(), bundle: Vec::new() };
+    let (mut direction, mut candidates) = ((true, true), 0);
+    for line in text.lines().map(str::trim_end) {
         if let Some(media) = line.strip_prefix("m=") {
-            if sections.len() == MEDIA_MAX {
+            if session.sections.len() == MEDIA_MAX {
                 return malformed(format!("there are more than {MEDIA_MAX} media sections"));
             }
-            let mut words = media.split(' ');
-            let kind = words.next().unwrap_or_default();
-            // RFC 8843: a section of a bundle may have the port 0 and say bundle-only.
-            let rejected = words.next() == Some("0");
-            let (codecs, formats) = (HashMap::new(), HashMap::new());
-            sections.push(Section { kind, direction: session, directed: false, rejected, codecs, formats });
-        } else if line.starts_with("a=candidate:") {
+            let mut words = media.splitn(4, ' ');
+            let mut word = || words.next().unwrap_or_default();
+            let (kind, port, protocol, payloads) = (word(), word(), word(), word());
+            session.sections.push(Section {
+                kind,
+                protocol,
+                payloads,
+                mid: None,
+                direction,
+                rejected: port == "0",
+                lines: Vec::new(),
+                formats: Vec::new(),
+                taken: false,
+            });
+            continue;
+        }
+        if line.starts_with("a=candidate:") {
             candidates += 1;
             if candidates > CANDIDATES_MAX {
                 return malformed(format!("there are more than {CANDIDATES_MAX} candidates"));
             }
-        } else if let Some(section) = sections.last_mut() {
-            if let Some(direction) = direction {
-                (section.direction, section.directed) = (direction, true);
-            } else if line == "a=bundle-only" {
-                section.rejected = false;
-            } else if let Some((pt, codec)) = line.strip_prefix("a=rtpmap:").and_then(|it| it.split_once(' ')) {
-                section.codecs.insert(pt, codec.split('/').next().unwrap_or_default());
-            } else if let Some((pt, format)) = line.strip_prefix("a=fmtp:").and_then(|it| it.split_once(' ')) {
-                section.formats.insert(pt, format);
+        }
+        let section = session.sections.last_mut();
+        // The direction may stand once for all sections, or not at all (RFC 8866 §6.7).
+        let directed = section.as_ref().map_or(direction, |section| section.direction);
+        let directed = match line {
+            "a=sendonly" => (true, false),
+            "a=recvonly" => (false, true),
+            "a=sendrecv" => (true, true),
+            "a=inactive" => (false, false),
+            _ => directed,
+        };
+        match section {
+            _ if !line.starts_with("a=") => {}
+            None => {
+                direction = directed;
+                session.lines.push(line);
             }
-        } else if let Some(direction) = direction {
-            session = direction;
+            Some(section) => {
+                section.direction = directed;
+                section.mid = section.mid.or(line.strip_prefix("a=mid:").map(str::trim));
+                // A section of a bundle may have the port 0 and say this (RFC 8843 §6).
+                section.rejected &= line != "a=bundle-only";
+                section.lines.push(line);
+            }
         }
     }
-    Ok(sections)
+    Ok(session)
 }
 
 #[cfg(test)]
@@ -340,9 +708,9 @@ mod tests {
     use super::*;
     use crate::webrtc::certificate;
 
-    fn engine() -> Rtc {
+    fn engine(offer: &Offer) -> Rtc {
         let certificate = certificate::make().expect("a certificate");
-        config(Purpose::Publish, certificate, Duration::from_millis(100)).build(Instant::now())
+        config(offer, certificate, Duration::from_millis(100)).build(Instant::now())
     }
 
     /// What a client writes into its offer: before the sections, in each of them, of sound and of pictures. `|` ends a line; ICE are
@@ -384,11 +752,20 @@ mod tests {
         want: &[],
     };
 
-    /// Answers the plain offer, after changing `from` to `to` in it; gives the answer.
-    fn answer((from, to): (&str, &str)) -> Result<String, Unfit> {
-        let offer = Offer::parse(PLAIN.offer().replace(from, to).as_bytes(), Purpose::Publish)?;
-        let mut rtc = engine();
+    /// Answers an offer, with a candidate of ours.
+    fn reply(offer: &str, purpose: Purpose) -> Result<String, Unfit> {
+        let offer = Offer::parse(offer.as_bytes(), purpose)?;
+        let mut rtc = engine(&offer);
+        rtc.add_local_candidate(Candidate::host("192.0.2.1:8000".parse().unwrap(), "udp").unwrap());
         accept(&mut rtc, &offer)
+    }
+
+    /// Answers the plain offer, after changing `from` to `to` in it; gives the answer. `|` ends a line.
+    fn answer((from, to): (&str, &str)) -> Result<String, Unfit> {
+        let [from, to] = [from, to].map(|it| it.replace('|', "\r\n"));
+        let offer = PLAIN.offer();
+        assert!(offer.contains(&from), "{from}");
+        reply(&offer.replace(&from, &to), Purpose::Publish)
     }
 
     const CLIENTS: [Client; 6] = [
@@ -506,7 +883,7 @@ mod tests {
             let Client { name, want, .. } = client;
             let offer = Offer::parse(client.offer().as_bytes(), Purpose::Publish);
             let offer = offer.unwrap_or_else(|unfit| panic!("{name}: {unfit}"));
-            let mut rtc = engine();
+            let mut rtc = engine(&offer);
             let address = "192.0.2.1:8000".parse().unwrap();
             let tcp = Candidate::builder().tcp().host(address).tcptype(str0m::net::TcpType::Passive).build();
             for candidate in [Candidate::host(address, "udp").unwrap(), tcp.unwrap()] {
@@ -526,11 +903,167 @@ mod tests {
     }
 
     #[test]
-    fn every_profile_is_taken_in_packetization_mode_1_and_vp8_left_out() {
-        for profile in ["42001f", "42e01f", "42c01f", "4d001f", "4d401f", "640034", "640c1f", "f4001f", "6e0028"] {
+    fn every_profile_is_taken_and_answered_as_it_was_offered_at_the_highest_level() {
+        for profile in [
+            "42001f", "42e01f", "42c01f", "4d001f", "4d401f", "640034", "640c1f", "f4001f", "6e0028", "64081f",
+            "640428", "641c1f", "7a001f", "2c001f", "530000",
+        ] {
             let answer = answer(("42e01f", profile)).unwrap();
-            assert!(answer.contains("a=rtpmap:97 H264/90000") && answer.contains("AV1/90000"), "{profile}: {answer}");
-            assert!(!answer.contains("VP8"), "{profile}: {answer}");
+            let want = format!("packetization-mode=1;profile-level-id={}34\r\n", &profile[..4]);
+            assert!(answer.contains("a=rtpmap:97 H264/90000") && answer.contains(&want), "{profile}: {answer}");
+            assert!(answer.contains("AV1/90000") && !answer.contains("VP8"), "{profile}: {answer}");
+        }
+    }
+
+    #[test]
+    fn every_format_of_a_codec_that_is_carried_is_taken() {
+        let check = |fmtp: &str, codec: &str, want: &str| {
+            let offer = PLAIN.offer().replace("a=rtpmap:98 AV1/90000\r\n", "").replace(
+                "a=rtpmap:97 H264/90000\r\na=fmtp:97 packetization-mode=1;profile-level-id=42e01f\r\n",
+                &format!("{fmtp}a=rtpmap:97 {codec}/90000\r\n").replace('|', "\r\n"),
+            );
+            let answer = reply(&offer, Purpose::Publish).unwrap_or_else(|unfit| panic!("{codec} {fmtp}: {unfit}"));
+            let codec = codec.to_ascii_uppercase();
+            assert!(answer.contains(&format!("a=rtpmap:97 {codec}/90000\r\n")), "{codec} {fmtp}: {answer}");
+            let answered = value(&answer, "a=fmtp:97 ").unwrap_or_default();
+            assert_eq!(answered, want, "{codec} {fmtp}");
+        };
+        let h264 =
+            |mode, profile| format!("level-asymmetry-allowed=1;packetization-mode={mode};profile-level-id={profile}34");
+        check("a=fmtp:97 Packetization-Mode=1; Profile-Level-Id=42E01F;|", "h264", &h264(1, "42e0"));
+        check("a=fmtp:97 profile-level-id=42e0;packetization-mode=1|", "H264", &h264(1, "4200"));
+        check("a=fmtp:97 profile-level-id=zzzzzz;packetization-mode=1|", "H264", &h264(1, "4200"));
+        check("a=fmtp:97 packetization-mode=0;profile-level-id=42e01f|", "H264", &h264(0, "42e0"));
+        check("a=fmtp:97 profile-level-id=4d001f|", "H264", &h264(0, "4d00"));
+        check("", "H264", &h264(0, "4200"));
+        for fmtp in [
+            "profile-id=1;tier-flag=0;level-id=93",
+            "profile-id=2;tier-flag=0;level-id=120",
+            "profile-id=1;tier-flag=1;level-id=153",
+            "profile-id=1;tier-flag=0;level-id=186",
+            "profile-id=2",
+        ] {
+            check(&format!("a=fmtp:97 {fmtp};tx-mode=SRST|"), "H265", fmtp);
+        }
+        check("a=fmtp:97 sprop-vps=QAE=;sprop-sps=QgE=;sprop-pps=RAE=|", "H265", "");
+        check("", "H265", "");
+        for fmtp in ["profile=0;level-idx=5;tier=0", "profile=1;level-idx=13;tier=1", "profile=2"] {
+            check(&format!("a=fmtp:97 {fmtp}|"), "AV1", fmtp);
+        }
+        check("", "AV1", "");
+        let mono = answer(("opus/48000/2", "opus/48000")).unwrap();
+        assert!(mono.contains("a=rtpmap:111 opus/48000/2\r\n"), "{mono}");
+    }
+
+    #[test]
+    fn formats_that_are_alike_are_answered_once() {
+        let section = "a=fmtp:97 packetization-mode=1;profile-level-id=42e01f|";
+        let more = "a=rtpmap:100 H264/90000|a=fmtp:100 packetization-mode=1;profile-level-id=42c02a|a=rtpmap:101 H264/90000|\
+                    a=fmtp:101 packetization-mode=0;profile-level-id=42e01f|a=rtpmap:102 rtx/90000|a=fmtp:102 apt=100|";
+        for purpose in [Purpose::Publish, Purpose::Play] {
+            let offer = PLAIN.offer().replace("96 97 98", "96 97 98 100 101 102");
+            let offer = offer.replace(&section.replace('|', "\r\n"), &(section.to_owned() + more).replace('|', "\r\n"));
+            let offer = if purpose == Purpose::Play { offer.replace("sendonly", "recvonly") } else { offer };
+            let answer = reply(&offer, purpose).unwrap();
+            assert_eq!(answer.matches(" H264/90000").count(), 1, "{answer}");
+        }
+    }
+
+    /// A section of a data channel, as a third one.
+    const CHANNEL: &str = "m=application 9 UDP/DTLS/SCTP webrtc-datachannel|c=IN IP4 0.0.0.0|a=mid:2|a=sctp-port:5000|";
+
+    #[test]
+    fn an_offer_is_taken_in_any_form_that_is_legal() {
+        for (from, to) in [
+            ("s=-", "s= "),
+            ("s=-", "s=世界"),
+            ("t=0 0|", "t=3950000000 0|"),
+            ("t=0 0|", "t=0 0|r=604800 3600 0 90000|t=0 0|"),
+            ("o=x 1 2", "o=x 99999999999999999999999 2"),
+            ("t=0 0|", "i=x|u=http://x|e=a@b|p=+1|b=CT:5000|t=0 0|"),
+            ("c=IN IP4 0.0.0.0|a=mid:1", "i=camera|c=IN IP4 0.0.0.0|b=AS:2000|b=TIAS:2000000|k=prompt|a=mid:1"),
+            ("c=IN IP4 0.0.0.0|", ""),
+            ("m=video 9 ", "m=video 51234/1 "),
+            ("m=video 9 ", "a=bundle-only|m=video 9 "),
+            ("a=rtcp-mux|a=rtpmap:96", "a=bundle-only|a=rtpmap:96"),
+            ("96 97 98", "96 97 98 99 100"),
+            ("96 97 98", "97"),
+            ("a=rtpmap:96", "a=ssrc:7|a=candidate:nonsense|a=simulcast: send rid=x|a=rtcp-fb:* nack|a=rtpmap:96"),
+        ] {
+            let answer = answer((from, to)).unwrap_or_else(|unfit| panic!("{from} as {to}: {unfit}"));
+            assert!(answer.contains("a=group:BUNDLE 0 1\r\n"), "{from} as {to}: {answer}");
+            assert_eq!(answer.matches("a=recvonly\r\n").count(), 2, "{from} as {to}: {answer}");
+        }
+        for protocol in ["UDP/TLS/RTP/SAVP", "RTP/SAVPF", "TCP/DTLS/RTP/SAVPF", "RTP/AVP"] {
+            let answer = answer(("UDP/TLS/RTP/SAVPF", protocol)).unwrap();
+            assert_eq!(answer.matches(&format!(" 9 {protocol} ")).count(), 2, "{answer}");
+        }
+    }
+
+    #[test]
+    fn sections_are_bundled_as_the_client_offers_them() {
+        let reversed = answer(("BUNDLE 0 1", "BUNDLE 1 0")).unwrap();
+        let (before, video) = reversed.split_once("m=video").unwrap();
+        assert!(before.contains("a=group:BUNDLE 1 0\r\n") && !before.contains("a=candidate:"), "{reversed}");
+        assert!(video.contains("a=candidate:"), "the first of the bundle speaks for all: {reversed}");
+        for group in ["a=group:BUNDLE 0|", "a=group:BUNDLE 0|a=group:BUNDLE 1|", ""] {
+            let unfit = answer(("a=group:BUNDLE 0 1|", group)).unwrap_err();
+            assert!(matches!(&unfit, Unfit::Unacceptable(why) if why.contains("a=group:BUNDLE")), "{unfit}");
+        }
+        let only = PLAIN.offer();
+        let only = only[..only.find("m=video").unwrap()].replace("a=group:BUNDLE 0 1\r\n", "");
+        let named = reply(&only, Purpose::Publish).unwrap();
+        assert!(
+            !named.contains("BUNDLE") && named.contains("a=mid:0\r\n") && named.contains("a=candidate:"),
+            "{named}"
+        );
+        let unnamed = reply(&only.replace("a=mid:0\r\n", ""), Purpose::Publish).unwrap();
+        assert!(!unnamed.contains("a=mid:") && unnamed.contains("a=ice-ufrag:"), "{unnamed}");
+    }
+
+    #[test]
+    fn a_section_that_is_not_carried_is_rejected_alone() {
+        let offer = PLAIN.offer().replace("BUNDLE 0 1", "BUNDLE 2 0 1");
+        let (session, media) = offer.split_once("m=audio").unwrap();
+        let channel = CHANNEL.replace('|', "\r\n");
+        for offer in [format!("{offer}{channel}"), format!("{session}{channel}m=audio{media}")] {
+            let answer = reply(&offer, Purpose::Publish).unwrap();
+            let rejected = "m=application 0 UDP/DTLS/SCTP webrtc-datachannel\r\nc=IN IP4 0.0.0.0\r\na=mid:2\r\n";
+            assert!(answer.contains(rejected) && answer.contains("a=group:BUNDLE 0 1\r\n"), "{answer}");
+            let order = |text: &str| parts(text).skip(1).map(|it| it[..7].to_owned()).collect::<Vec<_>>();
+            assert_eq!(order(&answer), order(&offer));
+        }
+        let more = "m=video 9 UDP/TLS/RTP/SAVPF 96|a=mid:2|a=inactive|a=rtpmap:96 VP8/90000|m=video 0 UDP/TLS/RTP/SAVPF 97|a=mid:3|";
+        let answer = reply(&(PLAIN.offer() + &more.replace('|', "\r\n")), Purpose::Publish).unwrap();
+        assert_eq!((answer.matches("m=video 0 ").count(), answer.matches("a=recvonly").count()), (2, 2), "{answer}");
+    }
+
+    #[test]
+    fn a_section_keeps_the_name_that_the_client_gave_it() {
+        let offer = PLAIN
+            .offer()
+            .replace("a=mid:0", "a=mid:sound-of-the-room-1")
+            .replace("a=mid:1", "a=mid:view-of-the-room-1");
+        let offer = offer.replace("BUNDLE 0 1", "BUNDLE sound-of-the-room-1 view-of-the-room-1");
+        let answer = reply(&offer, Purpose::Publish).unwrap();
+        assert!(answer.contains("a=group:BUNDLE sound-of-the-room-1 view-of-the-room-1\r\n"), "{answer}");
+        assert!(answer.contains("a=mid:sound-of-the-room-1\r\n") && answer.contains("a=mid:view-of-the-room-1\r\n"));
+        let alike = offer.replace("sound-of-the-room-1", "view-of-the-room-2");
+        assert!(reply(&alike, Purpose::Publish).is_err());
+    }
+
+    #[test]
+    fn media_goes_one_way_whatever_is_offered() {
+        for (purpose, offered, want) in [
+            (Purpose::Publish, "sendonly", "recvonly"),
+            (Purpose::Publish, "sendrecv", "recvonly"),
+            (Purpose::Play, "recvonly", "sendonly"),
+            (Purpose::Play, "sendrecv", "sendonly"),
+        ] {
+            let answer = reply(&PLAIN.offer().replace("sendonly", offered), purpose).unwrap();
+            assert_eq!(answer.matches(&format!("a={want}\r\n")).count(), 2, "{offered}: {answer}");
+            let ours = answer.contains("a=ssrc:") || answer.contains("a=msid:");
+            assert_eq!(ours, purpose == Purpose::Play, "{offered}: {answer}");
         }
     }
 
@@ -564,8 +1097,9 @@ mod tests {
         check(("a=sendonly", "a=recvonly"), "no sendonly audio or video");
         check(("opus/48000/2", "PCMU/8000"), "(PCMU) will do; this audio codec");
         check(("ice-ufrag", "ice-x"), "no a=ice-ufrag");
-        check(("m=audio", "m=application"), "m=application is not taken");
         check(("v=0", "v=1"), "not SDP");
+        check(("opus/48000", "opus/16000"), "(opus) will do");
+        check(("SAVPF 111|", "SAVPF 97|a=rtpmap:97 opus/48000/2|"), "payload type 97");
         let video = answer(("H264/90000", "VP9/90000")).unwrap();
         assert!(video.contains("AV1/90000"), "one codec that will do is enough: {video}");
     }
@@ -573,7 +1107,7 @@ mod tests {
     #[test]
     fn a_restart_is_the_same_offer_with_other_credentials() {
         let offer = Offer::parse(PLAIN.offer().as_bytes(), Purpose::Publish).unwrap();
-        let mut rtc = engine();
+        let mut rtc = engine(&offer);
         let first = accept(&mut rtc, &offer).unwrap();
         let creds = IceCreds { ufrag: "efgh".into(), pass: "0123456789abcdef01234568".into() };
         let again = offer.restarted(&creds);
@@ -583,6 +1117,9 @@ mod tests {
         assert_eq!((again.user.as_str(), again.text.contains("a=candidate:")), ("efgh", false));
         let told = fragment(&second);
         assert_eq!((told.matches("m=").count(), user(&told)), (1, user(&second)), "{told}");
+        for line in ["a=mid:", "a=ice-ufrag:", "a=ice-pwd:", "a=group:BUNDLE 0 1"] {
+            assert_eq!(told.matches(line).count(), 1, "{told}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Invariant: the engine is given one thing at a time, and drained before the next (str0m's rule).
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,6 +38,8 @@ pub enum Patched {
     Restarted(String, String),
     /// It was meant for an earlier ICE session.
     Stale,
+    /// It would restart ICE, and does not say which session it means.
+    Unconditional,
     /// It cannot be done.
     Unfit(Unfit),
 }
@@ -67,6 +70,8 @@ pub struct Peer {
     port: Arc<Port>,
     id: Id,
     offer: Offer,
+    /// The client's ICE users before the last restarts.
+    former: VecDeque<String>,
     mail: mpsc::Receiver<Packets>,
     orders: mpsc::Receiver<Command>,
     /// Packets that came and are still to be fed, the first one last.
@@ -84,6 +89,9 @@ pub struct Peer {
 const REPAIR_PACKETS: usize = 2048;
 const REPAIR_AGE: Duration = Duration::from_secs(3);
 
+/// How many restarts a candidate that was sent before them is still known by.
+const FORMER_MAX: usize = 16;
+
 /// Connections that one session may have at once.
 const TCP_MAX: usize = 4;
 
@@ -97,7 +105,7 @@ impl Peer {
         lane: &Lane,
     ) -> Result<(Peer, String), NotOpened> {
         let now = Instant::now();
-        let mut rtc = offer::config(purpose, port.certificate(), port.jitter_buffer()).build(now);
+        let mut rtc = offer::config(&offer, port.certificate(), port.jitter_buffer()).build(now);
         for candidate in port.candidates() {
             rtc.add_local_candidate(candidate);
         }
@@ -110,6 +118,7 @@ impl Peer {
             port: port.clone(),
             id,
             offer,
+            former: VecDeque::new(),
             mail,
             orders,
             came: Vec::new(),
@@ -298,13 +307,22 @@ impl Peer {
     }
 
     fn patch(&mut self, fragment: Fragment, tag: Option<&str>) -> Patched {
-        // A restart is asked for with `*`: a client may do so without knowing where ICE stands.
-        if tag.is_some_and(|tag| tag != "*" && tag != self.tag()) {
+        // Candidates need no tag, since their ICE user tells as much. A restart is asked for with `*`, by a client that need not know
+        // where ICE stands (RFC 9725 §4.3.3); the tag of the present session will do as well.
+        let current = self.tag();
+        if tag.is_some_and(|tags| !tags.split(',').map(str::trim).any(|tag| tag == "*" || tag == current)) {
             return Patched::Stale;
         }
         if fragment.creds.ufrag == self.offer.user {
             self.add(fragment.candidates);
             return Patched::Trickled;
+        }
+        // A restart has a new user: an old one's candidates are late.
+        if self.former.contains(&fragment.creds.ufrag) {
+            return Patched::Stale;
+        }
+        if tag.is_none() {
+            return Patched::Unconditional;
         }
         match self.restart(fragment) {
             Ok(answer) => Patched::Restarted(answer, self.tag()),
@@ -315,7 +333,8 @@ impl Peer {
     fn restart(&mut self, fragment: Fragment) -> Result<String, Unfit> {
         let offer = self.offer.restarted(&fragment.creds);
         let answer = offer::accept(&mut self.rtc, &offer)?;
-        self.offer = offer;
+        self.former.truncate(FORMER_MAX - 1);
+        self.former.push_front(std::mem::replace(&mut self.offer, offer).user);
         self.port.add_user(self.id, self.rtc.direct_api().local_ice_credentials().ufrag);
         self.add(fragment.candidates);
         Ok(offer::fragment(&answer))

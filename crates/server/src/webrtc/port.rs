@@ -67,6 +67,9 @@ const TCP_PATIENCE: Duration = Duration::from_secs(10);
 /// Datagrams that wait for a TCP connection to take them.
 const TCP_QUEUE: usize = 64;
 
+/// How long a publisher must be silent before another may take its place.
+const SILENCE: Duration = Duration::from_secs(4);
+
 /// The sockets and the table of sessions.
 pub struct Port {
     udp: std::net::UdpSocket,
@@ -210,11 +213,11 @@ impl Port {
         tasks.spawn_on(session, lane.handle());
     }
 
-    /// Asks the session that publishes `key`, if nothing has come from it for `silence`, to make room; true once it has.
-    pub async fn replace_silent(&self, key: &StreamKey, silence: Duration) -> bool {
+    /// Asks the session that publishes `key`, if nothing has come from it for [`SILENCE`], to make room; true once it has.
+    pub async fn replace_silent(&self, key: &StreamKey) -> bool {
         let silent = {
             let table = self.table();
-            let silent = |entry: &Entry| entry.key == *key && entry.publishes && entry.heard.elapsed() >= silence;
+            let silent = |entry: &Entry| entry.key == *key && entry.publishes && entry.heard.elapsed() >= SILENCE;
             table.iter().find(|(_, entry)| silent(entry)).map(|(_, entry)| entry.orders.clone())
         };
         let Some(orders) = silent else { return false };
@@ -223,6 +226,11 @@ impl Port {
             orders.closed().await;
         };
         tokio::time::timeout(Duration::from_secs(2), gone).await.is_ok()
+    }
+
+    /// Whether there is such a session. `key` is what its address says.
+    pub fn knows(&self, id: Id, key: &StreamKey) -> bool {
+        self.table().get(id).is_some_and(|entry| entry.key == *key)
     }
 
     /// Gives a session an order; false if there is no such session. `key` is what its address says.

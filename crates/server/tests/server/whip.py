@@ -6,6 +6,7 @@ Prints "connected" once media flows; a player prints "pictures N sounds M" as th
 import argparse
 import asyncio
 import os
+import re
 import sys
 import urllib.request
 
@@ -16,6 +17,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("url")
 parser.add_argument("--play", action="store_true")
 parser.add_argument("--video-only", action="store_true")
+parser.add_argument("--idle-first", action="store_true", help="put a section that carries nothing before that of the pictures")
 args = parser.parse_args()
 
 
@@ -28,6 +30,19 @@ def request(method, url, body=None, kind=None):
     call = urllib.request.Request(url, method=method, data=body, headers=headers)
     with urllib.request.urlopen(call, timeout=20) as answer:
         return answer.read().decode(), answer.headers
+
+
+def with_idle(offer):
+    session, *media = offer.split("\r\nm=")
+    idle = next(it for it in media if it.startswith("video")).strip()
+    idle = re.sub(r"a=mid:.*?\r\n", "a=mid:idle\r\n", idle)
+    idle = re.sub(r"\r\na=(sendonly|recvonly)", "\r\na=inactive", re.sub(r"\r\na=(ssrc|msid).*?(?=\r\n)", "", idle))
+    return "\r\nm=".join([re.sub(r"(BUNDLE [^\r]*)", r"\1 idle", session), idle, *media])
+
+
+def without_idle(answer):
+    media = answer.replace(" idle\r\n", "\r\n", 1).split("\r\nm=")
+    return "\r\nm=".join(it for it in media if "a=mid:idle" not in it)
 
 
 counts = {"video": 0, "audio": 0}
@@ -44,6 +59,7 @@ async def follow(track):
 
 async def main():
     peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    only_h264 = [it for it in RTCRtpSender.getCapabilities("video").codecs if it.mimeType in ("video/H264", "video/rtx")]
     kinds = ["video"] if args.video_only else ["video", "audio"]
     for kind in kinds:
         if args.play:
@@ -52,8 +68,7 @@ async def main():
             track = VideoStreamTrack() if kind == "video" else AudioStreamTrack()
             section = peer.addTransceiver(track, direction="sendonly")
         if kind == "video":
-            codecs = RTCRtpSender.getCapabilities(kind).codecs
-            section.setCodecPreferences([it for it in codecs if it.mimeType in ("video/H264", "video/rtx")])
+            section.setCodecPreferences(only_h264)
     following = []
     peer.on("track", lambda track: following.append(asyncio.ensure_future(follow(track))))
 
@@ -63,9 +78,10 @@ async def main():
 
     await peer.setLocalDescription(await peer.createOffer())
     loop = asyncio.get_running_loop()
-    offer = peer.localDescription.sdp.encode()
+    offer = peer.localDescription.sdp
+    offer = (with_idle(offer) if args.idle_first else offer).encode()
     answer, headers = await loop.run_in_executor(None, request, "POST", args.url, offer, "application/sdp")
-    await peer.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+    await peer.setRemoteDescription(RTCSessionDescription(without_idle(answer), "answer"))
     session = "/".join(args.url.split("/")[:3]) + headers["Location"]
 
     ended = loop.run_in_executor(None, sys.stdin.read)

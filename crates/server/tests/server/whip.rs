@@ -125,6 +125,22 @@ fn a_whip_publisher_that_vanishes_comes_back_into_the_same_cdn_session() {
 }
 
 #[test]
+fn an_rtmp_publisher_takes_the_place_of_a_silent_whip_session() {
+    let server = Server::start(Setup::default());
+    let begin = Instant::now();
+    assert_eq!(post(&server, "show", "", &offer()).expect("an answer").0, 201);
+    let plays = || server.ok("DescribeStreams", &[("StreamId", "show")])["Streams"][0]["VideoCodec"] == "H.264";
+    assert!(!plays());
+    let _publishing = eventually("it is taken", secs(20), || {
+        let mut publishing = Media::Plain.publish(&server.rtmp("show"));
+        eventually("taken or refused", secs(10), || (plays() || publishing.exit_code().is_some()).then_some(()));
+        plays().then_some(publishing)
+    });
+    // Such a session ends by itself, but later.
+    assert!(begin.elapsed() < secs(14), "{:?}", begin.elapsed());
+}
+
+#[test]
 fn a_forbidden_whip_publisher_is_cut_and_refused() {
     let server = Server::start(Setup::default());
     let client = Client::publish(&server, "show", &["--video-only"]);
@@ -143,13 +159,27 @@ fn whep_plays_what_rtmp_publishes() {
     });
     let player = Client::aiortc(&server.whep("show"), &["--play"]);
     player.wait("connected");
-    eventually("pictures are decoded", secs(20), || {
-        let said = player.said();
-        let pictures =
-            said.lines().rev().find_map(|line| line.strip_prefix("pictures ")?.split(' ').next()?.parse().ok());
-        pictures.filter(|n: &u32| *n > 30)
-    });
+    eventually("pictures are decoded", secs(20), || pictures(&player).filter(|n| *n > 30));
     player.end();
+}
+
+#[test]
+fn pictures_go_by_the_section_that_carries_them() {
+    let (cdn, server) = (Nginx::start(), Server::start(Setup::default()));
+    server.relay("show", &cdn.url("show"));
+    let client = Client::publish(&server, "show", &["--idle-first"]);
+    let recorded = cdn.wait_for("show", 60);
+    let player = Client::aiortc(&server.whep("show"), &["--play", "--idle-first"]);
+    eventually("pictures are decoded", secs(20), || pictures(&player).filter(|n| *n > 30));
+    player.end();
+    client.end();
+    let (pictures, _) = media::count(&media::assert_clean(&recorded));
+    assert!(pictures > 20, "{pictures} pictures");
+}
+
+/// How many pictures a player has decoded, as it says.
+fn pictures(player: &Client) -> Option<u32> {
+    player.said().lines().rev().find_map(|line| line.strip_prefix("pictures ")?.split(' ').next()?.parse().ok())
 }
 
 /// What a browser offers, about.
@@ -177,7 +207,7 @@ fn whip_refuses_with_a_reason() {
     let server = Server::start(Setup::server("webrtc.max_sessions = 2"));
     let good = offer();
     let vp8 = good.replace("H264/90000", "VP8/90000");
-    let mode0 = good.replace("packetization-mode=1;", "");
+    let mode2 = good.replace("packetization-mode=1;", "packetization-mode=2;");
     let many = good.clone() + &"m=video 9 UDP/TLS/RTP/SAVPF 96\r\n".repeat(500);
     let table = [
         ("no SDP", "hello".to_owned(), 400, "SDP"),
@@ -192,11 +222,11 @@ fn whip_refuses_with_a_reason() {
             "64 cand",
         ),
         ("VP8 alone", vp8, 406, "VP8"),
-        ("H.264 in mode 0", mode0, 406, "packetization-mode=1"),
+        ("interleaved H.264", mode2, 406, "(H264) will do"),
         ("a player", good.replace("sendonly", "recvonly"), 406, "sendonly"),
         ("no credentials", good.replace("a=ice-", "a=x-"), 400, "ice-ufrag"),
         ("no fingerprint", good.replace("a=fingerprint", "a=x"), 400, "fingerprint"),
-        ("no mid", good.replace("a=mid:", "a=x:"), 400, ""),
+        ("no mid", good.replace("a=mid:", "a=x:"), 406, "a=group:BUNDLE"),
     ];
     for (what, body, status, reason) in table {
         let begin = Instant::now();
@@ -207,7 +237,8 @@ fn whip_refuses_with_a_reason() {
     let path = format!("/whip/v1/{APP}/show");
     let sdp = &["Content-Type: application/sdp"][..];
     let other = [
-        ("GET", path.clone(), sdp, 405),
+        ("PUT", path.clone(), sdp, 405),
+        ("GET", format!("{path}/{}", "0".repeat(32)), sdp, 404),
         ("POST", path.clone(), &["Content-Type: text/plain"][..], 415),
         ("POST", format!("/whip/v1/{}/show", APP + 1), sdp, 404),
         ("POST", format!("/whip/v1/{APP}/a%20b"), sdp, 400),
@@ -234,6 +265,15 @@ fn whip_refuses_with_a_reason() {
 }
 
 #[test]
+fn a_session_that_never_connects_ends_its_stream_with_it() {
+    let server = Server::start(Setup::server("publish.grace = \"10m\""));
+    assert_eq!(post(&server, "show", "", &offer()).expect("an answer").0, 201);
+    let live = || server.ok("DescribeStreams", &[("StreamId", "show")])["Total"] == 1;
+    assert!(live());
+    eventually("the stream is gone", secs(40), || (!live()).then_some(()));
+}
+
+#[test]
 fn whip_wants_its_token_as_a_bearer() {
     let server = Server::start(Setup::app("publish_auth = \"token\""));
     let query = publish_query("show", PUBLISH_KEY, 60);
@@ -256,6 +296,34 @@ fn whip_wants_its_token_as_a_bearer() {
 }
 
 #[test]
+fn a_turn_password_is_told_only_to_who_may_publish() {
+    let servers = "webrtc.ice_servers = [\"stun:stun.example.com\", \"turn:u:p@turn.example.com\"]";
+    let closed = Setup { app: "publish_auth = \"token\"".into(), ..Setup::server(servers) };
+    let query = publish_query("show", PUBLISH_KEY, 60);
+    let (signed, token) = query.split_once("&zgToken=").expect("the query ends in its token");
+    let bearer = format!("Authorization: Bearer {token}");
+    let (open, closed) = (Server::start(Setup::server(servers)), Server::start(closed));
+    for (server, query, headers, told) in [
+        (&open, "", &[][..], true),
+        (&closed, "", &[], false),
+        (&closed, signed, &[], false),
+        (&closed, signed, &[&*bearer], true),
+        (&closed, &query, &[], true),
+    ] {
+        for path in [format!("/whip/v1/{APP}/show?{query}"), format!("/whip/v1/{APP}/show/0123?{query}")] {
+            let (status, head, _) = server.request("OPTIONS", &path, headers, b"").expect("an answer");
+            assert_eq!(
+                (status, head.contains("stun:"), head.contains("credential")),
+                (204, true, told),
+                "{path}: {head}"
+            );
+        }
+    }
+    let elsewhere = open.request("OPTIONS", &format!("/whip/v1/{}/show", APP + 1), &[], b"").expect("an answer");
+    assert!(!elsewhere.1.contains("credential"), "{}", elsewhere.1);
+}
+
+#[test]
 fn a_whip_session_is_trickled_restarted_and_ended() {
     let server = Server::start(Setup::server(
         "webrtc.ice_servers = [\"stun:stun.example.com\", \"turn:u:p@turn.example.com?transport=tcp\"]",
@@ -275,22 +343,42 @@ fn a_whip_session_is_trickled_restarted_and_ended() {
     // The head is in lower case here, which a tag is not; it is the ICE user.
     let user_of =
         |sdp: &str| sdp.lines().find_map(|line| line.strip_prefix("a=ice-ufrag:")).map(str::to_owned).expect("a user");
+    let endpoint = format!("/whip/v1/{APP}/show");
     let (session, tag) = (header(&head, "location"), format!("\"{}\"", user_of(&answer)));
     let patch = |tag: &str, user: &str| {
+        let tag = if tag.is_empty() { String::new() } else { format!("If-Match: {tag}") };
         let body = format!(
             "a=ice-ufrag:{user}\r\na=ice-pwd:0123456789abcdef01234567\r\nm=audio 9 RTP/AVP 0\r\na=mid:0\r\n\
              a=candidate:1 1 udp 2130706431 127.0.0.1 9 typ host\r\na=candidate:2 1 udp 1 a.local 9 typ host\r\n"
         );
-        let headers = ["Content-Type: application/trickle-ice-sdpfrag", &format!("If-Match: {tag}")];
-        server.request("PATCH", &session, &headers, body.as_bytes()).expect("an answer")
+        let headers = ["Content-Type: application/trickle-ice-sdpfrag", &tag];
+        let headers = if tag.is_empty() { &headers[..1] } else { &headers };
+        server.request("PATCH", &session, headers, body.as_bytes()).expect("an answer")
     };
     assert_eq!(patch(&tag, "abcd").0, 204);
     assert_eq!(patch("\"old\"", "abcd").0, 412);
+    assert_eq!(patch(&format!("\"old\", {tag}"), "abcd").0, 204);
+    assert_eq!(patch("", "abcd").0, 204, "candidates are known by their user");
+    assert_eq!(patch("", "efgh").0, 428, "a restart is not");
+    for (method, address) in [("GET", &session), ("HEAD", &session), ("GET", &endpoint), ("HEAD", &endpoint)] {
+        let (status, _, body) = server.request(method, address, &[], b"").expect("an answer");
+        assert_eq!((status, body.as_str()), (204, ""), "{method} {address}");
+    }
     let (status, _, fragment) = patch("*", "efgh");
     assert_eq!((status, fragment.contains("a=candidate:")), (200, true), "{fragment}");
     assert_ne!(user_of(&fragment), user_of(&answer));
     assert_eq!(patch(&tag, "efgh").0, 412);
     assert_eq!(patch("*", "efgh").0, 204);
+    let tag = format!("\"{}\"", user_of(&fragment));
+    for late in ["", "*", &tag] {
+        assert_eq!(
+            patch(late, "abcd").0,
+            412,
+            "what was sent before the restart and comes late restarts nothing: {late}"
+        );
+    }
+    let (status, _, fragment) = patch(&tag, "ijkl");
+    assert_eq!((status, fragment.matches("a=mid:").count()), (200, 1), "{fragment}");
     let options = server.request("OPTIONS", &session, &[], b"").expect("an answer");
     assert!(options.0 == 204 && options.1.contains("access-control-allow-methods: patch, delete"), "{}", options.1);
     assert_eq!(server.request("PATCH", &session, &["Content-Type: application/sdp"], b"").expect("an answer").0, 415);
