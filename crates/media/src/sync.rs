@@ -6,7 +6,7 @@
 //! is from the track's own, and the difference of the two numbers is where one track belongs beside the other.
 //!
 //! Sound is the line: its times are those of its RTP clock, so that a codec sees no seam. Pictures are moved to it, by a
-//! tenth of their pace at most.
+//! tenth of their pace at most. An RTP timestamp says when a picture is shown; when it is decoded follows from the order they come in.
 //!
 //! Invariant: the times of a track rise by at least 1 ms from frame to frame and start at 0 or later, whatever comes in.
 
@@ -33,6 +33,8 @@ const DRIFT: i64 = 1_000;
 const REPORT_AGE: Time = Time::from_millis(30_000);
 /// How many reports weigh in the mean.
 const REPORTS: i64 = 4;
+/// How many pictures may be shown behind one that is decoded after them (H.264 §A.3.1, H.265 §A.4.2).
+const REORDER_MAX: usize = 16;
 /// Between what a track's trust stays. A report that agrees adds one, one that contradicts takes two, and reports count from one on.
 const TRUST: (i64, i64) = (-4, 4);
 
@@ -58,8 +60,27 @@ struct Lane {
     doubt: Option<Report>,
     /// How often its reports have agreed of late, see [`TRUST`].
     trust: i64,
+    order: Order,
     /// The last time given out.
     out: Option<Time>,
+}
+
+/// The time of a frame on the line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// When it is decoded.
+    pub dts: Time,
+    /// How much later it is shown. It is zero unless the sender's pictures are shown in another order than they are decoded in.
+    pub cts: Time,
+}
+
+/// In which order pictures are shown.
+#[derive(Debug, Default)]
+struct Order {
+    /// When the last ones are, sorted.
+    shown: Vec<Time>,
+    /// How many pictures have been shown behind one that was decoded after them, at the most.
+    depth: usize,
 }
 
 /// A frame: its timestamp, where that is on the track's own clock, and when it came.
@@ -146,7 +167,7 @@ impl Sync {
     }
 
     /// The time on the line of a frame of `track`, whose clock has `rate` Hz, with timestamp `rtp`, that came at `arrival`.
-    pub fn stamp(&mut self, track: Kind, rate: u32, rtp: u32, arrival: Time) -> Time {
+    pub fn stamp(&mut self, track: Kind, rate: u32, rtp: u32, arrival: Time) -> Stamp {
         let (lane, other) = match track {
             Kind::Video => (&mut self.video, &self.audio),
             Kind::Audio => (&mut self.audio, &self.video),
@@ -172,9 +193,14 @@ impl Sync {
         };
         lane.offset = Some(offset);
         let next = lane.out.map_or(Time::ZERO, |out| out + Time::from_millis(1));
-        let out = (media + offset).max(next);
-        lane.out = Some(out);
-        out
+        let shown = media + offset;
+        let (dts, reorders) = match track {
+            Kind::Video => (lane.order.decoded(shown).max(next), lane.order.depth > 0),
+            Kind::Audio => (shown.max(next), false),
+        };
+        lane.out = Some(dts);
+        let cts = if reorders { (shown - dts).max(Time::ZERO) } else { Time::ZERO };
+        Stamp { dts, cts }
     }
 
     /// How much more has to be added to the clock of pictures than to that of sound.
@@ -201,6 +227,7 @@ impl Lane {
     fn place(&mut self, other: &Lane, rate: u32, rtp: u32, arrival: Time) -> Time {
         let due = arrival - self.floors.lowest;
         let Some(last) = self.last else {
+            self.order = Order::default();
             self.last = Some(Point { rtp, media: due, arrival });
             return due;
         };
@@ -210,16 +237,20 @@ impl Lane {
         };
         let stood = due - last.at(rate, rtp) >= PAUSE && arrival - last.arrival >= PAUSE;
         if stood && other.last.is_some_and(|it| other.flows(it, arrival)) {
+            self.order = Order::default();
             self.last = Some(Point { rtp, media: due, arrival });
             return due;
         }
         match fits(last).or_else(|| fits(self.suspect?)) {
             Some(point) => {
                 self.last = Some(point);
-                self.suspect = None;
+                if self.suspect.take().is_some() {
+                    self.order = Order::default();
+                }
                 point.media
             }
             None => {
+                self.order = Order::default();
                 self.suspect = Some(Point { rtp, media: due, arrival });
                 due
             }
@@ -235,6 +266,20 @@ impl Lane {
     fn flows(&self, last: Point, now: Time) -> bool {
         let late = last.arrival - last.media - self.floors.lowest;
         now - last.arrival < PAUSE && late < PAUSE
+    }
+}
+
+impl Order {
+    /// When a picture is decoded that is shown at `shown`: as the pictures are shown, but by [`Order::depth`] of them earlier, so that each
+    /// is decoded by the time it is shown. Where the depth was not known yet the times do not rise.
+    fn decoded(&mut self, shown: Time) -> Time {
+        let at = self.shown.partition_point(|it| *it <= shown);
+        self.depth = self.depth.max(self.shown.len() - at);
+        self.shown.insert(at, shown);
+        if self.shown.len() > REORDER_MAX + 1 {
+            self.shown.remove(0);
+        }
+        self.shown[self.shown.len().saturating_sub(1 + self.depth)]
     }
 }
 
@@ -324,7 +369,7 @@ mod tests {
                     let ntp = Time::from_millis(ntp.parse().unwrap());
                     line.report(track, 1_000, rtp.parse().unwrap(), ntp, arrival);
                 }
-                None => got.push(line.stamp(track, 1_000, numbers.parse().unwrap(), arrival).as_millis()),
+                None => got.push(line.stamp(track, 1_000, numbers.parse().unwrap(), arrival).dts.as_millis()),
             }
         }
         assert_eq!(got, want, "{script}");
@@ -349,7 +394,8 @@ mod tests {
     #[test]
     fn another_encoder_of_pictures_goes_on_where_time_has_got_to() {
         let mut line = Sync::new();
-        let stamp = |line: &mut Sync, rtp, ms| line.stamp(Kind::Video, 1_000, rtp, Time::from_millis(ms)).as_millis();
+        let stamp =
+            |line: &mut Sync, rtp, ms| line.stamp(Kind::Video, 1_000, rtp, Time::from_millis(ms)).dts.as_millis();
         assert_eq!([stamp(&mut line, 5_000, 70), stamp(&mut line, 5_040, 110)], [0, 40]);
         line.restart(Kind::Video);
         assert_eq!([stamp(&mut line, 900_000, 150), stamp(&mut line, 900_040, 190)], [80, 120]);
@@ -362,6 +408,42 @@ mod tests {
             "a0@0 v0@0 A0=7010@1 V0=7110@1 A1=7011@2 V1=7111@2 v100@100 a100@100 v200@200 v1200@1200 v3200@3200 v5200@5200",
             &[0, 0, 105, 100, 209, 1254, 3300, 5300],
         );
+    }
+
+    /// Stamps pictures that come every 40 ms with these timestamps, in 40 ms; compares when each is decoded and shown, in milliseconds.
+    fn check_order(rtp: &[u32], want: &[(i64, i64)]) {
+        let mut line = Sync::new();
+        let stamps = (0..).zip(rtp).map(|(n, rtp)| line.stamp(Kind::Video, 25, 900 + rtp, Time::from_millis(n * 40)));
+        let got: Vec<_> = stamps.map(|it| (it.dts.as_millis(), (it.dts + it.cts).as_millis())).collect();
+        assert_eq!(got, want, "{rtp:?}");
+    }
+
+    #[test]
+    fn pictures_that_are_decoded_in_another_order_are_shown_in_theirs() {
+        check_order(&[0, 1, 2, 3], &[(0, 0), (40, 40), (80, 80), (120, 120)]);
+        // A B-frame: once it is known that there are any, pictures are decoded one earlier than they are shown.
+        check_order(
+            &[0, 2, 1, 4, 3, 6, 5],
+            &[(0, 0), (80, 80), (81, 81), (82, 160), (120, 120), (160, 240), (200, 200)],
+        );
+        // One that others need, so two earlier.
+        check_order(
+            &[0, 4, 2, 1, 3, 8, 6, 5, 7, 9],
+            &[
+                (0, 0),
+                (160, 160),
+                (161, 161),
+                (162, 162),
+                (163, 163),
+                (164, 320),
+                (165, 240),
+                (200, 200),
+                (240, 280),
+                (280, 360),
+            ],
+        );
+        // A strange timestamp is no B-frame.
+        check_order(&[0, 1, 2, 90_000, 3, 4], &[(0, 0), (40, 40), (80, 80), (120, 120), (121, 121), (160, 160)]);
     }
 
     #[test]
@@ -488,7 +570,9 @@ mod tests {
             // A jitter buffer gives frames in order.
             let encode = if n == 0 { case.encode } else { 0.0 };
             arrived[n] = f64::max(arrived[n], next + encode + delay + late);
-            let stamped = line.stamp(kind, rate, rtp(next), time(arrived[n])).as_nanos() as f64 / 1e9;
+            let stamp = line.stamp(kind, rate, rtp(next), time(arrived[n]));
+            assert_eq!(stamp.cts, Time::ZERO, "at {next} s");
+            let stamped = stamp.dts.as_nanos() as f64 / 1e9;
             assert!(last[n].is_none_or(|(_, before)| stamped > before), "at {next} s");
             last[n] = Some((next, stamped));
             if let [Some((video, pictures)), Some((audio, sound))] = last
@@ -508,7 +592,7 @@ mod tests {
             ("no reports at all", Case { reports: [NEVER; 2], drift: [200.0, -200.0, 0.0], ..PLAIN }),
             ("reports for pictures only", Case { reports: [0.8, NEVER], drift: [-200.0, 200.0, 200.0], ..PLAIN }),
             ("reports for sound only", Case { reports: [NEVER, 2.5], drift: [200.0, -200.0, -200.0], ..PLAIN }),
-            ("reports from second 10", Case { reports: [10.0; 2], encode: 0.15, settled: 20.0, ..PLAIN }),
+            ("reports from second 10", Case { reports: [10.0; 2], encode: 0.15, settled: 30.0, ..PLAIN }),
             (
                 "reports end",
                 Case {
@@ -587,7 +671,7 @@ mod tests {
                 let (rtp, rate) = if sane { (clock, 90_000) } else { (rtp, rate) };
                 let kind = [Kind::Video, Kind::Audio][what % 2];
                 if what < 2 {
-                    let got = line.stamp(kind, rate, rtp, arrival);
+                    let got = line.stamp(kind, rate, rtp, arrival).dts;
                     prop_assert!(got >= last[what % 2].map_or(Time::ZERO, |it| it + Time::from_millis(1)));
                     last[what % 2] = Some(got);
                 } else {
