@@ -1,7 +1,6 @@
 //! WHIP in: a WebRTC session publishes a stream.
 //!
-//! The engine gives whole access units; here they become frames. Decoding order is sending order, and presentation follows it:
-//! WebRTC senders make no pictures that are shown later than those behind them.
+//! The engine gives whole access units; here they become frames. Decoding order is sending order.
 //!
 //! Invariant: no picture goes out that needs one which was lost. After a loss pictures wait for the next keyframe, which is
 //! asked for; sound goes on.
@@ -298,8 +297,8 @@ impl Ingest {
 
     fn push(&mut self, track: Kind, rate: u32, key: bool, data: &MediaData, payload: Bytes) {
         let line = self.sync.stamp(track, rate, data.time.numer() as u32, self.elapsed(data.network_time));
-        let dts = self.hold.publisher.stamp(track, line.as_millis() as u32, data.network_time);
-        self.hold.publisher.push(Frame { track, dts, cts: Time::ZERO, key, payload });
+        let dts = self.hold.publisher.stamp(track, line.dts.as_millis() as u32, data.network_time);
+        self.hold.publisher.push(Frame { track, dts, cts: line.cts, key, payload });
     }
 
     /// Asks for a keyframe if one is due, and the last was asked for long enough ago; true if that gave the engine work.

@@ -2,12 +2,12 @@
 //!
 //! Sound that the output does not take may come up long after it has begun; it goes on with a rendition then.
 //!
-//! Invariant: times rise across the change, and what follows it begins with a keyframe.
+//! Invariant: the times of each track rise across the change, and what follows it goes on where it stopped or begins with a keyframe.
 
 use std::sync::Arc;
 
 use bywash_media::transcode::Error;
-use bywash_media::{Kind, Time};
+use bywash_media::{Kind, Time, Track};
 
 use crate::hub::{Event, Reader, Stream};
 use crate::lane::Lane;
@@ -22,11 +22,11 @@ pub struct Source {
     lane: Lane,
     rendition: Option<Rendition>,
     reader: Reader,
-    /// The newest frame that was given out.
-    given: Option<Time>,
-    /// The reader is new and may stand before what was given out: nothing is, before a later keyframe.
-    joins: bool,
-    pictures: bool,
+    /// The newest frame of each kind that was given out. A rendition begins at a keyframe, most often one from before the change, and has
+    /// the same pictures: of those and of sound that passed only the later ones are given out.
+    given: [Option<Time>; 2],
+    /// The track of the pictures that are given out.
+    video: Option<Arc<Track>>,
     /// The output takes no pictures.
     sound_alone: bool,
 }
@@ -59,9 +59,8 @@ impl Source {
             lane,
             rendition: None,
             reader,
-            given: None,
-            joins: false,
-            pictures: false,
+            given: [None; 2],
+            video: None,
             sound_alone: false,
         };
         if !sound.fits(&source.stream.tracks()) {
@@ -103,11 +102,15 @@ impl Source {
     fn sort(&mut self, batch: &mut Vec<Event>) -> Result<bool, Error> {
         let unfit = |event: &Event| matches!(event, Event::Tracks(tracks) if !self.sound.fits(tracks));
         let unfit = if self.rendition.is_some() { None } else { batch.iter().position(unfit) };
-        batch.truncate(unfit.unwrap_or(batch.len()));
+        let behind = batch.split_off(unfit.unwrap_or(batch.len()));
         batch.retain(|event| self.takes(event));
         if unfit.is_some() {
+            // A rendition begins at the newest keyframe: of what was read already these pictures may not come again.
+            let video = self.video.clone();
+            let same = |event: &Event| !matches!(event, Event::Tracks(tracks) if tracks.video != video);
+            let picture = |event: &Event| matches!(event, Event::Frame(frame) if frame.track == Kind::Video);
+            batch.extend(behind.into_iter().take_while(same).filter(picture).filter(|event| self.takes(event)));
             self.switch()?;
-            self.joins = self.given.is_some();
         }
         Ok(unfit.is_some())
     }
@@ -119,20 +122,23 @@ impl Source {
 
     /// Whether an event is given out.
     fn takes(&mut self, event: &Event) -> bool {
-        match event {
-            Event::Tracks(tracks) => self.pictures = tracks.video.is_some() && !self.sound_alone,
-            Event::Frame(frame) if self.sound_alone && frame.track == Kind::Video => return false,
-            Event::Frame(frame) if self.joins => {
-                let start = frame.key && (frame.track == Kind::Video || !self.pictures);
-                if !start || self.given.is_some_and(|given| frame.dts <= given) {
-                    return false;
-                }
-                (self.joins, self.given) = (false, Some(frame.dts));
+        let frame = match event {
+            Event::Tracks(tracks) => {
+                self.video = tracks.video.clone();
+                return true;
             }
-            Event::Frame(frame) => self.given = self.given.max(Some(frame.dts)),
-            Event::Lagged { .. } => {}
+            Event::Frame(frame) => frame,
+            Event::Lagged { .. } => return true,
+        };
+        if self.sound_alone && frame.track == Kind::Video {
+            return false;
         }
-        true
+        let given = &mut self.given[frame.track as usize];
+        let new = given.is_none_or(|given| frame.dts > given);
+        if new {
+            *given = Some(frame.dts);
+        }
+        new
     }
 
     fn switch(&mut self) -> Result<(), Error> {
@@ -145,7 +151,7 @@ impl Source {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use bytes::Bytes;
     use bywash_media::transcode::{Feed, encoder};
@@ -156,8 +162,9 @@ mod tests {
     use crate::lane::Lanes;
     use crate::live;
 
-    #[tokio::test]
-    async fn sound_that_comes_up_later_is_heard_as_the_output_takes_it() {
+    /// Publishes two seconds of pictures, to which sound comes after 120 ms, for an output that reads at once or only at the end, and has
+    /// seen three pictures then. It is given all pictures, and sound from `from` ms on.
+    async fn check(at_once: bool, from: i64) {
         let (hub, key) = (Hub::new(Arc::default(), 1 << 20), StreamKey::published(1, "s").unwrap());
         let mut publisher = hub.publish(&key, live::Stream::new("RTMP", String::new(), 0), Instant::now()).unwrap();
         let (lanes, renditions) = (Lanes::start(1).unwrap(), Arc::<Renditions>::default());
@@ -170,57 +177,53 @@ mod tests {
         let mut tracks = Tracks::default();
         tracks.set(video);
         publisher.set_tracks(tracks.clone());
-        let picture = |n: i64, key| Frame {
-            track: Kind::Video,
-            dts: Time::from_millis(n * 40),
-            cts: Time::ZERO,
-            key,
-            payload: Bytes::from_static(b"p"),
-        };
         let sound = Sound::Opus { bit_rate: 64_000 };
         let max_lag = Time::from_millis(10_000);
         let mut source = Source::begin(&hub.get(&key).unwrap(), sound, max_lag, &renditions, lanes.pick()).unwrap();
-        for n in 0..3 {
-            publisher.push(picture(n, n == 0));
-        }
-        let mut batch = Vec::new();
-        assert!(source.ready(&mut batch).await.unwrap());
-
-        tracks.set(aac.track());
-        publisher.set_tracks(tracks);
+        let audio = aac.track();
         let (mut feed, mut packets) = (Feed::new(aac), Vec::new());
         feed.push(&[0.0; 2 * 48_000 * 2], &mut packets);
-        let mut packets = (0..).zip(packets).peekable();
-        for n in 3..53 {
-            let at = n * 40;
-            while let Some((k, packet)) = packets.next_if(|(k, _)| 120 + k * 1024 / 48 <= at) {
-                let dts = Time::from_millis(120 + k * 1024 / 48);
-                publisher.push(Frame { track: Kind::Audio, dts, cts: Time::ZERO, key: true, payload: packet });
+        let mut packets = (0..).map(|k| 120 + k * 1024 / 48).zip(packets).peekable();
+        let (mut batch, mut given) = (Vec::new(), Vec::new());
+        for n in 0..53 {
+            if n == 3 {
+                tracks.set(audio.clone());
+                publisher.set_tracks(tracks.clone());
             }
-            publisher.push(picture(n, n % 10 == 0));
+            let mut push = |track, ms, key, payload| {
+                publisher.push(Frame { track, dts: Time::from_millis(ms), cts: Time::ZERO, key, payload });
+            };
+            while let Some((ms, packet)) = packets.next_if(|(ms, _)| *ms <= n * 40) {
+                push(Kind::Audio, ms, true, packet);
+            }
+            push(Kind::Video, n * 40, n % 10 == 0, Bytes::from_static(b"p"));
+            if at_once || n < 3 {
+                source.drain(&mut batch).unwrap();
+                given.append(&mut batch);
+            }
         }
-        // Of the pictures all, but for those between the change and the keyframe behind it; of the sound, what belongs to them.
-        let mut pictures = Vec::new();
-        let mut heard = 0;
-        loop {
-            for event in batch.drain(..) {
-                match event {
-                    Event::Frame(frame) if frame.track == Kind::Video => pictures.push(frame.dts.as_millis() / 40),
-                    Event::Frame(_) => heard += 1,
-                    Event::Tracks(tracks) => {
-                        assert!(tracks.audio.as_ref().is_none_or(|track| track.codec == Codec::Opus), "{tracks:?}");
-                    }
-                    Event::Lagged { .. } => panic!("nobody is late"),
+        hub.end(&key);
+        while source.ready(&mut batch).await.unwrap() {
+            given.append(&mut batch);
+        }
+        let (mut pictures, mut heard) = (Vec::new(), Vec::new());
+        for event in given {
+            match event {
+                Event::Frame(frame) if frame.track == Kind::Video => pictures.push(frame.dts.as_millis() / 40),
+                Event::Frame(frame) => heard.push(frame.dts.as_millis()),
+                Event::Tracks(tracks) => {
+                    assert!(tracks.audio.as_ref().is_none_or(|track| track.codec == Codec::Opus), "{tracks:?}");
                 }
+                Event::Lagged { .. } => panic!("nobody is late"),
             }
-            if pictures.last() == Some(&52) {
-                break;
-            }
-            let more = tokio::time::timeout(Duration::from_secs(10), source.ready(&mut batch)).await;
-            assert!(more.expect("what was pushed comes").unwrap());
         }
-        assert_eq!(pictures[..3], [0, 1, 2]);
-        assert!(pictures[3] % 10 == 0 && pictures[3..].windows(2).all(|two| two[1] == two[0] + 1), "{pictures:?}");
-        assert!(heard > 0);
+        assert!(pictures.iter().copied().eq(0..53), "{pictures:?}");
+        assert!(heard[0].abs_diff(from) < 25 && heard.windows(2).all(|two| two[0] < two[1]), "{heard:?}");
+    }
+
+    #[tokio::test]
+    async fn sound_that_comes_up_later_is_heard_as_the_output_takes_it_and_no_picture_is_missing() {
+        check(true, 120).await;
+        check(false, 2_000).await;
     }
 }

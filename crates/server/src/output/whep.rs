@@ -1,8 +1,10 @@
 //! WHEP out: a WebRTC session plays a live stream, H.264 pictures and Opus sound.
 //!
-//! Any stream of H.264 pictures will do; one with other sound is played as its Opus twin.
+//! Any stream of H.264 pictures will do; one with other sound is played as its Opus twin. Of pictures that are shown in another
+//! order than they are decoded in, those that would step back (B-frames) are left out: browsers show pictures as they come, and
+//! give up at one that steps back until the next keyframe.
 //!
-//! Invariant: a player that takes nothing slows nobody; what it cannot take in time is lost to it alone.
+//! Invariant: a player that takes nothing slows nobody; what it cannot take in time is lost to it alone. The times of its pictures rise.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -45,6 +47,8 @@ struct Output {
     video: Option<Mid>,
     audio: Option<Mid>,
     waiting: VecDeque<Frame>,
+    /// When the last picture that went out is shown.
+    shown: Option<Time>,
     /// Where on this host's clock the line of the stream begins.
     epoch: Option<Instant>,
 }
@@ -94,7 +98,10 @@ impl Output {
                         match event {
                             hub::Event::Tracks(tracks) => self.tracks = tracks,
                             // A change of tracks is told by the parameter sets of the keyframe that follows it.
-                            hub::Event::Frame(frame) => self.waiting.extend(self.packed(frame)),
+                            hub::Event::Frame(frame) => {
+                                let packed = self.packed(frame);
+                                self.waiting.extend(packed);
+                            }
                             hub::Event::Lagged { .. } => {}
                         }
                     }
@@ -112,12 +119,20 @@ impl Output {
         }
     }
 
-    /// A frame as RTP carries it: pictures as Annex B, with the parameter sets before each keyframe. `None` for other codecs.
-    fn packed(&self, frame: Frame) -> Option<Frame> {
+    /// A frame as RTP carries it: pictures as Annex B, with the parameter sets before each keyframe. `None` for other codecs and for
+    /// pictures that step back.
+    fn packed(&mut self, frame: Frame) -> Option<Frame> {
         let track = self.tracks.get(frame.track)?;
         match track.codec {
             Codec::Opus => Some(frame),
             Codec::H264 => {
+                let next = self.shown.map_or(Time::ZERO, |last| last + Time::from_millis(1));
+                let shown = match frame.dts + frame.cts {
+                    early if early < next && !frame.key => return None,
+                    // What follows needs it. Another encoder may reorder less than the last one.
+                    shown => shown.max(next),
+                };
+                self.shown = Some(shown);
                 let sets = nal::Sets::parse(Codec::H264, &track.config).filter(|_| frame.key);
                 let sets = sets.iter().flat_map(|sets| sets.iter());
                 let mut payload = Vec::with_capacity(frame.payload.len() + 128);
@@ -125,7 +140,7 @@ impl Output {
                     payload.extend_from_slice(&[0, 0, 0, 1]);
                     payload.extend_from_slice(unit);
                 }
-                Some(Frame { payload: payload.into(), ..frame })
+                Some(Frame { cts: shown - frame.dts, payload: payload.into(), ..frame })
             }
             _ => None,
         }
@@ -166,4 +181,39 @@ enum Ended {
     Session(#[from] RtcError),
     #[error(transparent)]
     Sound(#[from] transcode::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use bywash_media::{Format, Track};
+
+    use super::*;
+
+    /// Packs pictures written `<decoded>+<later shown>`, `K` before keyframes; compares when those that go out are shown.
+    fn check(script: &str, want: &[i64]) {
+        let mut tracks = Tracks::default();
+        let format = Format::Video { width: 16, height: 16 };
+        tracks.set(Track { codec: Codec::H264, config: Bytes::new(), format });
+        let mut output = Output { tracks: Arc::new(tracks), ..Output::default() };
+        let picture = |step: &str| {
+            let (dts, cts) = step.trim_start_matches('K').split_once('+').expect("two times");
+            let [dts, cts] = [dts, cts].map(|ms| Time::from_millis(ms.parse().expect("milliseconds")));
+            let payload = Bytes::from_static(&[0, 0, 0, 1, 0x41]);
+            Frame { track: Kind::Video, dts, cts, key: step.starts_with('K'), payload }
+        };
+        let sent = script.split(' ').filter_map(|step| output.packed(picture(step)));
+        let shown: Vec<_> = sent.map(|frame| (frame.dts + frame.cts).as_millis()).collect();
+        assert_eq!(shown, want, "{script}");
+    }
+
+    #[test]
+    fn pictures_go_out_in_the_order_they_are_shown_in_and_those_that_step_back_do_not() {
+        check("K0+0 40+0 80+0 K120+0 160+0", &[0, 40, 80, 120, 160]);
+        check("K0+80 40+160 80+40 120+0 160+160 200+40 240+0 K280+80", &[80, 200, 320, 360]);
+        // An open group of pictures: what is shown before its first picture comes behind that.
+        check("K0+80 K40+160 80+40 120+0 160+80", &[80, 200, 240]);
+        // Another encoder that does not reorder.
+        check("K0+80 40+160 K80+0 120+0 160+0 200+0 240+0", &[80, 200, 201, 240]);
+    }
 }

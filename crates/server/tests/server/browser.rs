@@ -139,7 +139,7 @@ fn av1_decodes(kept: &[flv::Tag]) {
 }
 
 /// Plays the stream in a page until pictures and sound have come out.
-fn plays(browser: &Browser, server: &Server, stream: &str) {
+fn plays<'a>(browser: &'a Browser, server: &Server, stream: &str) -> Page<'a> {
     let page = browser.open(&format!("{}&auto=play", server.page("play", stream)), "");
     page.wait("at('state').textContent === 'Playing.'", secs(20));
     let told = "session.numbers('inbound-rtp').then(({ video, audio }) => ";
@@ -148,6 +148,7 @@ fn plays(browser: &Browser, server: &Server, stream: &str) {
         secs(20),
     );
     page.wait("at('video').videoWidth > 0 && at('video').currentTime > 0", secs(5));
+    page
 }
 
 #[test]
@@ -163,6 +164,18 @@ fn a_page_plays_what_comes_by_rtmp() {
     let (server, browser) = (Server::start(Setup::default()), Browser::start());
     let _publisher = Media::Plain.publish(&server.rtmp("show"));
     plays(&browser, &server, "show");
+}
+
+#[test]
+fn of_a_stream_with_b_frames_a_page_decodes_all_that_it_is_sent() {
+    let (server, browser) = (Server::start(Setup::default()), Browser::start());
+    let _publisher = Media::BFrames.publish(&server.rtmp("show"));
+    let page = plays(&browser, &server, "show");
+    let told = "session.numbers('inbound-rtp').then(({ video }) => ";
+    page.wait(&format!("{told}video.framesDecoded > 60)"), secs(20));
+    // The last of them may not be decoded yet.
+    let all = page.eval(&format!("{told}video.framesDecoded / video.framesReceived > 0.9 && video.pliCount < 4)"));
+    assert_eq!(all, true, "{}", page.eval(&format!("{told}video)")));
 }
 
 #[test]
