@@ -629,11 +629,8 @@ impl Keeper {
     /// Ends a stream: its outputs finish what they have, and the customer is told.
     async fn end(&mut self, key: &StreamKey, close: Close) {
         self.parts.hub.end(key);
-        let Some(mut place) = self.places.remove(key) else { return };
+        let Some(place) = self.places.remove(key) else { return };
         info!(stream = %key, ?close, "stream ends");
-        // Who hears that it ends has heard that it began.
-        place.unwritten |= !place.announced;
-        place.announced = true;
         let now_ms = unix_ms();
         let end = async |tx: &mut Tx| {
             if place.unwritten {
@@ -642,7 +639,8 @@ impl Keeper {
             tx.stream_close(key, now_ms).await?;
             tx.rules_delete_default(key).await?;
             tx.records_close_default(key, now_ms).await?;
-            if let Some(app) = self.parts.apps.get(key.app()) {
+            // Who hears that it ends has heard that it began; of a publisher that never sent a thing nobody hears.
+            if let Some(app) = self.parts.apps.get(key.app()).filter(|_| place.announced || place.recreate) {
                 tx.owe(callback::stream_close(&app, &place.session, close, now_ms), now_ms).await?;
             }
             Ok(())

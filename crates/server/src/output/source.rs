@@ -102,10 +102,11 @@ impl Source {
     fn sort(&mut self, batch: &mut Vec<Event>) -> Result<bool, Error> {
         let unfit = |event: &Event| matches!(event, Event::Tracks(tracks) if !self.sound.fits(tracks));
         let unfit = if self.rendition.is_some() { None } else { batch.iter().position(unfit) };
-        let behind = batch.split_off(unfit.unwrap_or(batch.len()));
+        let mut behind = batch.split_off(unfit.unwrap_or(batch.len()));
         batch.retain(|event| self.takes(event));
         if unfit.is_some() {
-            // A rendition begins at the newest keyframe: of what was read already these pictures may not come again.
+            // A rendition begins at the newest keyframe: of what is there already these pictures may not come again.
+            self.reader.drain(&mut behind);
             let video = self.video.clone();
             let same = |event: &Event| !matches!(event, Event::Tracks(tracks) if tracks.video != video);
             let picture = |event: &Event| matches!(event, Event::Frame(frame) if frame.track == Kind::Video);
