@@ -20,6 +20,7 @@ use axum::routing::get;
 use headers::{
     AcceptRanges, ContentLength, ContentRange, ETag, HeaderMapExt, IfModifiedSince, IfNoneMatch, IfRange, LastModified,
 };
+use http_range_header::{EndPosition, StartPosition, SyntacticallyCorrectRange};
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
@@ -234,7 +235,7 @@ enum Wanted {
     Part(RangeInclusive<u64>),
     /// The asker has it already.
     Nothing,
-    /// The range lies behind the end.
+    /// All that is asked for lies behind the end.
     Impossible,
 }
 
@@ -255,11 +256,26 @@ impl Media {
         }
         let range = headers.get(header::RANGE).and_then(|it| it.to_str().ok());
         let Some(Ok(ranges)) = range.map(http_range_header::parse_range_header) else { return Wanted::All };
-        match ranges.validate(self.size).as_deref() {
-            Ok([range]) => Wanted::Part(range.clone()),
-            Ok(_) => Wanted::All,
-            Err(_) => Wanted::Impossible,
+        let mut parts = ranges.ranges.iter().filter_map(|range| self.part(range));
+        match (parts.next(), ranges.ranges.len()) {
+            (None, _) => Wanted::Impossible,
+            (Some(part), 1) => Wanted::Part(part),
+            _ => Wanted::All,
         }
+    }
+
+    /// What there is of a range. A suffix that is longer than the file is all of it (§14.1.2).
+    fn part(&self, range: &SyntacticallyCorrectRange) -> Option<RangeInclusive<u64>> {
+        let end = self.size.checked_sub(1)?;
+        let first = match range.start {
+            StartPosition::Index(first) => first,
+            StartPosition::FromLast(count) => self.size.saturating_sub(count),
+        };
+        let last = match range.end {
+            EndPosition::Index(last) => last.min(end),
+            EndPosition::LastByte => end,
+        };
+        (first <= last).then_some(first..=last)
     }
 }
 
@@ -290,7 +306,12 @@ mod tests {
         check(&[(RANGE, "bytes=990-5000")], Wanted::Part(990..=999));
         check(&[(RANGE, "bytes=-10")], Wanted::Part(990..=999));
         check(&[(RANGE, "bytes=1000-")], Wanted::Impossible);
+        check(&[(RANGE, "bytes=-1000")], Wanted::Part(0..=999));
+        check(&[(RANGE, "bytes=-1001")], Wanted::Part(0..=999));
         check(&[(RANGE, "bytes=0-1,5-6")], Wanted::All);
+        check(&[(RANGE, "bytes=0-,-1")], Wanted::All);
+        check(&[(RANGE, "bytes=1000-,0-1")], Wanted::All);
+        check(&[(RANGE, "bytes=1000-,2000-2001")], Wanted::Impossible);
         check(&[(RANGE, "lines=1-2")], Wanted::All);
         check(&[(RANGE, "bytes=0-9"), (IF_RANGE, "\"a\"")], Wanted::Part(0..=9));
         check(&[(RANGE, "bytes=0-9"), (IF_RANGE, "\"b\"")], Wanted::All);
