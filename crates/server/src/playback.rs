@@ -18,7 +18,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use headers::{
-    AcceptRanges, ContentLength, ContentRange, ETag, HeaderMapExt, IfModifiedSince, IfNoneMatch, IfRange, LastModified,
+    AcceptRanges, ContentLength, ContentRange, ETag, HeaderMapExt, IfMatch, IfModifiedSince, IfNoneMatch, IfRange,
+    IfUnmodifiedSince, LastModified,
 };
 use http_range_header::{EndPosition, StartPosition, SyntacticallyCorrectRange};
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt};
@@ -56,9 +57,10 @@ pub fn router(doors: Arc<Doors>) -> Router {
 }
 
 async fn preflight() -> Response {
+    const ASKED: &str = "Range, If-Range, If-Match, If-None-Match, If-Modified-Since, If-Unmodified-Since";
     let headers = [
         (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD"),
-        (header::ACCESS_CONTROL_ALLOW_HEADERS, "Range, If-Range, If-None-Match, If-Modified-Since"),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, ASKED),
         (header::ACCESS_CONTROL_MAX_AGE, "86400"),
     ];
     open_to_all((StatusCode::NO_CONTENT, headers).into_response())
@@ -124,6 +126,7 @@ impl Doors {
         about.insert(header::CACHE_CONTROL, cached.try_into().expect("a number and words"));
         let (status, range) = match media.wanted(headers) {
             Wanted::Nothing => return Ok((StatusCode::NOT_MODIFIED, about).into_response()),
+            Wanted::Another => return Ok((StatusCode::PRECONDITION_FAILED, about).into_response()),
             Wanted::Impossible => {
                 about.typed_insert(ContentRange::unsatisfied_bytes(media.size));
                 return Ok((StatusCode::RANGE_NOT_SATISFIABLE, about).into_response());
@@ -235,6 +238,8 @@ enum Wanted {
     Part(RangeInclusive<u64>),
     /// The asker has it already.
     Nothing,
+    /// The asker means another file than this one.
+    Another,
     /// All that is asked for lies behind the end.
     Impossible,
 }
@@ -242,6 +247,13 @@ enum Wanted {
 impl Media {
     /// In the order of RFC 9110 §13.2.2. Of several ranges at once we make the whole file (§14.2 allows it).
     fn wanted(&self, headers: &HeaderMap) -> Wanted {
+        let meant = match headers.typed_get::<IfMatch>() {
+            Some(it) => it.precondition_passes(&self.etag),
+            None => headers.typed_get::<IfUnmodifiedSince>().is_none_or(|it| it.precondition_passes(self.modified)),
+        };
+        if !meant {
+            return Wanted::Another;
+        }
         let known = match headers.typed_get::<IfNoneMatch>() {
             Some(it) => !it.precondition_passes(&self.etag),
             None => headers.typed_get::<IfModifiedSince>().is_some_and(|it| !it.is_modified(self.modified)),
@@ -330,6 +342,21 @@ mod tests {
         check(&[(IF_MODIFIED_SINCE, "Sun, 09 Sep 2001 01:46:39 GMT")], Wanted::All);
         let both = [(IF_NONE_MATCH, "\"b\""), (IF_MODIFIED_SINCE, "Sun, 09 Sep 2001 01:46:40 GMT")];
         check(&both, Wanted::All);
+    }
+
+    #[test]
+    fn nothing_is_sent_of_another_file_than_is_meant() {
+        use header::{IF_MATCH, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, RANGE};
+        check(&[(IF_MATCH, "\"b\", \"a\"")], Wanted::All);
+        check(&[(IF_MATCH, "*"), (RANGE, "bytes=0-1")], Wanted::Part(0..=1));
+        check(&[(IF_MATCH, "\"b\"")], Wanted::Another);
+        check(&[(IF_MATCH, "W/\"a\"")], Wanted::Another);
+        check(&[(IF_MATCH, "\"b\""), (RANGE, "bytes=0-1"), (IF_RANGE, "\"a\"")], Wanted::Another);
+        check(&[(IF_MATCH, "\"b\""), (IF_NONE_MATCH, "\"a\"")], Wanted::Another);
+        check(&[(IF_UNMODIFIED_SINCE, "Sun, 09 Sep 2001 01:46:40 GMT")], Wanted::All);
+        check(&[(IF_UNMODIFIED_SINCE, "Sun, 09 Sep 2001 01:46:39 GMT")], Wanted::Another);
+        check(&[(IF_UNMODIFIED_SINCE, "nonsense")], Wanted::All);
+        check(&[(IF_MATCH, "\"a\""), (IF_UNMODIFIED_SINCE, "Sun, 09 Sep 2001 01:46:39 GMT")], Wanted::All);
     }
 
     #[test]
