@@ -410,6 +410,27 @@ fn sound_that_cannot_be_decoded_becomes_no_silent_mp3_and_the_recording_says_why
 }
 
 #[test]
+fn a_stream_that_is_recorded_without_a_call_stays_stopped_until_it_is_published_again() {
+    let receiver = Receiver::start();
+    let server = Server::start(Setup {
+        server: "publish.grace = \"0s\"".into(),
+        app: told(&receiver, r#"["flv"]"#) + "\nrecord.Tencent.record_everything = true",
+        ..Setup::default()
+    });
+    let tasks = || server.ok("DescribeCDNRecords", &[])["Total"].as_i64().expect("a number");
+    let publishing = Media::Plain.publish(&server.rtmp("s"));
+    server.wait_recording("s", "recording", secs(5));
+    server.ok("StopCDNRecord", &[("StreamId", "s"), ("Vendor", "Tencent")]);
+    server.wait_recording("s", "ended", secs(5));
+    stays("it is not recorded again", secs(2), || tasks() == 1);
+    drop(publishing);
+    eventually("the stream is over", secs(5), || (server.ok("DescribeStreams", &[])["Total"] == 0).then_some(()));
+    let _publishing = Media::Plain.publish(&server.rtmp("s"));
+    server.wait_recording("s", "recording", secs(5));
+    assert_eq!(tasks(), 2);
+}
+
+#[test]
 fn a_hundred_recordings_that_end_at_once_are_all_there() {
     let receiver = Receiver::start();
     let server = Server::start(Setup {
