@@ -405,6 +405,21 @@ fn another_sample_rate_becomes_48_khz() {
 }
 
 #[test]
+fn the_core_of_he_aac_is_heard_however_the_extension_is_told() {
+    if !encoders().contains(&Codec::Aac) {
+        return;
+    }
+    let (track, packets) = encode(Codec::Aac, &stereo(0.5, chord));
+    let want = decode(&track, &packets);
+    // AAC-LC of 48 kHz, stereo; with SBR told before the core's fields, and behind them.
+    for config in ["1190", "299008", "119056e580"] {
+        let config = (0..config.len()).step_by(2).map(|at| u8::from_str_radix(&config[at..at + 2], 16).unwrap());
+        let told = Track { config: config.collect(), ..track.clone() };
+        assert!(decode(&told, &packets) == want, "{told:?}");
+    }
+}
+
+#[test]
 fn mp3_comes_out_as_whole_frames() {
     let Ok(encoder) = encoder(Codec::Mp3, BIT_RATE) else { return };
     assert_eq!(encoder.track().format, Format::Audio { sample_rate: RATE, channels: 2 });

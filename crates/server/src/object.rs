@@ -175,8 +175,10 @@ impl Bucket {
 
     /// The object of the file with this key.
     pub fn path(&self, key: &str) -> object_store::path::Path {
-        let parts = self.prefix.split('/').chain(key.split('/')).filter(|it| !it.is_empty());
-        object_store::path::Path::from_iter(parts)
+        let parts: Vec<_> = self.prefix.split('/').chain(key.split('/')).filter(|it| !it.is_empty()).collect();
+        let path = parts.join("/");
+        // As it stands: the client encodes it for the address. What no object can be called so is encoded here.
+        object_store::path::Path::parse(&path).unwrap_or_else(|_| path.into())
     }
 
     /// The objects of the file with this key; of HLS the playlist and what is beside it.
@@ -285,6 +287,25 @@ mod tests {
         for name in [folder(&one), folder(&two)] {
             assert!(name.len() == 255 && name.starts_with(&long[..238]), "{name}");
         }
+    }
+
+    #[test]
+    fn an_object_is_called_as_its_prefix_and_key_are() {
+        let check = |prefix: &str, key: &str, want: &str| {
+            let url = MediaUrl::S3(config::Bucket {
+                name: "b".into(),
+                prefix: prefix.into(),
+                endpoint: Some("http://127.0.0.1:9".into()),
+                region: "us-east-1".into(),
+            });
+            let data = std::env::temp_dir().join(format!("bywash-object-path-{}", std::process::id()));
+            let objects = Objects::new(&config::Media { url, ..config::Media::default() }, &data).unwrap();
+            assert_eq!(objects.bucket().unwrap().path(key).as_ref(), want);
+            std::fs::remove_dir_all(data).unwrap();
+        };
+        check("", "7/s/a.mp4", "7/s/a.mp4");
+        check("my rec+x~", "7/s~[1]%20/a.mp4", "my rec+x~/7/s~[1]%20/a.mp4");
+        check("a//b/", "7/日本/a.mp4", "a/b/7/日本/a.mp4");
     }
 
     #[tokio::test]

@@ -18,8 +18,10 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use headers::{
-    AcceptRanges, ContentLength, ContentRange, ETag, HeaderMapExt, IfModifiedSince, IfNoneMatch, IfRange, LastModified,
+    AcceptRanges, ContentLength, ContentRange, ETag, HeaderMapExt, IfMatch, IfModifiedSince, IfNoneMatch, IfRange,
+    IfUnmodifiedSince, LastModified,
 };
+use http_range_header::{EndPosition, StartPosition, SyntacticallyCorrectRange};
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
@@ -55,9 +57,10 @@ pub fn router(doors: Arc<Doors>) -> Router {
 }
 
 async fn preflight() -> Response {
+    const ASKED: &str = "Range, If-Range, If-Match, If-None-Match, If-Modified-Since, If-Unmodified-Since";
     let headers = [
         (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD"),
-        (header::ACCESS_CONTROL_ALLOW_HEADERS, "Range, If-Range, If-None-Match, If-Modified-Since"),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, ASKED),
         (header::ACCESS_CONTROL_MAX_AGE, "86400"),
     ];
     open_to_all((StatusCode::NO_CONTENT, headers).into_response())
@@ -123,6 +126,7 @@ impl Doors {
         about.insert(header::CACHE_CONTROL, cached.try_into().expect("a number and words"));
         let (status, range) = match media.wanted(headers) {
             Wanted::Nothing => return Ok((StatusCode::NOT_MODIFIED, about).into_response()),
+            Wanted::Another => return Ok((StatusCode::PRECONDITION_FAILED, about).into_response()),
             Wanted::Impossible => {
                 about.typed_insert(ContentRange::unsatisfied_bytes(media.size));
                 return Ok((StatusCode::RANGE_NOT_SATISFIABLE, about).into_response());
@@ -234,13 +238,22 @@ enum Wanted {
     Part(RangeInclusive<u64>),
     /// The asker has it already.
     Nothing,
-    /// The range lies behind the end.
+    /// The asker means another file than this one.
+    Another,
+    /// All that is asked for lies behind the end.
     Impossible,
 }
 
 impl Media {
     /// In the order of RFC 9110 §13.2.2. Of several ranges at once we make the whole file (§14.2 allows it).
     fn wanted(&self, headers: &HeaderMap) -> Wanted {
+        let meant = match headers.typed_get::<IfMatch>() {
+            Some(it) => it.precondition_passes(&self.etag),
+            None => headers.typed_get::<IfUnmodifiedSince>().is_none_or(|it| it.precondition_passes(self.modified)),
+        };
+        if !meant {
+            return Wanted::Another;
+        }
         let known = match headers.typed_get::<IfNoneMatch>() {
             Some(it) => !it.precondition_passes(&self.etag),
             None => headers.typed_get::<IfModifiedSince>().is_some_and(|it| !it.is_modified(self.modified)),
@@ -255,11 +268,26 @@ impl Media {
         }
         let range = headers.get(header::RANGE).and_then(|it| it.to_str().ok());
         let Some(Ok(ranges)) = range.map(http_range_header::parse_range_header) else { return Wanted::All };
-        match ranges.validate(self.size).as_deref() {
-            Ok([range]) => Wanted::Part(range.clone()),
-            Ok(_) => Wanted::All,
-            Err(_) => Wanted::Impossible,
+        let mut parts = ranges.ranges.iter().filter_map(|range| self.part(range));
+        match (parts.next(), ranges.ranges.len()) {
+            (None, _) => Wanted::Impossible,
+            (Some(part), 1) => Wanted::Part(part),
+            _ => Wanted::All,
         }
+    }
+
+    /// What there is of a range. A suffix that is longer than the file is all of it (§14.1.2).
+    fn part(&self, range: &SyntacticallyCorrectRange) -> Option<RangeInclusive<u64>> {
+        let end = self.size.checked_sub(1)?;
+        let first = match range.start {
+            StartPosition::Index(first) => first,
+            StartPosition::FromLast(count) => self.size.saturating_sub(count),
+        };
+        let last = match range.end {
+            EndPosition::Index(last) => last.min(end),
+            EndPosition::LastByte => end,
+        };
+        (first <= last).then_some(first..=last)
     }
 }
 
@@ -290,7 +318,12 @@ mod tests {
         check(&[(RANGE, "bytes=990-5000")], Wanted::Part(990..=999));
         check(&[(RANGE, "bytes=-10")], Wanted::Part(990..=999));
         check(&[(RANGE, "bytes=1000-")], Wanted::Impossible);
+        check(&[(RANGE, "bytes=-1000")], Wanted::Part(0..=999));
+        check(&[(RANGE, "bytes=-1001")], Wanted::Part(0..=999));
         check(&[(RANGE, "bytes=0-1,5-6")], Wanted::All);
+        check(&[(RANGE, "bytes=0-,-1")], Wanted::All);
+        check(&[(RANGE, "bytes=1000-,0-1")], Wanted::All);
+        check(&[(RANGE, "bytes=1000-,2000-2001")], Wanted::Impossible);
         check(&[(RANGE, "lines=1-2")], Wanted::All);
         check(&[(RANGE, "bytes=0-9"), (IF_RANGE, "\"a\"")], Wanted::Part(0..=9));
         check(&[(RANGE, "bytes=0-9"), (IF_RANGE, "\"b\"")], Wanted::All);
@@ -309,6 +342,21 @@ mod tests {
         check(&[(IF_MODIFIED_SINCE, "Sun, 09 Sep 2001 01:46:39 GMT")], Wanted::All);
         let both = [(IF_NONE_MATCH, "\"b\""), (IF_MODIFIED_SINCE, "Sun, 09 Sep 2001 01:46:40 GMT")];
         check(&both, Wanted::All);
+    }
+
+    #[test]
+    fn nothing_is_sent_of_another_file_than_is_meant() {
+        use header::{IF_MATCH, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, RANGE};
+        check(&[(IF_MATCH, "\"b\", \"a\"")], Wanted::All);
+        check(&[(IF_MATCH, "*"), (RANGE, "bytes=0-1")], Wanted::Part(0..=1));
+        check(&[(IF_MATCH, "\"b\"")], Wanted::Another);
+        check(&[(IF_MATCH, "W/\"a\"")], Wanted::Another);
+        check(&[(IF_MATCH, "\"b\""), (RANGE, "bytes=0-1"), (IF_RANGE, "\"a\"")], Wanted::Another);
+        check(&[(IF_MATCH, "\"b\""), (IF_NONE_MATCH, "\"a\"")], Wanted::Another);
+        check(&[(IF_UNMODIFIED_SINCE, "Sun, 09 Sep 2001 01:46:40 GMT")], Wanted::All);
+        check(&[(IF_UNMODIFIED_SINCE, "Sun, 09 Sep 2001 01:46:39 GMT")], Wanted::Another);
+        check(&[(IF_UNMODIFIED_SINCE, "nonsense")], Wanted::All);
+        check(&[(IF_MATCH, "\"a\""), (IF_UNMODIFIED_SINCE, "Sun, 09 Sep 2001 01:46:39 GMT")], Wanted::All);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! A rendition is a [`hub::Stream`] whose publisher reads the source: pictures pass by pointer, as does sound that is
 //! right already; other sound is transcoded. It begins with the first output that asks for it and ends with the last.
+//! Of sound that cannot be decoded it has no track, and says why.
 //!
 //! Invariant: the times of a rendition's sound rise, and pictures never wait for it.
 
@@ -9,6 +10,7 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use bywash_media::transcode::{self, Transcoder};
 use bywash_media::{Codec, Frame, Kind, Time, Tracks};
 use tokio_util::task::AbortOnDropHandle;
@@ -97,7 +99,18 @@ struct Running {
     source: hub::Stream,
     sound: Sound,
     stream: hub::Stream,
+    trouble: Trouble,
     _task: AbortOnDropHandle<()>,
+}
+
+/// Why the source's sound is left out for now.
+type Trouble = Arc<ArcSwapOption<transcode::Error>>;
+
+impl Rendition {
+    /// Why the source's sound is left out for now; `None` where it is not.
+    pub fn trouble(&self) -> Option<Arc<transcode::Error>> {
+        self.0.trouble.load_full()
+    }
 }
 
 impl Deref for Rendition {
@@ -119,12 +132,13 @@ impl Renditions {
         }
         let (publisher, stream) = source.beside();
         let twin = Twin::new(publisher, sound)?;
+        let trouble = twin.trouble.clone();
         // Here and not in its task: what its output has seen of the stream is still there.
         let reader = source.read(MAX_LAG);
         let run = run(source.clone(), reader, stream.clone(), twin, lane.clone());
         let run = run.instrument(info_span!("rendition", ?sound));
         let task = AbortOnDropHandle::new(lane.spawn(run));
-        let one = Arc::new(Running { source: source.clone(), sound, stream, _task: task });
+        let one = Arc::new(Running { source: source.clone(), sound, stream, trouble, _task: task });
         running.push(Arc::downgrade(&one));
         Ok(Rendition(one))
     }
@@ -163,6 +177,17 @@ impl Drop for End {
     }
 }
 
+/// What becomes of the source's sound.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// It goes out as it comes.
+    Pass,
+    /// It goes through the transcoder, which fills what is missing.
+    Transcode,
+    /// It cannot be decoded: nothing goes out. Silence would say that there was none.
+    LeaveOut,
+}
+
 /// The work, without waiting.
 struct Twin {
     publisher: Publisher,
@@ -170,8 +195,8 @@ struct Twin {
     transcoder: Transcoder,
     /// The source's tracks.
     tracks: Arc<Tracks>,
-    /// The source's sound goes through the transcoder.
-    transcodes: bool,
+    way: Way,
+    trouble: Trouble,
     /// When the source began, by its pictures; and its newest.
     pictures: Option<(Time, Time)>,
     /// How far its sound comes behind its pictures.
@@ -191,7 +216,8 @@ impl Twin {
             sound,
             transcoder: Transcoder::new(sound.encoder()?),
             tracks: Arc::default(),
-            transcodes: false,
+            way: Way::Pass,
+            trouble: Trouble::default(),
             pictures: None,
             behind: PATIENCE.0,
             heard: None,
@@ -216,12 +242,13 @@ impl Twin {
                     self.behind = self.behind.max(newest - frame.dts).min(PATIENCE.1);
                 }
                 self.heard = Some((frame.dts, now));
-                match self.transcodes {
-                    true => {
+                match self.way {
+                    Way::Pass => self.pass(frame),
+                    Way::Transcode => {
                         self.transcoder.push(&frame, &mut self.made);
                         self.say();
                     }
-                    false => self.pass(frame),
+                    Way::LeaveOut => {}
                 }
             }
         }
@@ -232,17 +259,19 @@ impl Twin {
         let audio = tracks.audio.as_ref();
         let changed = self.tracks.audio.as_ref() != audio;
         let mut ours = (*tracks).clone();
-        let fits = self.sound.fits(&tracks) && (audio.is_some() || !self.transcodes);
-        if fits {
-            self.transcodes = false;
+        if self.sound.fits(&tracks) && (audio.is_some() || self.way != Way::Transcode) {
+            self.way = Way::Pass;
+            self.trouble.store(None);
         } else {
-            if (changed || !self.transcodes)
-                && let Err(error) = self.transcoder.set_source(audio.map(|track| &**track))
-            {
-                warn!(%error, "its sound is left out");
+            if changed || self.way == Way::Pass {
+                let set = self.transcoder.set_source(audio.map(|track| &**track));
+                self.way = if set.is_ok() { Way::Transcode } else { Way::LeaveOut };
+                self.trouble.store(set.err().map(|error| {
+                    warn!(%error, "its sound is left out");
+                    Arc::new(error)
+                }));
             }
-            self.transcodes = true;
-            ours.set(self.transcoder.track());
+            ours.audio = (self.way == Way::Transcode).then(|| Arc::new(self.transcoder.track()));
         }
         self.tracks = tracks;
         self.publisher.set_tracks(ours);
@@ -251,7 +280,7 @@ impl Twin {
     /// Where pictures are at `newest`, fills what sound is missing by now.
     fn fill(&mut self, begun: Time, newest: Time) {
         let patience = if self.tracks.audio.is_some() { self.behind } else { Time::ZERO };
-        if self.transcodes && newest - patience >= begun {
+        if self.way == Way::Transcode && newest - patience >= begun {
             self.transcoder.fill(newest - patience, &mut self.made);
             self.say();
         }
@@ -260,7 +289,7 @@ impl Twin {
     /// Without pictures the time that passes tells what is missing.
     fn sweep(&mut self, now: Instant) {
         if self.tracks.video.is_none()
-            && self.transcodes
+            && self.way == Way::Transcode
             && let Some((heard, at)) = self.heard
             && let Some(passed) = now.saturating_duration_since(at).checked_sub(PATIENCE_ALONE)
         {
@@ -433,6 +462,38 @@ mod tests {
         // Its sound goes: silence keeps the track.
         check(AAC, &[&[H264, Opus], &[H264]], "H.264/AAC 25+44 H.264/AAC 25+48").await;
         check(AAC, &[&[H264, Opus], &[H264, Aac]], "H.264/AAC 25+44 H.264/AAC 25+47").await;
+    }
+
+    #[tokio::test]
+    async fn sound_that_cannot_be_decoded_is_left_out_and_not_made_silent() {
+        let (_hub, _publisher, source) = source();
+        let (publisher, stream) = source.beside();
+        let mut twin = Twin::new(publisher, OPUS).unwrap();
+        let mut reader = stream.read(LAG);
+        let plain = tracks(&[Codec::H264, Codec::Aac]);
+        let mut surround = plain.clone();
+        // AAC-LC of 48 kHz in 5.1.
+        surround.set(bywash_media::codec::track(Codec::Aac, Bytes::from_static(&[0x11, 0xb0])).unwrap());
+        let heard = packet(Codec::Aac);
+        let mut got = Vec::new();
+        for (n, tracks) in [&plain, &surround, &plain].into_iter().enumerate() {
+            twin.take(Event::Tracks(Arc::new(tracks.clone())), Instant::now());
+            for at in (0..47).map(|k| n as i64 * 1_000 + k * 1024 / 48) {
+                twin.take(Event::Frame(frame(Kind::Audio, at, heard.clone())), Instant::now());
+                twin.take(Event::Frame(frame(Kind::Video, at, Bytes::from_static(b"p"))), Instant::now());
+            }
+            twin.publisher.flush();
+            let mut batch = Vec::new();
+            reader.drain(&mut batch);
+            let track = batch.iter().rev().find_map(|event| match event {
+                Event::Tracks(tracks) => Some(tracks.audio.is_some()),
+                _ => None,
+            });
+            let sound = |event: &&Event| matches!(event, Event::Frame(frame) if frame.track == Kind::Audio);
+            got.push((track.unwrap(), batch.iter().filter(sound).count() > 30, twin.trouble.load().is_some()));
+            assert!(track == Some(true) || batch.iter().filter(sound).count() == 0);
+        }
+        assert_eq!(got, [(true, true, false), (false, false, true), (true, true, false)]);
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use symphonia_core::packet::PacketRef;
 use symphonia_core::units::{Duration, Timestamp};
 
 use super::{AudioDecoder, CHANNELS, Error};
-use crate::codec::aac::Config;
+use crate::codec::aac::{Config, RATES};
 use crate::{Codec, Track};
 
 const FRAME: usize = 1024;
@@ -22,13 +22,20 @@ impl Decoder {
     pub fn new(track: &Track) -> Result<Decoder, Error> {
         let undecodable = |why: String| Error::Undecodable(Codec::Aac, why);
         let config = Config::parse(&track.config).ok_or(Error::Malformed(Codec::Aac))?;
-        // A decoder that does not know the backward compatible extension plays the core.
+        let told = core(&config).map_or_else(|| track.config.to_vec(), |it| it.to_vec());
         let mut parameters = AudioCodecParameters::new();
-        parameters.for_codec(CODEC_ID_AAC).with_extra_data(track.config.to_vec().into());
+        parameters.for_codec(CODEC_ID_AAC).with_extra_data(told.into());
         let codec = symphonia_codec_aac::AacDecoder::try_new(&parameters, &AudioDecoderOptions::default())
             .map_err(|why| undecodable(why.to_string()))?;
         Ok(Decoder { codec, rate: config.core_rate, samples: Vec::new() })
     }
+}
+
+/// The AudioSpecificConfig of the AAC-LC within, whatever extension is told: a decoder that does not know SBR plays the core.
+fn core(config: &Config) -> Option<[u8; 2]> {
+    let rate = RATES.iter().position(|&it| it == config.core_rate)? as u16;
+    let plain = config.object_type == 2 && config.layout != 0 && usize::from(config.frame_length) == FRAME;
+    plain.then(|| (2 << 11 | rate << 7 | u16::from(config.layout) << 3).to_be_bytes())
 }
 
 impl AudioDecoder for Decoder {

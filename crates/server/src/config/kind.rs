@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use toml::de::DeValue;
 
 use super::{Bucket, CallbackFormat, Driver, Environment, Format, IceServer, MediaUrl, PublishAuth, Vendor};
@@ -436,9 +437,13 @@ impl Kind for Objects {
             query.append_pair("endpoint", endpoint);
         }
         query.append_pair("region", &bucket.region);
-        Some(format!("\"s3://{}/{}?{}\"", bucket.name, bucket.prefix, query.finish()))
+        let prefix = utf8_percent_encode(&bucket.prefix, &PREFIX);
+        Some(format!("\"s3://{}/{prefix}?{}\"", bucket.name, query.finish()))
     }
 }
+
+/// What a prefix cannot have in an address as it is.
+const PREFIX: AsciiSet = CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'?').add(b'\\');
 
 fn bucket(text: &str) -> Option<Bucket> {
     let url = url::Url::parse(text).ok()?;
@@ -446,7 +451,10 @@ fn bucket(text: &str) -> Option<Bucket> {
     if url.scheme() != "s3" || !bare || url.fragment().is_some() {
         return None;
     }
-    let prefix = url.path().trim_matches('/').to_owned();
+    let prefix = percent_decode_str(url.path()).decode_utf8().ok()?.trim_matches('/').to_owned();
+    if prefix.split('/').any(|it| matches!(it, "." | "..") || it.contains(|c: char| c.is_control())) {
+        return None;
+    }
     let name = url.host_str().filter(|it| !it.is_empty())?.to_owned();
     let mut bucket = Bucket { name, prefix, endpoint: None, region: "us-east-1".into() };
     for (key, value) in url.query_pairs() {
@@ -654,6 +662,31 @@ mod tests {
         }
         for text in ["\"64MiB\"", "\"1GiB\"", "1000"] {
             assert_eq!(Size::show(&Size::parse(text.trim_matches('"')).unwrap()).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn the_prefix_of_a_bucket_is_what_its_address_says_decoded() {
+        let check = |path: &str, want: Option<&str>| {
+            let prefix = |text: &str| match Objects::parse(text) {
+                Ok(MediaUrl::S3(bucket)) => Some(bucket.prefix),
+                _ => None,
+            };
+            let address = format!("s3://b/{path}?region=r");
+            assert_eq!(prefix(&address).as_deref(), want, "{address}");
+            if let Ok(url) = Objects::parse(&address) {
+                let shown = Objects::show(&url).unwrap();
+                assert_eq!(prefix(shown.trim_matches('"')).as_deref(), want, "{shown}");
+            }
+        };
+        check("", Some(""));
+        check("a/b/", Some("a/b"));
+        check("my rec+x~", Some("my rec+x~"));
+        check("my%20rec%2Bx%7E", Some("my rec+x~"));
+        check("100%25%3F%22%23", Some("100%?\"#"));
+        check("日本", Some("日本"));
+        for path in ["a%2F..%2Fb", "%0a", "%ff"] {
+            check(path, None);
         }
     }
 

@@ -122,7 +122,7 @@ impl Recorder {
             let full = self.full.borrow_and_update().clone();
             let end = match full {
                 Some(reason) => End::Pause(reason.to_string()),
-                None => self.follow(&mut take, &disk, &last_error).await,
+                None => self.follow(&mut take, &disk, &mut last_error).await,
             };
             if !matches!(end, End::Again) {
                 take.close();
@@ -188,10 +188,10 @@ impl Recorder {
     }
 
     /// Records until something ends it.
-    async fn follow(&mut self, take: &mut Take, disk: &Disk, last_error: &str) -> End {
+    async fn follow(&mut self, take: &mut Take, disk: &Disk, last_error: &mut String) -> End {
         let bit_rate = self.bit_rate;
         if self.settings.formats.is_empty() {
-            return End::Failed(last_error.to_owned());
+            return End::Failed(last_error.clone());
         }
         let aac = Sound::Aac { bit_rate, takes_opus: false, silence: false };
         // Without an encoder files get Opus, as far as they have a form for it.
@@ -204,7 +204,7 @@ impl Recorder {
         };
         let mut sweeps = self.lane.sweeps();
         let mut batch = Vec::new();
-        let mut writes = false;
+        let (mut writes, mut trouble) = (false, None);
         loop {
             let stopped = tokio::select! { biased;
                 () = self.stop.cancelled() => true,
@@ -223,10 +223,19 @@ impl Recorder {
             }
             take.look(now);
             disk.send(take.flush()).await;
-            if !writes && take.writes() {
-                writes = true;
+            let begins = !writes && take.writes();
+            if begins {
                 info!(parent: &self.span, "recording");
-                self.say(RecordState::Recording, "", last_error);
+            }
+            writes |= begins;
+            let was = std::mem::replace(&mut trouble, main.trouble().or_else(|| mp3.as_ref()?.trouble()));
+            let troubled = trouble.as_ref().filter(|_| trouble != was);
+            if let Some(error) = troubled {
+                *last_error = error.to_string();
+            }
+            if begins || troubled.is_some() {
+                let state = if writes { RecordState::Recording } else { RecordState::Waiting };
+                self.say(state, "", last_error);
             }
             if ended || stopped {
                 return End::Done;

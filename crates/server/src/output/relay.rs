@@ -267,6 +267,12 @@ impl Relay {
                     if let Err(end) = self.look(&mut progress, link, settings, attempts, status) {
                         return end;
                     }
+                    // Sound that cannot be decoded is not relayed; nobody else would know why.
+                    let trouble = source.trouble().map_or_else(String::new, |error| error.to_string());
+                    if status.state == State::Relaying && status.last_error != trouble {
+                        status.last_error = trouble;
+                        self.note(status);
+                    }
                 }
             }
         }

@@ -116,6 +116,11 @@ impl Source {
         Ok(unfit.is_some())
     }
 
+    /// Why the stream's sound is left out for now, if so.
+    pub fn trouble(&self) -> Option<Arc<Error>> {
+        self.rendition.as_ref()?.trouble()
+    }
+
     /// Asks the publisher for a keyframe, if it is of those that make them on demand.
     pub fn want_keyframe(&self) {
         self.stream.want_keyframe();

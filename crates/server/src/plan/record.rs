@@ -96,11 +96,16 @@ impl Keeper {
         Ok(())
     }
 
-    /// Every stream is recorded where the app says so.
+    /// Every stream is recorded where the app says so, unless that was stopped during this publish.
     async fn put_default_records(&mut self, app: &App, key: &StreamKey) -> Result<(), store::Error> {
+        let Some(begun_ms) = self.places.get(key).map(|place| place.session.created_ms) else { return Ok(()) };
         let names = app.record.iter().filter(|(_, record)| record.record_everything).map(|(name, _)| name);
         for vendor in names.filter_map(|name| Vendor::named(name)) {
-            if self.read(async |tx| tx.record_wished(key, vendor).await).await?.is_some() {
+            let known = async |tx: &mut Tx| {
+                let wished = tx.record_wished(key, vendor).await?.is_some();
+                Ok(wished || tx.record_stopped(key, vendor, begun_ms).await?)
+            };
+            if self.read(known).await? {
                 continue;
             }
             let record = Record {

@@ -107,6 +107,16 @@ impl Tx {
         self.first(bind_key(sqlx::query(sql), key).bind(vendor.name()), record_of).await
     }
 
+    /// Whether a call has stopped a recording of a stream under this vendor's name since the publish that began at `begun_ms`.
+    /// What is recorded by default ends with its publish, and what a call asks for may end by itself: neither is meant.
+    pub async fn record_stopped(&mut self, key: &StreamKey, vendor: Vendor, begun_ms: i64) -> Result<bool, Error> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM record \
+                   WHERE app = $1 AND environment = $2 AND stream = $3 AND vendor = $4 AND closed_ms >= $5 \
+                   AND (origin = $6 OR created_ms >= $5) AND (end_ms = 0 OR closed_ms < end_ms)) AS total";
+        let sql = bind_key(sqlx::query(sql), key).bind(vendor.name()).bind(begun_ms).bind(Origin::Api as i64);
+        Ok(self.total(sql).await? > 0)
+    }
+
     /// The wished recordings of a stream, ordered by vendor.
     pub async fn records_wished_of(&mut self, key: &StreamKey) -> Result<Vec<Record>, Error> {
         let sql = "SELECT * FROM record \
@@ -293,6 +303,30 @@ mod tests {
         let store = dir.open().await;
         let wished = store.read().await.unwrap().records_wished_of(&key("s")).await.unwrap();
         assert_eq!(wished.iter().map(|it| it.id.as_str()).collect::<String>(), "23");
+    }
+
+    #[tokio::test]
+    async fn what_was_stopped_is_known_as_such_until_the_next_publish() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        // Put and closed then, and to end then; what is said of the publish that began at 100.
+        for (origin, created_ms, closed_ms, end_ms, want) in [
+            (Origin::Default, 110, 120, 0, true),
+            (Origin::Default, 110, 0, 0, false),
+            (Origin::Default, 50, 90, 0, false),
+            (Origin::Default, 50, 101, 0, false),
+            (Origin::Api, 50, 120, 0, true),
+            (Origin::Api, 50, 90, 0, false),
+            (Origin::Api, 50, 120, 200, true),
+            (Origin::Api, 50, 120, 120, false),
+        ] {
+            let mut tx = store.begin().await.unwrap();
+            let it = record("1", "s", Vendor::Ws, origin, end_ms);
+            tx.record_put(&Record { created_ms, closed_ms, ..it }).await.unwrap();
+            let got = tx.record_stopped(&key("s"), Vendor::Ws, 100).await.unwrap();
+            assert_eq!(got, want, "{origin:?} {created_ms} {closed_ms}");
+            assert!(!tx.record_stopped(&key("s"), Vendor::Huawei, 100).await.unwrap());
+        }
     }
 
     #[tokio::test]

@@ -391,6 +391,46 @@ fn sigterm_finishes_and_tells_of_every_recording() {
 }
 
 #[test]
+fn sound_that_cannot_be_decoded_becomes_no_silent_mp3_and_the_recording_says_why() {
+    let mut clip = clip(Media::Plain, 3_000);
+    let head = clip.iter_mut().find(|it| it.0 == 8 && !is_frame(it)).expect("a header");
+    // AAC-LC, 48 kHz, 5.1.
+    head.2 = vec![0xaf, 0, 0x11, 0xb0];
+    let receiver = Receiver::start();
+    let server = recording(&receiver, r#"["mp4", "mp3"]"#, "publish.grace = \"0s\"");
+    server.record("surround");
+    assert!(publish(&server.rtmp("surround"), &clip, &AtomicI64::new(0)));
+    server.wait_recording("surround", "waiting", secs(15));
+    let error = server.recording("surround")["LastError"].clone();
+    assert!(error.as_str().is_some_and(|it| it.contains("cannot decode this AAC sound")), "{error}");
+    let files =
+        eventually("its file", secs(5), || Some(server.recorded(&receiver, "surround")).filter(|it| !it.is_empty()));
+    let ends: Vec<_> = files.iter().map(|it| it.path.extension()).collect();
+    assert_eq!(ends, [Some("mp4".as_ref())]);
+}
+
+#[test]
+fn a_stream_that_is_recorded_without_a_call_stays_stopped_until_it_is_published_again() {
+    let receiver = Receiver::start();
+    let server = Server::start(Setup {
+        server: "publish.grace = \"0s\"".into(),
+        app: told(&receiver, r#"["flv"]"#) + "\nrecord.Tencent.record_everything = true",
+        ..Setup::default()
+    });
+    let tasks = || server.ok("DescribeCDNRecords", &[])["Total"].as_i64().expect("a number");
+    let publishing = Media::Plain.publish(&server.rtmp("s"));
+    server.wait_recording("s", "recording", secs(5));
+    server.ok("StopCDNRecord", &[("StreamId", "s"), ("Vendor", "Tencent")]);
+    server.wait_recording("s", "ended", secs(5));
+    stays("it is not recorded again", secs(2), || tasks() == 1);
+    drop(publishing);
+    eventually("the stream is over", secs(5), || (server.ok("DescribeStreams", &[])["Total"] == 0).then_some(()));
+    let _publishing = Media::Plain.publish(&server.rtmp("s"));
+    server.wait_recording("s", "recording", secs(5));
+    assert_eq!(tasks(), 2);
+}
+
+#[test]
 fn a_hundred_recordings_that_end_at_once_are_all_there() {
     let receiver = Receiver::start();
     let server = Server::start(Setup {

@@ -1,6 +1,7 @@
 //! # StopCDNRecord
 //!
-//! Ends the recordings of streams under a vendor's name. Their files are finished and announced at once.
+//! Ends the recordings of streams under a vendor's name. Their files are finished and announced at once. Where the app records
+//! every stream (`record_everything`), a stream that was stopped is recorded again when it is published anew, or by StartCDNRecord.
 //!
 //! | parameter | type | required | |
 //! |---|---|---|---|

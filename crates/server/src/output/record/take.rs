@@ -154,8 +154,10 @@ impl Take {
         if changed != [false; 2] || !self.writes() && self.held.is_none() {
             let begins = !self.writes();
             let held = self.held.get_or_insert_with(|| Held { frames: Vec::new(), bytes: 0, until: now });
-            // What was held of a track that is another now cannot be decoded with it.
-            held.frames.retain(|(_, frame)| !changed[frame.track as usize] || self.tracks.get(frame.track).is_none());
+            // What was held of a track that is another now cannot be decoded with it. MP3 needs no track.
+            held.frames.retain(|(input, frame)| {
+                *input == Input::Mp3 || !changed[frame.track as usize] || self.tracks.get(frame.track).is_none()
+            });
             let both = kinds.iter().all(|kind| tracks.get(*kind).is_some());
             held.until = match (begins, both) {
                 (true, true) => now,
@@ -264,7 +266,8 @@ impl Take {
         }
         if let Some(files) = self.files.take() {
             let sound = files.tracks.audio.is_some() && files.tracks.audio == self.tracks.audio;
-            let mp3 = sound && files.muxes.iter().any(|it| matches!(it.mux, Mux::Mp3));
+            // Its sound is late by the coding, and goes on whatever it is made of.
+            let mp3 = files.muxes.iter().any(|it| matches!(it.mux, Mux::Mp3));
             self.ending = Some(Ending { files, at: at + first.cts, awaits: [sound, mp3] });
         }
         let muxes = files.into_iter().map(|(file, format)| Muxing::new(file, format, &self.tracks, &mut self.out));
@@ -652,13 +655,14 @@ mod tests {
     const LARGE: &str = "0142c01fffe100176742c01fda014016ec0440000003004000000f03c60ca801000468ce0fc8";
     const SMALL: &str = "0142c01effe100196742c01eda0280bfe5c044000003000400000300f03c58ba8001000468ce0fc8";
 
-    /// `L` large pictures, `S` small ones, `a` sound.
+    /// `L` large pictures, `S` small ones, `a` sound, `b` other sound.
     fn tracks(of: &str) -> Arc<Tracks> {
         let mut tracks = Tracks::default();
         for letter in of.chars() {
             let (codec, config) = match letter {
                 'L' => (Codec::H264, LARGE),
                 'S' => (Codec::H264, SMALL),
+                'b' => (Codec::Aac, "1210"),
                 _ => (Codec::Aac, "1190"),
             };
             tracks.set(codec::track(codec, hex::decode(config).unwrap().into()).unwrap());
@@ -667,9 +671,9 @@ mod tests {
     }
 
     /// Publishes what `script` says, with 25 pictures and 50 packets a second and a keyframe each second, sound being `behind` the pictures by
-    /// so many milliseconds: `L`, `S`, `a` and their like set tracks, a number is so many milliseconds of their frames, `!` frames that are missing,
+    /// so many milliseconds, and MP3 100 behind the sound: `L`, `S`, `a` and their like set tracks, a number is so many milliseconds of their frames, `!` frames that are missing,
     /// after `~` pictures are shown 80 ms after they are decoded, after `=` they pause, and after the next go on. Tells
-    /// the files that are opened (`+`) and closed (`-`, with the packets of an AAC file), and HLS's segments with their milliseconds.
+    /// the files that are opened (`+`) and closed (`-`, with the packets of a file of sound), and HLS's segments with their milliseconds.
     fn check(formats: &[Format], behind: i64, script: &str, want: &str) {
         let (interval, segment) = (Time::from_millis(2_000), Time::from_millis(1_000));
         let mut take = Take::new(Settings { formats: formats.to_vec(), interval, segment });
@@ -695,6 +699,9 @@ mod tests {
                         if has.audio.is_some() && ms >= behind {
                             take.push(Input::Main, frame(Kind::Audio, ms - behind, true, 93), now);
                         }
+                        if has.audio.is_some() && ms >= behind + 100 {
+                            take.push(Input::Mp3, frame(Kind::Audio, ms - behind - 100, true, 100), now);
+                        }
                         take.look(now);
                         ops.extend(take.flush());
                     }
@@ -712,13 +719,13 @@ mod tests {
         take.close();
         ops.extend(take.flush());
         let (mut got, mut bytes) = (Vec::new(), std::collections::HashMap::<u32, usize>::new());
-        let mut aac = Vec::new();
+        let mut sound = Vec::new();
         for op in ops {
             match op {
                 Op::Open(openings) => {
                     for Opening { file, format, .. } in openings {
                         got.push(format!("+{file}"));
-                        aac.extend((format == Format::Aac).then_some(file));
+                        sound.extend(matches!(format, Format::Aac | Format::Mp3).then_some(file));
                     }
                 }
                 Op::Change(_, Change::Begin(segment)) => {
@@ -726,7 +733,7 @@ mod tests {
                 }
                 Op::Change(_, Change::End(duration)) => got.push(format!("{}ms", duration.as_millis())),
                 Op::Change(file, change) => *bytes.entry(file).or_default() += change.len(),
-                Op::Close(file, _) if aac.contains(&file) => got.push(format!("-{file}:{}", bytes[&file] / 100)),
+                Op::Close(file, _) if sound.contains(&file) => got.push(format!("-{file}:{}", bytes[&file] / 100)),
                 Op::Close(file, _) => got.push(format!("-{file}")),
             }
         }
@@ -742,6 +749,17 @@ mod tests {
         check(&[Format::Aac], 100, "La ~ 5000", "+1 +2 -1:104 +3 -2:100 -3:41");
         // Without sound there is no file of sound.
         check(&[Format::Aac, Format::Mp4], 0, "L 3000", "+1 +2 -1 -2");
+    }
+
+    #[test]
+    fn no_mp3_is_lost_at_a_cut_whatever_becomes_of_the_sound_that_it_is_made_of() {
+        // At the end 100 ms have not come.
+        check(&[Format::Mp3], 0, "La 4000", "+1 +2 -1:100 -2:95");
+        check(&[Format::Mp3], 0, "La 1000 Lb 1000", "+1 +2 -1:50 -2:45");
+        check(&[Format::Mp3], 0, "La 1000 Sb 1000", "+1 +2 -1:50 -2:45");
+        check(&[Format::Mp3], 100, "a 1700 b 1000", "+1 +2 -1:80 -2:45");
+        // It changes again before files have begun.
+        check(&[Format::Mp3], 0, "La 1000 Lb 100 La 900", "+1 +2 -1:50 -2:45");
     }
 
     #[test]
