@@ -1,6 +1,6 @@
 //! One merge, on a thread of its own: reads pieces, writes the result, and waits for the disk as it must.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use bywash_media::mux::merge::{self, Index, Piece, Unread};
@@ -19,10 +20,14 @@ use tracing::warn;
 use super::Failure;
 use crate::config::Format;
 use crate::segment::{Change, Folder, Whole, Writer};
+use crate::space::Room;
 use crate::store::{Merge, Part};
 
 /// Bytes that are copied at a time.
 const CHUNK: u64 = 1 << 20;
+
+/// How often it is looked how much room the disk has left.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// How long a segment becomes before the next begins with a key frame.
 const SEGMENT: Time = Time::from_millis(6000);
@@ -33,9 +38,15 @@ const BIT_RATE: u32 = 128_000;
 /// A merge.
 pub struct Merging {
     pub request: Merge,
+    /// About how many bytes the result will have.
+    pub bytes: u64,
     /// By FileId.
     pub sources: BTreeMap<String, Source>,
     pub folder: Folder,
+    /// What of the disk is not for merges.
+    pub room: Room,
+    /// When it was last looked at.
+    pub looked: Cell<Option<Instant>>,
     /// A folder of its own for what is needed on the way.
     pub scratch: PathBuf,
     /// The key of the result.
@@ -78,6 +89,7 @@ impl Merging {
 
     fn write(&self) -> Result<(Whole, Tracks), Failure> {
         let mut writer = self.folder.create(&self.key, self.request.format)?;
+        self.room.holds(self.folder.root(), self.bytes)?;
         let tracks = match self.request.format {
             Format::Mp4 => self.mp4(&mut writer)?,
             Format::M3u8 => self.m3u8(&mut writer)?,
@@ -169,7 +181,7 @@ impl Merging {
             let kind = match hls {
                 true => self.copy_segments(writer, n, part, source)?,
                 false => {
-                    let input = Input::open(source, &self.scratch)?;
+                    let input = Input::open(source, &self.scratch, self.room)?;
                     tracks = input.index.tracks();
                     self.cut_segments(writer, n, part, &mut line, source, &input)?
                 }
@@ -284,17 +296,21 @@ impl Merging {
     }
 
     fn inputs(&self) -> Result<BTreeMap<&String, Input>, Failure> {
-        self.sources.iter().map(|(id, source)| Ok((id, Input::open(source, &self.scratch)?))).collect()
+        self.sources.iter().map(|(id, source)| Ok((id, Input::open(source, &self.scratch, self.room)?))).collect()
     }
 
-    /// Notes how far it is; an error if nobody waits for it any more.
+    /// Notes how far it is; an error if nobody waits for it any more, or if the disk has no room for more of it.
     fn tell(&self, done: u64, total: u64) -> Result<(), Failure> {
         // The last percent is that of the row.
         self.percent.fetch_max((done * 99 / total.max(1)) as i64, Relaxed);
-        match self.cancelled.load(Relaxed) {
-            true => Err(io::Error::from(io::ErrorKind::Interrupted).into()),
-            false => Ok(()),
+        if self.cancelled.load(Relaxed) {
+            return Err(io::Error::from(io::ErrorKind::Interrupted).into());
         }
+        if self.looked.get().is_none_or(|at| at.elapsed() >= LOOK) {
+            self.room.holds(self.folder.root(), 0)?;
+            self.looked.set(Some(Instant::now()));
+        }
+        Ok(())
     }
 }
 
@@ -377,9 +393,9 @@ impl Mux {
 }
 
 impl Input {
-    fn open(source: &Source, scratch: &Path) -> Result<Input, Failure> {
+    fn open(source: &Source, scratch: &Path, room: Room) -> Result<Input, Failure> {
         if source.format == Format::M3u8 {
-            return Input::open_hls(&source.path, scratch);
+            return Input::open_hls(&source.path, scratch, room);
         }
         let file = Chain::open([&source.path])?;
         let index = match source.format {
@@ -391,7 +407,7 @@ impl Input {
         Ok(Input { index: index?, source: file })
     }
 
-    fn open_hls(path: &Path, scratch: &Path) -> Result<Input, Failure> {
+    fn open_hls(path: &Path, scratch: &Path, room: Room) -> Result<Input, Failure> {
         let list = Playlist::parse(&fs::read_to_string(path)?);
         let folder = path.parent().unwrap_or(Path::new(""));
         let map = list.segments.first().and_then(|it| it.map.clone());
@@ -404,6 +420,7 @@ impl Input {
             return Ok(Input { index: Index::fragments(&source)?, source });
         }
         fs::create_dir_all(scratch)?;
+        room.holds(scratch, bywash_media::mux::Source::size(&source))?;
         let frames = scratch.join("frames");
         let mut out = io::BufWriter::new(fs::File::create(&frames)?);
         let index = Index::ts(&source, &mut out)?;
@@ -500,7 +517,7 @@ mod tests {
 
     #[test]
     fn a_merge_that_fails_leaves_nothing_behind() {
-        let check = |second: &[u8], fails: bool| {
+        let check = |second: &[u8], room: Room, bytes: u64, fails: Option<&str>| {
             let dir = Dir::new();
             fs::create_dir_all(dir.path()).unwrap();
             let header = adts::Header::new(&[0x11, 0x90]).unwrap();
@@ -523,7 +540,10 @@ mod tests {
             let request = Merge { format, parts: vec![part("a"), part("b")], name, expire_ms: 0 };
             let merging = Merging {
                 request,
+                bytes,
                 sources,
+                room,
+                looked: Cell::default(),
                 folder: folder.clone(),
                 scratch: dir.path().join("scratch"),
                 key: key.into(),
@@ -531,12 +551,23 @@ mod tests {
                 cancelled: Arc::default(),
             };
             let made = merging.run();
-            assert_eq!(made.is_err(), fails, "{made:?}");
-            assert_eq!(folder.root().join("7").exists(), !fails);
+            let why = made.as_ref().err().map(ToString::to_string);
+            let told = why.as_deref().zip(fails).is_some_and(|(why, fails)| why.starts_with(fails));
+            assert!(told || why.is_none() && fails.is_none(), "{made:?}");
+            assert_eq!(folder.root().join("7").exists(), fails.is_none());
             assert!(!folder.root().join("7/s/day/1.part").exists() && !folder.root().join("7/s/day/1/8-8.ts").exists());
             sound
         };
-        let sound = check(b"noise", true);
-        check(&sound, false);
+        let wide = Room::by(|_| Ok((1 << 30, 20 << 30)), 0);
+        let sound = check(b"noise", wide, 0, Some("a file has no media in it"));
+        check(&sound, wide, 1 << 30, None);
+        // It is not begun where it cannot end, and ended where others have taken the room.
+        check(&sound, wide, (1 << 30) + 1, Some("disk full"));
+        let narrow = |folder: &Path| {
+            let of = |path: &Path| fs::metadata(path).map_or(0, |it| it.len());
+            let begun = folder.join("7/s/day/1.part/0-0.ts.part");
+            Ok((1300 - of(&begun), 20_000))
+        };
+        check(&sound, Room::by(narrow, 2000), 0, Some("disk full"));
     }
 }
