@@ -36,7 +36,7 @@ use crate::output::relay;
 use crate::plan::{self, Plan};
 use crate::rendition::Renditions;
 use crate::segment::Folder;
-use crate::space::Space;
+use crate::space::{Room, Space};
 use crate::store::Store;
 use crate::webrtc::Port;
 use crate::{console, http, job, playback, signalling};
@@ -186,6 +186,7 @@ impl Server {
             apps: apps.clone(),
             urls: urls.clone(),
             folder: folder.clone(),
+            room: Room::new(config.record.low_water as u64),
             max: config.jobs.max,
         };
         parts.extend([

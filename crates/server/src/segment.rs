@@ -101,7 +101,7 @@ impl Folder {
         };
         let hls =
             (format == Format::M3u8).then(|| Hls { folder: part, list: Playlist::new(Time::ZERO), segment: None });
-        let mut writer = Writer { file, end: 0, unsynced: None, sync: self.sync, hls };
+        let mut writer = Writer { file, end: 0, mp3: format == Format::Mp3, unsynced: None, sync: self.sync, hls };
         if let Some(hls) = &writer.hls {
             let head = hls.list.to_string();
             writer.append(head.as_bytes())?;
@@ -332,6 +332,8 @@ pub struct Writer {
     /// Of HLS the list.
     file: File,
     end: u64,
+    /// Whether the first packet is to be told of by a frame before it.
+    mp3: bool,
     /// Since when there is something that may not be on the disk.
     unsynced: Option<Instant>,
     sync: Option<Duration>,
@@ -352,6 +354,10 @@ impl Writer {
             Change::Append(parts) => match &mut self.hls {
                 Some(hls) => hls.segment.as_mut().map_or(Ok(()), |(_, file)| write_parts(file, &parts))?,
                 None => {
+                    let first = parts.iter().find(|part| !part.is_empty()).filter(|_| self.mp3 && self.end == 0);
+                    if let Some(frame) = first.and_then(|packet| mp3::reserve(packet)) {
+                        self.append(&frame)?;
+                    }
                     write_parts_at(&self.file, self.end, &parts)?;
                     self.end += parts.iter().map(|part| part.len() as u64).sum::<u64>();
                 }

@@ -3,7 +3,7 @@
 //! Invariant: between "too little" and "enough again" lies a quarter of the mark, so that nothing begins and ends all the time.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +49,38 @@ impl Space {
         let told = self.told.clone();
         self.wanted.notify_one();
         told
+    }
+}
+
+/// What nobody may write into but those who record and the database: room is left for them by whoever writes at once as much as
+/// it likes. `clone` copies two words.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    low_water: u64,
+    probe: fn(&Path) -> io::Result<(u64, u64)>,
+}
+
+impl Room {
+    /// Leaves `low_water` bytes free, or a twentieth of the disk if that is less.
+    pub fn new(low_water: u64) -> Room {
+        Room::by(sys::disk_space, low_water)
+    }
+
+    /// `probe` says how many bytes are free where a folder is, and how many there are.
+    pub fn by(probe: fn(&Path) -> io::Result<(u64, u64)>, low_water: u64) -> Room {
+        Room { low_water, probe }
+    }
+
+    /// An error if so many bytes more in `folder`, which exists, would leave too little. It may block.
+    pub fn holds(&self, folder: &Path, bytes: u64) -> io::Result<()> {
+        let (free, size) = (self.probe)(folder)?;
+        let mark = self.low_water.min(size / SHARE);
+        if free >= mark.saturating_add(bytes) {
+            return Ok(());
+        }
+        let (free, mark, bytes) = (free >> 20, mark >> 20, bytes >> 20);
+        let why = format!("disk full: {free} MiB free, {mark} MiB are kept free, {bytes} MiB are to be written");
+        Err(io::Error::new(io::ErrorKind::StorageFull, why))
     }
 }
 

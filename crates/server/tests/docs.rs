@@ -177,7 +177,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("http", "config"),
     ("hub", "live"),
     ("ingest", "clock config hub lane metrics output plan rendition sys token webrtc wire"),
-    ("job", "callback clock config object segment store"),
+    ("job", "callback clock config object segment space store"),
     ("lane", "sys"),
     ("live", ""),
     ("log", "sys"),

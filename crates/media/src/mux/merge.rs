@@ -18,7 +18,7 @@ use bytes::Bytes;
 use super::clock::{last_length, placed};
 use super::flv::{Item, Reader};
 use super::mp4::{self, Edit, FTYP, Head, MOVIE_TIMESCALE, Part, Table, packet_ticks, rate};
-use super::{Source, adts, flv, ts};
+use super::{Source, adts, flv, mp3, ts};
 use crate::{Codec, Format, Frame, Kind, Time, Track, Tracks, codec};
 
 /// Why files cannot be merged.
@@ -160,7 +160,7 @@ impl Index {
 
     /// Of an MP3 file.
     pub fn mp3<S: Source + ?Sized>(file: &S) -> Result<Index, Error> {
-        Index::packets(file, 4, |head| {
+        Index::packets(file, mp3::silent(file)?, 4, |head| {
             let found = codec::mp3::Header::parse(head).filter(|it| it.len > 4)?;
             Some((usize::from(found.len), 0, codec::track(Codec::Mp3, Bytes::copy_from_slice(head)).ok()?))
         })
@@ -168,21 +168,22 @@ impl Index {
 
     /// Of an AAC file in ADTS.
     pub fn adts<S: Source + ?Sized>(file: &S) -> Result<Index, Error> {
-        Index::packets(file, adts::HEAD, |head| {
+        Index::packets(file, 0, adts::HEAD, |head| {
             let (len, config) = adts::parse(head)?;
             Some((len, adts::HEAD, codec::track(Codec::Aac, config).ok()?))
         })
     }
 
-    /// Of a file that is nothing but packets; `parse` gives from the first `head` bytes of each its length, how much of it is
+    /// Of a file that is nothing but packets from `at` on; `parse` gives from the first `head` bytes of each its length, how much of it is
     /// header, and its track.
     fn packets<S: Source + ?Sized>(
         file: &S,
+        mut at: u64,
         head: usize,
         parse: impl Fn(&[u8]) -> Option<(usize, usize, Track)>,
     ) -> Result<Index, Error> {
         let mut lanes: Vec<Lane> = Vec::new();
-        let (mut at, mut packet) = (0, Vec::new());
+        let mut packet = Vec::new();
         while at + head as u64 <= file.size() {
             packet.resize(head, 0);
             file.read_at(at, &mut packet)?;

@@ -89,7 +89,7 @@ struct Packet {
 fn last_whole<S: Source + ?Sized>(
     file: &S,
     head: usize,
-    parse: impl Fn(&[u8]) -> Option<Packet>,
+    mut parse: impl FnMut(&[u8]) -> Option<Packet>,
 ) -> io::Result<Option<Finish>> {
     const WINDOW: u64 = 1 << 16;
     let size = file.size();

@@ -69,9 +69,9 @@ struct Sound {
     begun: Time,
 }
 
-/// The next continuity counter of each PID.
+/// The next continuity counter of each PID (§2.4.3.3).
 #[derive(Clone, Copy, Debug, Default)]
-struct Counters {
+pub struct Counters {
     pat: u8,
     pmt: u8,
     video: u8,
@@ -79,6 +79,14 @@ struct Counters {
 }
 
 impl Counters {
+    /// Numbers the packets of a whole segment of ours so that it goes on from what was numbered before.
+    pub fn renumber(&mut self, segment: &mut [u8]) {
+        for packet in segment.chunks_exact_mut(PACKET) {
+            let (pid, ..) = opened(packet);
+            packet[3] = packet[3] & 0xf0 | self.next(pid);
+        }
+    }
+
     fn next(&mut self, pid: u16) -> u8 {
         let counter = match pid {
             PAT => &mut self.pat,
@@ -121,7 +129,17 @@ impl Writer {
     /// For a stream that goes on with these tracks; the counters go on too, which readers hold to even where a list tells of a
     /// discontinuity. `None` as of [`new`](Self::new).
     pub fn followed_by(&self, tracks: &Tracks) -> Option<Writer> {
-        Some(Writer { counters: self.counters, ..Writer::new(tracks)? })
+        Writer::going_on(tracks, self.counters)
+    }
+
+    /// For a stream with these tracks behind what has counted so far. `None` as of [`new`](Self::new).
+    pub fn going_on(tracks: &Tracks, counters: Counters) -> Option<Writer> {
+        Some(Writer { counters, ..Writer::new(tracks)? })
+    }
+
+    /// With what the next segment goes on.
+    pub fn counters(&self) -> Counters {
+        self.counters
     }
 
     /// Begins a segment: appends the tables. A key frame should follow.

@@ -89,6 +89,27 @@ fn mp3_files_are_what_went_in_wherever_they_were_cut() {
 }
 
 #[test]
+fn an_mp3_file_tells_how_long_it_plays_whatever_its_bit_rates() {
+    if !ffmpeg() {
+        return;
+    }
+    for (name, stream) in [("even.mp3", source::mp3()), ("varying.mp3", source::varying_mp3())] {
+        let sound = mp3_of(&stream).0;
+        let file = Disk([mp3::reserve(&sound).unwrap(), sound].concat());
+        let told = |cut: usize| {
+            let (whole, done) = Disk(file.0[..cut].to_vec()).finish(mp3::finish).unwrap();
+            std::fs::write(path(name), &whole.0).unwrap();
+            let ((duration, packets), want) = (probe(&path(name)), done.duration.as_millis() as f64 / 1000.0);
+            assert!((duration - want).abs() < 0.03, "{name} to {cut}: {duration}, not {want}");
+            assert_eq!(Index::mp3(&whole.0[..]).unwrap().duration(), done.duration);
+            packets[0].len()
+        };
+        assert_eq!(told(file.0.len()), sounds(&stream).count(), "{name}");
+        told(file.0.len() / 2 + 100);
+    }
+}
+
+#[test]
 fn an_flv_file_is_finished_in_place() {
     let open = flv_of(&source::demo());
     let (whole, done) = open.clone().finish(flv::file::finish).unwrap();

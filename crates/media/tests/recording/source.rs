@@ -76,6 +76,13 @@ pub fn mp3() -> Stream {
     of_flv(made("mp3.flv", &how))
 }
 
+/// MP3 whose bit rate varies: quiet, and then noise.
+pub fn varying_mp3() -> Stream {
+    let sound = ["-f", "lavfi", "-i", "anoisesrc=d=12:r=44100:seed=1,volume='if(lt(t,6),0.001,0.5)':eval=frame"];
+    let how = [&sound[..], &["-c:a", "libmp3lame", "-q:a", "4", "-write_xing", "0", "-f", "flv"]].concat();
+    of_flv(made("varying_mp3.flv", &how))
+}
+
 /// H.265, and Opus that is silent.
 pub fn hevc() -> Stream {
     let x265 = ["-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none:bframes=0:keyint=25"];

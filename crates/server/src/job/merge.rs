@@ -6,6 +6,7 @@
 //! Invariant: a result's row, its job's end and its callback are one transaction; where results go to the bucket, it comes after
 //! the upload's.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,10 +25,11 @@ use tracing::{info, warn};
 use self::make::Source;
 use crate::callback;
 use crate::clock::unix_ms;
-use crate::config::Apps;
+use crate::config::{Apps, Format};
 use crate::object::{self, Bucket, Objects, Urls};
 use crate::segment::{Folder, Whole};
-use crate::store::{About, File, FileState, Job, JobState, Store, file};
+use crate::space::Room;
+use crate::store::{About, File, FileState, Job, JobState, Merge, Part, Store, file};
 
 mod make;
 
@@ -65,6 +67,8 @@ pub struct Merges {
     pub urls: Urls,
     /// Where results are written.
     pub folder: Folder,
+    /// What of the disk is left for recordings.
+    pub room: Room,
     /// Jobs at once.
     pub max: usize,
 }
@@ -137,6 +141,7 @@ impl Merges {
                 Ok(()) => break,
                 Err(failure) => failure,
             };
+            self.tidy(&job).await;
             let code = match &failure {
                 Failure::Unfit(_) => BAD_SOURCE,
                 Failure::Passing(_) if attempt >= ATTEMPTS => INTERNAL,
@@ -156,10 +161,15 @@ impl Merges {
                 warn!(job = job.id, "the end of a merge is not written: {error}");
                 tokio::time::sleep(NOTE).await;
             }
-            break;
+            return job.id;
         }
-        tokio::fs::remove_dir_all(self.objects.scratch().join(&job.id)).await.ok();
+        self.tidy(&job).await;
         job.id
+    }
+
+    /// Deletes what was needed on the way: not before the disk has it back may the store be able to write.
+    async fn tidy(&self, job: &Job) {
+        tokio::fs::remove_dir_all(self.objects.scratch().join(&job.id)).await.ok();
     }
 
     async fn attempt(&self, job: &mut Job) -> Result<(), Failure> {
@@ -252,7 +262,7 @@ impl Merges {
                 if fetched > FETCH_MAX {
                     return Err(Failure::Unfit("the inputs are too large to be fetched from the bucket".into()));
                 }
-                path = fetch(bucket, file, &self.objects.scratch().join(&job.id).join(id)).await?;
+                path = self.fetch(bucket, file, &self.objects.scratch().join(&job.id).join(id)).await?;
             }
             sources.insert(id.clone(), Source { path, format: file.format, begin_ms: file.begin_ms });
         }
@@ -263,7 +273,10 @@ impl Merges {
         let (percent, cancelled) = (Arc::new(AtomicI64::new(0)), Cancel::default());
         let merging = make::Merging {
             request: job.request.clone(),
+            bytes: expected(&job.request, &files),
             sources,
+            room: self.room,
+            looked: Cell::default(),
             folder: self.folder.clone(),
             scratch: self.objects.scratch().join(&job.id),
             key: path.clone(),
@@ -313,6 +326,38 @@ impl Merges {
         };
         Ok(file.whole(size, duration.as_ticks(1000)))
     }
+
+    /// Copies a file from the bucket into `folder`; gives where it is.
+    async fn fetch(&self, bucket: &Bucket, file: &File, folder: &Path) -> Result<PathBuf, Failure> {
+        tokio::fs::create_dir_all(folder).await?;
+        self.room.holds(folder, file.size as u64)?;
+        let path = bucket.path(&file.path);
+        let objects: Vec<_> = bucket.objects(&file.path).try_collect().await.context("list the bucket")?;
+        for object in objects {
+            let mut out = tokio::fs::File::create(folder.join(object.filename().unwrap_or_default())).await?;
+            let mut bytes = bucket.store.get(&object).await.context("fetch from the bucket")?.into_stream();
+            while let Some(chunk) = bytes.try_next().await.context("fetch from the bucket")? {
+                self.room.holds(folder, chunk.len() as u64)?;
+                out.write_all(&chunk).await?;
+            }
+            out.flush().await?;
+        }
+        Ok(folder.join(path.filename().unwrap_or_default()))
+    }
+}
+
+/// About how many bytes the result of a merge has.
+fn expected(merge: &Merge, files: &BTreeMap<String, File>) -> u64 {
+    /// Bytes a millisecond of the fastest MP3, 320 kbit/s.
+    const MP3_MAX: i64 = 40;
+    let piece = |part: &Part| {
+        let file = &files[&part.file];
+        let length = (part.end_ms.unwrap_or(i64::MAX).min(file.duration_ms) - part.begin_ms).max(0);
+        let share = i128::from(file.size) * i128::from(length) / i128::from(file.duration_ms.max(1));
+        let most = if merge.format == Format::Mp3 { MP3_MAX.saturating_mul(length) } else { i64::MAX };
+        (share as i64).min(most) as u64
+    };
+    merge.parts.iter().map(piece).sum()
 }
 
 /// The key of a job's result, at each attempt the same. `one` is its first input.
@@ -330,20 +375,4 @@ impl Drop for Cancel {
     fn drop(&mut self) {
         self.0.store(true, Relaxed);
     }
-}
-
-/// Copies a file from the bucket into `folder`; gives where it is.
-async fn fetch(bucket: &Bucket, file: &File, folder: &Path) -> Result<PathBuf, Failure> {
-    tokio::fs::create_dir_all(folder).await?;
-    let path = bucket.path(&file.path);
-    let objects: Vec<_> = bucket.objects(&file.path).try_collect().await.context("list the bucket")?;
-    for object in objects {
-        let mut out = tokio::fs::File::create(folder.join(object.filename().unwrap_or_default())).await?;
-        let mut bytes = bucket.store.get(&object).await.context("fetch from the bucket")?.into_stream();
-        while let Some(chunk) = bytes.try_next().await.context("fetch from the bucket")? {
-            out.write_all(&chunk).await?;
-        }
-        out.flush().await?;
-    }
-    Ok(folder.join(path.filename().unwrap_or_default()))
 }

@@ -47,7 +47,7 @@ pub fn announced(receiver: &Receiver, stream: &str, files: usize) -> Vec<Value> 
 pub fn played(url: &str) -> f64 {
     // In the file's own time base: FFmpeg complains of what it rounds to the same picture itself.
     let how = ["-vsync", "passthrough", "-enc_time_base", "-1", "-f", "null", "-"];
-    let decode = Command::new("ffmpeg").args(["-v", "error", "-i", url]).args(how).output().unwrap();
+    let decode = Command::new("ffmpeg").args(["-v", "error", "-xerror", "-i", url]).args(how).output().unwrap();
     let told = String::from_utf8_lossy(&decode.stderr);
     assert!(decode.status.success() && told.is_empty(), "{url}: {told}");
     let probe = ["-v", "error", "-show_entries", "format=duration", "-of", "csv=p=0", url];

@@ -1,6 +1,6 @@
 //! One merge, on a thread of its own: reads pieces, writes the result, and waits for the disk as it must.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use bywash_media::mux::merge::{self, Index, Piece, Unread};
@@ -19,10 +20,14 @@ use tracing::warn;
 use super::Failure;
 use crate::config::Format;
 use crate::segment::{Change, Folder, Whole, Writer};
+use crate::space::Room;
 use crate::store::{Merge, Part};
 
 /// Bytes that are copied at a time.
 const CHUNK: u64 = 1 << 20;
+
+/// How often it is looked how much room the disk has left.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// How long a segment becomes before the next begins with a key frame.
 const SEGMENT: Time = Time::from_millis(6000);
@@ -33,9 +38,15 @@ const BIT_RATE: u32 = 128_000;
 /// A merge.
 pub struct Merging {
     pub request: Merge,
+    /// About how many bytes the result will have.
+    pub bytes: u64,
     /// By FileId.
     pub sources: BTreeMap<String, Source>,
     pub folder: Folder,
+    /// What of the disk is not for merges.
+    pub room: Room,
+    /// When it was last looked at.
+    pub looked: Cell<Option<Instant>>,
     /// A folder of its own for what is needed on the way.
     pub scratch: PathBuf,
     /// The key of the result.
@@ -78,6 +89,7 @@ impl Merging {
 
     fn write(&self) -> Result<(Whole, Tracks), Failure> {
         let mut writer = self.folder.create(&self.key, self.request.format)?;
+        self.room.holds(self.folder.root(), self.bytes)?;
         let tracks = match self.request.format {
             Format::Mp4 => self.mp4(&mut writer)?,
             Format::M3u8 => self.m3u8(&mut writer)?,
@@ -161,17 +173,17 @@ impl Merging {
 
     fn m3u8(&self, writer: &mut Writer) -> Result<Tracks, Failure> {
         let mut tracks = Tracks::default();
-        let (mut fragments, mut line) = (None, Time::ZERO);
+        let (mut fragments, mut joint) = (None, Joint::default());
         let parts = self.request.parts.len();
         for (n, part) in self.request.parts.iter().enumerate() {
             let source = &self.sources[&part.file];
             let hls = source.format == Format::M3u8;
             let kind = match hls {
-                true => self.copy_segments(writer, n, part, source)?,
+                true => self.copy_segments(writer, n, part, &mut joint, source)?,
                 false => {
-                    let input = Input::open(source, &self.scratch)?;
+                    let input = Input::open(source, &self.scratch, self.room)?;
                     tracks = input.index.tracks();
-                    self.cut_segments(writer, n, part, &mut line, source, &input)?
+                    self.cut_segments(writer, n, part, &mut joint, source, &input)?
                 }
             };
             if fragments.is_some_and(|before| before != kind) {
@@ -184,7 +196,14 @@ impl Merging {
     }
 
     /// Takes over the segments of an HLS recording that a piece touches; says whether they are fMP4.
-    fn copy_segments(&self, writer: &mut Writer, n: usize, part: &Part, source: &Source) -> Result<bool, Failure> {
+    fn copy_segments(
+        &self,
+        writer: &mut Writer,
+        n: usize,
+        part: &Part,
+        joint: &mut Joint,
+        source: &Source,
+    ) -> Result<bool, Failure> {
         let list = Playlist::parse(&fs::read_to_string(&source.path)?);
         let folder = source.path.parent().unwrap_or(Path::new(""));
         let (begin, end) = (Time::from_millis(part.begin_ms), part.end_ms.map(Time::from_millis));
@@ -209,7 +228,10 @@ impl Merging {
             };
             let uri = format!("{n}-{taken}.{}", if map.is_some() { "m4s" } else { "ts" });
             let discontinuity = segment.discontinuity || taken == 0;
-            let bytes = fs::read(folder.join(&segment.uri))?;
+            let mut bytes = fs::read(folder.join(&segment.uri))?;
+            if map.is_none() {
+                joint.counters.renumber(&mut bytes);
+            }
             writer.apply(Change::Begin(Segment { uri, map, discontinuity, ..segment }))?;
             writer.apply(Change::Append(vec![bytes.into()]))?;
             writer.apply(Change::End(segment.duration))?;
@@ -222,19 +244,19 @@ impl Merging {
         Ok(!maps.is_empty())
     }
 
-    /// Makes segments of a piece of a file, whose times go on at `line`; says whether they are fMP4.
+    /// Makes segments of a piece of a file, whose times go on; says whether they are fMP4.
     fn cut_segments(
         &self,
         writer: &mut Writer,
         n: usize,
         part: &Part,
-        line: &mut Time,
+        joint: &mut Joint,
         source: &Source,
         input: &Input,
     ) -> Result<bool, Failure> {
         let tracks = input.index.tracks();
         let (frames, duration) = merge::frames(&piece(part, &input.index))?;
-        let mut mux = match ts::Writer::new(&tracks) {
+        let mut mux = match ts::Writer::going_on(&tracks, joint.counters) {
             Some(mux) => Mux::Ts(mux),
             None => Mux::Fragments(fmp4::Writer::new(&tracks)),
         };
@@ -246,7 +268,9 @@ impl Merging {
                 Some(name)
             }
         };
-        let from = *line;
+        // Pictures that are decoded before the first moment that is shown would have times before the last piece's end, or before zero.
+        let lead = frames.iter().map(|it| it.frame.dts).min().unwrap_or_default().min(Time::ZERO);
+        let from = joint.line - lead;
         let end = if map.is_some() { "m4s" } else { "ts" };
         let segment = |number: usize, at: Time| Segment {
             uri: format!("{n}-{number}.{end}"),
@@ -277,24 +301,28 @@ impl Merging {
             self.tell(n as u64 * total + nth as u64, parts * total)?;
         }
         let fragments = map.is_some();
-        writer.apply(Change::Append(mux.finish()))?;
-        *line = from + duration;
-        writer.apply(Change::End(*line - begun))?;
+        writer.apply(Change::Append(mux.finish(joint)))?;
+        joint.line = from + duration;
+        writer.apply(Change::End(joint.line - begun))?;
         Ok(fragments)
     }
 
     fn inputs(&self) -> Result<BTreeMap<&String, Input>, Failure> {
-        self.sources.iter().map(|(id, source)| Ok((id, Input::open(source, &self.scratch)?))).collect()
+        self.sources.iter().map(|(id, source)| Ok((id, Input::open(source, &self.scratch, self.room)?))).collect()
     }
 
-    /// Notes how far it is; an error if nobody waits for it any more.
+    /// Notes how far it is; an error if nobody waits for it any more, or if the disk has no room for more of it.
     fn tell(&self, done: u64, total: u64) -> Result<(), Failure> {
         // The last percent is that of the row.
         self.percent.fetch_max((done * 99 / total.max(1)) as i64, Relaxed);
-        match self.cancelled.load(Relaxed) {
-            true => Err(io::Error::from(io::ErrorKind::Interrupted).into()),
-            false => Ok(()),
+        if self.cancelled.load(Relaxed) {
+            return Err(io::Error::from(io::ErrorKind::Interrupted).into());
         }
+        if self.looked.get().is_none_or(|at| at.elapsed() >= LOOK) {
+            self.room.holds(self.folder.root(), 0)?;
+            self.looked.set(Some(Instant::now()));
+        }
+        Ok(())
     }
 }
 
@@ -308,6 +336,15 @@ fn piece<'a>(part: &Part, index: &'a Index) -> Piece<'a> {
 
 fn flush(writer: &mut Writer, frames: &mut Vec<Frame>) -> io::Result<()> {
     writer.apply(Change::Append(frames.drain(..).map(|frame| frame.payload).collect()))
+}
+
+/// What goes on from piece to piece of a playlist.
+#[derive(Default)]
+struct Joint {
+    /// Where the next piece that is cut begins.
+    line: Time,
+    /// Of MPEG-TS.
+    counters: ts::Counters,
 }
 
 /// The kinds of segments.
@@ -363,11 +400,12 @@ impl Mux {
         }
     }
 
-    fn finish(self) -> Vec<Bytes> {
+    fn finish(self, joint: &mut Joint) -> Vec<Bytes> {
         let (mut bytes, mut parts) = (Vec::new(), Vec::new());
         match self {
             Mux::Ts(mut mux) => {
                 mux.end(&mut bytes);
+                joint.counters = mux.counters();
                 parts.push(bytes.into());
             }
             Mux::Fragments(mux) => mux.flush(&mut parts),
@@ -377,9 +415,9 @@ impl Mux {
 }
 
 impl Input {
-    fn open(source: &Source, scratch: &Path) -> Result<Input, Failure> {
+    fn open(source: &Source, scratch: &Path, room: Room) -> Result<Input, Failure> {
         if source.format == Format::M3u8 {
-            return Input::open_hls(&source.path, scratch);
+            return Input::open_hls(&source.path, scratch, room);
         }
         let file = Chain::open([&source.path])?;
         let index = match source.format {
@@ -391,7 +429,7 @@ impl Input {
         Ok(Input { index: index?, source: file })
     }
 
-    fn open_hls(path: &Path, scratch: &Path) -> Result<Input, Failure> {
+    fn open_hls(path: &Path, scratch: &Path, room: Room) -> Result<Input, Failure> {
         let list = Playlist::parse(&fs::read_to_string(path)?);
         let folder = path.parent().unwrap_or(Path::new(""));
         let map = list.segments.first().and_then(|it| it.map.clone());
@@ -404,6 +442,7 @@ impl Input {
             return Ok(Input { index: Index::fragments(&source)?, source });
         }
         fs::create_dir_all(scratch)?;
+        room.holds(scratch, bywash_media::mux::Source::size(&source))?;
         let frames = scratch.join("frames");
         let mut out = io::BufWriter::new(fs::File::create(&frames)?);
         let index = Index::ts(&source, &mut out)?;
@@ -500,7 +539,7 @@ mod tests {
 
     #[test]
     fn a_merge_that_fails_leaves_nothing_behind() {
-        let check = |second: &[u8], fails: bool| {
+        let check = |second: &[u8], room: Room, bytes: u64, fails: Option<&str>| {
             let dir = Dir::new();
             fs::create_dir_all(dir.path()).unwrap();
             let header = adts::Header::new(&[0x11, 0x90]).unwrap();
@@ -523,7 +562,10 @@ mod tests {
             let request = Merge { format, parts: vec![part("a"), part("b")], name, expire_ms: 0 };
             let merging = Merging {
                 request,
+                bytes,
                 sources,
+                room,
+                looked: Cell::default(),
                 folder: folder.clone(),
                 scratch: dir.path().join("scratch"),
                 key: key.into(),
@@ -531,12 +573,84 @@ mod tests {
                 cancelled: Arc::default(),
             };
             let made = merging.run();
-            assert_eq!(made.is_err(), fails, "{made:?}");
-            assert_eq!(folder.root().join("7").exists(), !fails);
+            let why = made.as_ref().err().map(ToString::to_string);
+            let told = why.as_deref().zip(fails).is_some_and(|(why, fails)| why.starts_with(fails));
+            assert!(told || why.is_none() && fails.is_none(), "{made:?}");
+            assert_eq!(folder.root().join("7").exists(), fails.is_none());
             assert!(!folder.root().join("7/s/day/1.part").exists() && !folder.root().join("7/s/day/1/8-8.ts").exists());
             sound
         };
-        let sound = check(b"noise", true);
-        check(&sound, false);
+        let wide = Room::by(|_| Ok((1 << 30, 20 << 30)), 0);
+        let sound = check(b"noise", wide, 0, Some("a file has no media in it"));
+        check(&sound, wide, 1 << 30, None);
+        // It is not begun where it cannot end, and ended where others have taken the room.
+        check(&sound, wide, (1 << 30) + 1, Some("disk full"));
+        let narrow = |folder: &Path| {
+            let of = |path: &Path| fs::metadata(path).map_or(0, |it| it.len());
+            let begun = folder.join("7/s/day/1.part/0-0.ts.part");
+            Ok((1300 - of(&begun), 20_000))
+        };
+        check(&sound, Room::by(narrow, 2000), 0, Some("disk full"));
+    }
+
+    #[test]
+    fn the_packets_of_pieces_are_counted_on_and_their_clock_never_goes_back_before_zero() {
+        const AVCC: &str = "0142c01fffe100176742c01fda014016ec0440000003004000000f03c60ca801000468ce0fc8";
+        let dir = Dir::new();
+        let folder = Folder::new(dir.path().join("media"), None);
+        let mut tracks = Tracks::default();
+        tracks.set(bywash_media::codec::track(Codec::H264, hex::decode(AVCC).unwrap().into()).unwrap());
+        // Each is decoded 80 ms before it is shown.
+        let mut writes = Vec::new();
+        let mut muxer = bywash_media::mux::mp4::Writer::new(&tracks, &mut writes);
+        for n in 0..500 {
+            let (dts, cts) = (Time::from_millis(n * 40), Time::from_millis(80));
+            let payload = Bytes::from_static(&[0, 0, 0, 2, 0x65, 0x88]);
+            muxer.push(&Frame { track: Kind::Video, dts, cts, key: n % 50 == 0, payload }, &mut writes);
+        }
+        muxer.flush(&mut writes);
+        folder.create("1.mp4", Format::Mp4).unwrap().apply(Change::Put(writes)).unwrap();
+        folder.finish("1.mp4", Format::Mp4).unwrap().unwrap();
+
+        let check = |parts: &[&str], key: &str, rising: bool| {
+            let part = |file: &&str| Part { file: (*file).into(), begin_ms: 0, end_ms: None };
+            let source = |file: &&str| {
+                let format = if file.ends_with(".mp4") { Format::Mp4 } else { Format::M3u8 };
+                ((*file).to_owned(), Source { path: folder.root().join(file), format, begin_ms: 0 })
+            };
+            let (format, name) = (Format::M3u8, String::new());
+            let request = Merge { format, parts: parts.iter().map(part).collect(), name, expire_ms: 0 };
+            let merging = Merging {
+                request,
+                bytes: 0,
+                sources: parts.iter().map(source).collect(),
+                room: Room::new(0),
+                looked: Cell::default(),
+                folder: folder.clone(),
+                scratch: dir.path().join("scratch"),
+                key: key.into(),
+                percent: Arc::default(),
+                cancelled: Arc::default(),
+            };
+            merging.run().unwrap();
+            let list = folder.root().join(key);
+            let (mut counters, mut clock) = (BTreeMap::new(), 0);
+            for segment in Playlist::parse(&fs::read_to_string(&list).unwrap()).segments {
+                for packet in fs::read(list.with_file_name(segment.uri)).unwrap().chunks(188) {
+                    let counter = counters.entry([packet[1] & 0x1f, packet[2]]).or_insert(packet[3] & 15);
+                    assert_eq!(packet[3] & 15, *counter, "{parts:?}");
+                    *counter = (*counter + 1) & 15;
+                    if packet[3] & 0x20 != 0 && packet[4] > 0 && packet[5] & 0x10 != 0 {
+                        let told = u32::from_be_bytes(packet[6..10].try_into().unwrap());
+                        assert!(!rising || told >= clock, "{parts:?}: {told} {clock}");
+                        clock = told;
+                    }
+                }
+            }
+            // Two pieces of 20 s, in ticks of 45 kHz.
+            assert!(!rising || (1_790_000..1_810_000).contains(&clock), "{clock}");
+        };
+        check(&["1.mp4", "1.mp4"], "a/index.m3u8", true);
+        check(&["a/index.m3u8", "1.mp4", "a/index.m3u8"], "b/index.m3u8", false);
     }
 }
