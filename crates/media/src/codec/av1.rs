@@ -32,11 +32,14 @@ pub fn record(unit: &[u8]) -> Option<Bytes> {
     Some(record.into())
 }
 
-/// Whether two records are of the same sequence: encoders differ in what else they write.
+/// Whether two records say the same of their sequence. What else is in its header may differ between an encoder's record and its key
+/// frames, and decoders go by these.
 pub(crate) fn same_sequence(a: &[u8], b: &[u8]) -> bool {
-    let header =
-        |record: &[u8]| obus(record.get(4..)?).find(|obu| obu.unit == SEQUENCE_HEADER).map(|obu| obu.body.to_vec());
-    header(a) == header(b)
+    let sequence = |record: &[u8]| {
+        let header = obus(record.get(4..)?).find(|obu| obu.unit == SEQUENCE_HEADER)?;
+        Sequence::parse(header.body)
+    };
+    sequence(a) == sequence(b)
 }
 
 /// Whether the first picture of a temporal unit is a key frame that is shown.
@@ -95,6 +98,7 @@ fn leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
 }
 
 /// What a sequence header says (AV1 §5.5.1).
+#[derive(PartialEq)]
 struct Sequence {
     profile: u8,
     level: u8,
@@ -211,6 +215,7 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) const RECORD_360: &[u8] = b"\x81\x01\x0c\x00\x0a\x0b\x00\x00\x00\x0c\xc4\xff\x67\x00\xbe\x00\x10";
+    pub(crate) const RECORD_1080: &[u8] = b"\x81\x08\x0c\x00\x0a\x0b\x00\x00\x00\x42\xab\xbf\xc3\x70\x0b\xe0\x01";
     /// Of [`KEY_360`], which is of another encoder.
     pub(crate) const RECORD_OF_KEY: &[u8] = b"\x81\x01\x0c\x00\x0a\x0b\x00\x00\x00\x0c\xc4\xff\x67\x3e\xfe\x40\x10";
     pub(crate) const KEY_360: &[u8] = b"\x0a\x0b\x00\x00\x00\x0c\xc4\xff\x67\x3e\xfe\x40\x10\x32\x04\x14\x00\x23\x38";
@@ -218,8 +223,7 @@ pub(crate) mod tests {
     #[test]
     fn the_sequence_header_tells_the_picture_size() {
         assert_eq!(record_size(RECORD_360), Some((640, 360)));
-        let full_hd = b"\x81\x08\x0c\x00\x0a\x0b\x00\x00\x00\x42\xab\xbf\xc3\x70\x0b\xe0\x01";
-        assert_eq!(record_size(full_hd), Some((1920, 1080)));
+        assert_eq!(record_size(RECORD_1080), Some((1920, 1080)));
         assert_eq!(record_size(b"\x81\x00\x00\x00"), Some((0, 0)));
         assert_eq!(record_size(b"\x01\x00\x00\x00"), None);
     }
@@ -229,7 +233,7 @@ pub(crate) mod tests {
         // The two records above are of an encoder that writes them itself.
         let body = |record: &'static [u8]| record[4..].to_vec();
         assert_eq!(record(KEY_360).as_deref(), Some(RECORD_OF_KEY));
-        for record in [&b"\x81\x08\x0c\x00\x0a\x0b\x00\x00\x00\x42\xab\xbf\xc3\x70\x0b\xe0\x01"[..], RECORD_360] {
+        for record in [RECORD_1080, RECORD_360] {
             assert_eq!(super::record(&body(record)).as_deref(), Some(record));
         }
         assert_eq!(super::record(&[0x32, 1, 0x10]), None);

@@ -677,13 +677,13 @@ mod tests {
             &[v(&[b"\x90av01", av1::tests::RECORD_OF_KEY]), v(&[b"\x91av01", unit]), v(&[b"\x91av01\x12\0", unit])],
             "AV1:640x360 K19+0 K19+0",
         );
-        // The sequence is told in band alone; then it is not that of the record, which the publisher repeats.
-        let other = || v(&[b"\x90av01", av1::tests::RECORD_360]);
-        check(&[v(&[b"\x91av01", unit]), v(&[b"\x91av01", unit])], "AV1:640x360 K19+0 K19+0");
-        check(
-            &[other(), v(&[b"\x91av01", unit]), other(), v(&[b"\x91av01", unit])],
-            "AV1:640x360 AV1:640x360 K19+0 K19+0",
-        );
+        // The sequence is told in band alone; its record is of another encoder; it is another than that of the record, which is repeated.
+        let record = |it| v(&[b"\x90av01", it]);
+        let frame = || v(&[b"\x91av01", unit]);
+        check(&[frame(), frame()], "AV1:640x360 K19+0 K19+0");
+        check(&[record(av1::tests::RECORD_360), frame()], "AV1:640x360 K19+0");
+        let other = || record(av1::tests::RECORD_1080);
+        check(&[other(), frame(), other(), frame()], "AV1:1920x1080 AV1:640x360 K19+0 K19+0");
         check(&[a(&[b"\x90Opus", OPUS_HEAD]), a(&[b"\x91Opus\xfc12"]), a(&[b"\x92Opus"])], "Opus:48000/2 K3+0 end");
         check(&[a(&[b"\x90mp4a", ASC]), a(&[b"\x91mp4a123"])], "AAC:48000/2 K3+0");
         check(&[a(&[b"\x91.mp3\xff\xfb\x90\x44"])], "MP3:44100/2 K4+0");

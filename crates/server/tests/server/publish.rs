@@ -157,7 +157,8 @@ fn what_ffmpeg_publishes_in_newer_codecs_is_recorded() {
         receiver.wait_any("record", stream);
         let [file] = &server.recorded(&receiver, stream)[..] else { panic!("one file of {stream}") };
         let found = judge(&file.path);
-        let ((pictures, shown), (sounds, heard)) = found.video.zip(found.audio).expect("both tracks");
+        let ((pictures, shown), (sounds, heard)) =
+            found.video.zip(found.audio).unwrap_or_else(|| panic!("{file:?} has not both tracks: {found:?}"));
         assert!(pictures >= 90 && sounds >= 120 && file.duration > 2.9, "{stream}: {found:?}");
         assert!((shown - heard).abs() < 0.05, "{stream}: {found:?}");
     }

@@ -224,9 +224,7 @@ fn check(case: &Case, key: &str, told: f64, found: &Judged) {
         let frames = case.clips.iter().flatten().filter(move |it| it.0 == kind && is_frame(it));
         frames.map(|it| it.1).collect::<Vec<_>>()
     };
-    let (pictures, mut sound) = (of(9), of(8));
-    // Sound from before the first picture belongs to nothing.
-    sound.retain(|at| pictures.first().is_none_or(|first| at >= first));
+    let (pictures, sound) = (of(9), of(8));
     let all_pictures = key.ends_with("m3u8") || case.files == 1;
     if key.ends_with(".aac") || key.ends_with(".mp3") {
         assert!(found.video.is_none() && found.audio.is_some(), "{about}");

@@ -18,7 +18,7 @@ use crate::config::Format;
 use crate::segment::Change;
 use crate::store::About;
 
-/// How long the other track may take where a stream begins with one.
+/// How long the other track may take where a stream begins with one, and the first picture where it begins with sound.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// How long tracks must be left unchanged before files begin with them: changes come in bursts.
@@ -111,6 +111,8 @@ struct Held {
     frames: Vec<(Input, Frame)>,
     bytes: usize,
     until: Instant,
+    /// All is there with the first picture.
+    pictures_wanted: bool,
 }
 
 impl Take {
@@ -153,17 +155,15 @@ impl Take {
         let changed = kinds.map(|kind| new(kind).is_some());
         if changed != [false; 2] || !self.writes() && self.held.is_none() {
             let begins = !self.writes();
-            let held = self.held.get_or_insert_with(|| Held { frames: Vec::new(), bytes: 0, until: now });
+            let new_held = || Held { frames: Vec::new(), bytes: 0, until: now, pictures_wanted: false };
+            let held = self.held.get_or_insert_with(new_held);
             // What was held of a track that is another now cannot be decoded with it. MP3 needs no track.
             held.frames.retain(|(input, frame)| {
                 *input == Input::Mp3 || !changed[frame.track as usize] || self.tracks.get(frame.track).is_none()
             });
             let both = kinds.iter().all(|kind| tracks.get(*kind).is_some());
-            held.until = match (begins, both) {
-                (true, true) => now,
-                (true, false) => now + PATIENCE,
-                (false, _) => now + SETTLE,
-            };
+            held.until = now + if begins { PATIENCE } else { SETTLE };
+            held.pictures_wanted = begins && both;
             self.waits_for_key |= changed[Kind::Video as usize];
         } else {
             // The publisher is another one, or a track has gone: what there is goes on.
@@ -192,6 +192,9 @@ impl Take {
         }
         match &mut self.held {
             Some(held) => {
+                if held.pictures_wanted && frame.track == Kind::Video {
+                    held.until = now;
+                }
                 held.bytes += frame.payload.len();
                 held.frames.push((input, frame));
                 self.look(now);
