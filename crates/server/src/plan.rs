@@ -858,7 +858,7 @@ impl Keeper {
             (Ok(_), last) => last,
             (Err(error), _) => {
                 let relay = &self.relays[&number];
-                error!(stream = %relay.key, target = relay.masked, %error, "a relay's task failed; it is started again");
+                error!(stream = %relay.key, %error, "a relay's task failed; it is started again");
                 self.resting.insert((relay.key.clone(), relay.address.clone()), Instant::now() + REST);
                 let mut status = Status::new(State::None, Reason::ServerError);
                 (status.state_ms, status.last_error) = (unix_ms(), "internal error".into());

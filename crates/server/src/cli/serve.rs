@@ -15,6 +15,9 @@ use crate::{app, demo, log, sys};
 /// How long freed memory is kept: longer than the time between two keyframes.
 const KEEP: Duration = Duration::from_secs(10);
 
+/// What a demonstration beside a configured server is told by variables: not its apps, nor where their streams go.
+const PLACES: [&str; 4] = ["data_dir", "http.listen", "rtmp.listen", "webrtc.listen"];
+
 /// Runs the server
 ///
 /// Prints a line for each listener and one when it is ready. SIGTERM or SIGINT stops it in order, a second one at once; SIGHUP
@@ -34,8 +37,9 @@ pub struct Serve {
 
 /// Shows a stream relayed and recorded, on nothing but this program
 ///
-/// It is all on loopback and, but for the recorded file, gone afterwards: no configuration is read but the flags. Exits 0 only if
-/// what arrived at the target and on disk is whole; with --whip, if pictures and sound arrived.
+/// It is all on loopback and, but for the recorded file, gone afterwards: no configuration is read but the flags, and the variables
+/// that say on which ports it listens and where it keeps its data. Exits 0 only if what arrived at the target and on disk is whole; with --whip, if
+/// pictures and sound arrived.
 #[derive(Args)]
 #[command(after_help = "Example: bywash demo --for 20s")]
 pub struct Demo {
@@ -62,7 +66,15 @@ pub fn serve(mut it: Serve) -> anyhow::Result<ExitCode> {
 pub fn demo(it: Demo) -> anyhow::Result<ExitCode> {
     let scratch = demo::Scratch::new()?;
     let folder = scratch.path().to_str().context("the temporary folder's name is not UTF-8")?;
-    let flags = [vec![("data_dir".into(), folder.into())], it.flags.pairs()].concat();
+    let variable = |key: &&str| {
+        let name = format!("BYWASH_{}", key.replace('.', "__").to_uppercase());
+        let value = std::env::var(name).ok()?;
+        // Of an address the port: it is all on loopback.
+        let port = value.rsplit_once(':').filter(|_| key.ends_with("listen"));
+        Some((key.to_string(), port.map_or(value.clone(), |(_, port)| format!("127.0.0.1:{port}"))))
+    };
+    let places = PLACES.iter().filter_map(variable).collect();
+    let flags = [vec![("data_dir".into(), folder.into())], places, it.flags.pairs()].concat();
     let (config, _) = begin(Config::of(&flags), "warn")?;
     runtime()?.block_on(demo::run(config, it.duration, it.whip))?;
     Ok(ExitCode::SUCCESS)

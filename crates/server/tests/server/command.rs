@@ -211,8 +211,10 @@ fn demo_has_nothing_to_do_with_what_is_configured() {
     );
     std::fs::write(dir.join("bywash.toml"), config).expect("a file");
     let mut command = bywash(&["demo", "--for", "3s"]);
-    let out = demo(&dir, command.env("BYWASH_HTTP__LISTEN", "0.0.0.0:1").env("BYWASH_CONFIG", dir.join("bywash.toml")));
-    assert!(out.contains("API      http://127.0.0.1:") && !out.contains(&APP.to_string()), "{out}");
+    let port = bywash_testkit::port();
+    command.env("BYWASH_HTTP__LISTEN", format!("0.0.0.0:{port}")).env("BYWASH_MEDIA__URL", "s3://bucket");
+    let out = demo(&dir, command.env("BYWASH_CONFIG", dir.join("bywash.toml")));
+    assert!(out.contains(&format!("API      http://127.0.0.1:{port}/")) && !out.contains(&APP.to_string()), "{out}");
     assert!(sink.sessions().is_empty() && receiver.taken().is_empty(), "{out}");
     assert!(!dir.join("mine").exists() && !dir.join("data").exists(), "it has a folder of its own");
 
