@@ -41,7 +41,7 @@ directory if it is there, or else starts with the defaults. `bywash check` lists
 configuration, with its lines. Paths are relative to the working directory. An unknown key is an error.
 
 Where no app is configured, `serve` makes one with fresh secrets, keeps it in `dev-app.toml` in `data_dir`, readable by
-its owner alone, and allows private targets. `demo` reads no configuration but its flags.
+its owner alone, and allows private targets. `demo` reads no configuration but its flags, and the variables of `data_dir` and, for their ports, of the three `listen`.
 
 A variable of the environment overrides a key of the file: `BYWASH_HTTP__LISTEN=0.0.0.0:8080` is `http.listen`,
 `BYWASH_RELAY__RETRY__FIRST=2s` is `relay.retry.first`, and `BYWASH_APP__1234567890__SERVER_SECRET=…` is the `server_secret` of the app
