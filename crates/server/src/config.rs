@@ -18,7 +18,7 @@ use std::time::Duration;
 pub use apps::Apps;
 pub use dev::{DevApp, load as load_dev_app};
 pub use page::page;
-pub use read::{Place, Problem, Problems};
+pub use read::{Place, Problem, Problems, variable_name};
 
 use serde::{Deserialize, Serialize};
 

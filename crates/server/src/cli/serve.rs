@@ -67,8 +67,7 @@ pub fn demo(it: Demo) -> anyhow::Result<ExitCode> {
     let scratch = demo::Scratch::new()?;
     let folder = scratch.path().to_str().context("the temporary folder's name is not UTF-8")?;
     let variable = |key: &&str| {
-        let name = format!("BYWASH_{}", key.replace('.', "__").to_uppercase());
-        let value = std::env::var(name).ok()?;
+        let value = std::env::var(config::variable_name(key)).ok()?;
         // Of an address the port: it is all on loopback.
         let port = value.rsplit_once(':').filter(|_| key.ends_with("listen"));
         Some((key.to_string(), port.map_or(value.clone(), |(_, port)| format!("127.0.0.1:{port}"))))
