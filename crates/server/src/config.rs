@@ -8,6 +8,7 @@ mod dev;
 mod keys;
 mod kind;
 mod page;
+pub mod pem;
 mod read;
 
 use std::collections::BTreeMap;

@@ -9,15 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use axum::Router;
 use axum::extract::ConnectInfo;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,7 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use crate::config;
+use crate::config::{self, pem};
 
 /// Connections at once; one more is answered 503.
 const CONNECTIONS_MAX: usize = 1000;
@@ -216,17 +214,9 @@ async fn acceptor(files: &config::Tls) -> anyhow::Result<TlsAcceptor> {
         tokio::fs::read(file).await.with_context(|| format!("read {}", file.display()))
     }
     let (chain, key) = (read(&files.certificate).await?, read(&files.key).await?);
-    let chain: Vec<CertificateDer> = CertificateDer::pem_slice_iter(&chain)
-        .collect::<Result<_, _>>()
-        .with_context(|| format!("{} is not a PEM certificate", files.certificate.display()))?;
-    let key = PrivateKeyDer::from_pem_slice(&key)
-        .with_context(|| format!("{} is not a PEM private key", files.key.display()))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .context("the certificate and its key do not go together")?;
+    let chain = pem::certificates(&chain).map_err(|why| anyhow!("{} {why}", files.certificate.display()))?;
+    let key = pem::private_key(&key).map_err(|why| anyhow!("{} {why}", files.key.display()))?;
+    let mut config = pem::server(chain, key).context("the certificate and its key do not go together")?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
@@ -238,7 +228,7 @@ mod tests {
     use axum::body::Body;
     use axum::routing::get;
     use bytes::Bytes;
-    use rustls::pki_types::ServerName;
+    use rustls::pki_types::{CertificateDer, ServerName};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;

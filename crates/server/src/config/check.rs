@@ -3,16 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::ParsedCertificate;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::RootCertStore;
 
 use super::keys::Scope;
 use super::read::{Place, Reader};
-use super::{App, Config, Driver, PublishAuth, Push};
+use super::{App, Config, Driver, PublishAuth, Push, pem};
 
 /// Finishes `config`, and notes what does not fit together.
 pub fn check(reader: &mut Reader<'_>, config: &mut Config) {
@@ -86,23 +82,17 @@ fn files(reader: &mut Reader<'_>, config: &Config) {
                 reader.problem(reader.place("http.tls"), text);
             }
         }
-        let chain = file(reader, "http.tls.certificate", &tls.certificate, certificates);
-        let key = file(reader, "http.tls.key", &tls.key, private_key);
+        let chain = file(reader, "http.tls.certificate", &tls.certificate, pem::certificates);
+        let key = file(reader, "http.tls.key", &tls.key, pem::private_key);
         if let (Some(chain), Some(key)) = (chain, key)
-            && let Err(why) = pair(chain, key)
+            && let Err(why) = pem::server(chain, key)
         {
             let text = format!("`http.tls.key`: {} does not go with the certificate: {why}", tls.key.display());
             reader.problem(reader.place("http.tls.key"), text);
         }
     }
     if let Some(roots) = &config.relay.ca_file {
-        file(reader, "relay.ca_file", roots, |text| {
-            let mut store = RootCertStore::empty();
-            let mut all = certificates(text)?.into_iter();
-            all.try_for_each(|it| {
-                store.add(it).map_err(|why| format!("holds a certificate that is none to trust: {why}"))
-            })
-        });
+        file(reader, "relay.ca_file", roots, |text| pem::trust(&mut RootCertStore::empty(), text));
     }
 }
 
@@ -122,33 +112,6 @@ fn file<T>(
         Ok(text) => read(&text).map_err(|why| format!("{} {why}", file.display())),
     };
     found.map_err(|wrong| reader.problem(reader.place(name), format!("`{name}`: {wrong}"))).ok()
-}
-
-fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let all = CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>();
-    let all = all.map_err(|why| format!("is not a PEM file: {why}"))?;
-    if all.is_empty() {
-        return Err("holds no certificate in PEM form".into());
-    }
-    for one in &all {
-        ParsedCertificate::try_from(one).map_err(|why| format!("holds a certificate that is broken: {why}"))?;
-    }
-    Ok(all)
-}
-
-fn private_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
-    const ENCRYPTED: &[u8] = b"ENCRYPTED";
-    PrivateKeyDer::from_pem_slice(text).map_err(|_| match text.windows(ENCRYPTED.len()).any(|it| it == ENCRYPTED) {
-        true => "is encrypted: write it without a password, as `openssl pkey -in … -out …` does".into(),
-        false => "holds no private key in PEM form".into(),
-    })
-}
-
-/// Puts them together as the listener does.
-fn pair(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<(), rustls::Error> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    config.with_no_client_auth().with_single_cert(chain, key).map(drop)
 }
 
 fn check_app(reader: &mut Reader<'_>, at: &str, app: &App) {

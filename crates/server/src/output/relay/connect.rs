@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use bywash_rtmp::client::Class;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -23,6 +22,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{End, Settings};
 use crate::address;
+use crate::config::pem;
 use crate::store::Reason;
 use crate::sys;
 use crate::vendor::Target;
@@ -103,15 +103,9 @@ pub fn tls(ca_file: Option<&Path>) -> anyhow::Result<Arc<rustls::ClientConfig>> 
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(path) = ca_file {
-        let read = || format!("read relay.ca_file {}", path.display());
-        let mut found = 0;
-        for certificate in CertificateDer::pem_file_iter(path).with_context(read)? {
-            roots.add(certificate.with_context(read)?).with_context(read)?;
-            found += 1;
-        }
-        if found == 0 {
-            return Err(anyhow!("relay.ca_file {} holds no certificate in PEM form", path.display()));
-        }
+        let file = || format!("relay.ca_file {}", path.display());
+        let text = std::fs::read(path).with_context(file)?;
+        pem::trust(&mut roots, &text).map_err(|why| anyhow!("{} {why}", file()))?;
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
