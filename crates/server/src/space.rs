@@ -74,7 +74,7 @@ impl Room {
     /// An error if so many bytes more in `folder`, which exists, would leave too little. It may block.
     pub fn holds(&self, folder: &Path, bytes: u64) -> io::Result<()> {
         let (free, size) = (self.probe)(folder)?;
-        let mark = self.low_water.min(size / SHARE);
+        let mark = mark(self.low_water, size);
         if free >= mark.saturating_add(bytes) {
             return Ok(());
         }
@@ -95,7 +95,7 @@ async fn look_after(
         let probe = probe.clone();
         let space = tokio::task::spawn_blocking(move || probe()).await;
         if let Ok(Ok((free, size))) = space {
-            tell.send_if_modified(|full| judge(full, free, low_water.min(size / SHARE)));
+            tell.send_if_modified(|full| judge(full, free, mark(low_water, size)));
         }
         // One is the Space itself.
         if tell.receiver_count() > 1 || tell.borrow().is_some() {
@@ -107,6 +107,11 @@ async fn look_after(
             }
         }
     }
+}
+
+/// How much of a disk is kept free.
+fn mark(low_water: u64, size: u64) -> u64 {
+    low_water.min(size / SHARE)
 }
 
 /// Whether that changes anything.
