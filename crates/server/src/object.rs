@@ -140,16 +140,11 @@ impl Objects {
     /// Deletes the local bytes of a file, all of a folder, and the folders above that are empty then. That nothing is there is fine.
     pub async fn remove_local(&self, key: &str) -> std::io::Result<()> {
         let at = self.local(key);
-        let (gone, removed) = match at.parent().filter(|_| at.ends_with(PLAYLIST)) {
-            Some(folder) => (folder, tokio::fs::remove_dir_all(folder).await),
-            None => (&*at, tokio::fs::remove_file(&at).await),
-        };
-        match removed {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let (root, gone) = (self.folder().to_owned(), gone.to_owned());
-        tokio::task::spawn_blocking(move || segment::prune(&root, &gone)).await.map_err(std::io::Error::other)
+        let is_folder = at.ends_with(PLAYLIST);
+        let gone = at.parent().filter(|_| is_folder).unwrap_or(&at).to_owned();
+        let root = self.folder().to_owned();
+        let remove = move || segment::remove(&root, &gone, is_folder);
+        tokio::task::spawn_blocking(remove).await.map_err(std::io::Error::other)?
     }
 }
 

@@ -119,13 +119,7 @@ impl Folder {
         }
         let whole = if format == Format::M3u8 { self.finish_hls(&part)? } else { self.finish_file(&part, format)? };
         if whole.is_none() {
-            if part.is_dir() {
-                fs::remove_dir_all(&part)?
-            } else {
-                fs::remove_file(&part)?
-            };
-            prune(&self.root, &part);
-            return Ok(None);
+            return remove(&self.root, &part, format == Format::M3u8).map(|()| None);
         }
         fs::rename(&part, &path)?;
         if self.sync.is_some() {
@@ -139,15 +133,9 @@ impl Folder {
     /// Deletes what there is of the file of this key, whole or not, and the folders above that are empty then. That nothing is
     /// there is fine.
     pub fn remove(&self, key: &str, format: Format) -> io::Result<()> {
-        let path = self.path(key, format);
-        for path in [&self.part(key, format), &path] {
-            let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-            match removed {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+        for path in [self.part(key, format), self.path(key, format)] {
+            remove(&self.root, &path, format == Format::M3u8)?;
         }
-        prune(&self.root, &path);
         Ok(())
     }
 
@@ -293,13 +281,20 @@ fn write_parts(mut file: &File, parts: &[Bytes]) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes folders below `root` that have become empty, from that of `path` upwards. It blocks.
-pub fn prune(root: &Path, path: &Path) {
+/// Deletes a file or a folder with all that is in it, and the folders above, below `root`, that are empty then. That nothing is there
+/// is fine. It blocks.
+pub fn remove(root: &Path, path: &Path, is_folder: bool) -> io::Result<()> {
+    let removed = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     for folder in path.ancestors().skip(1).take_while(|it| *it != root && it.starts_with(root)) {
         if fs::remove_dir(folder).is_err() {
             break;
         }
     }
+    Ok(())
 }
 
 /// A file as finishing reads it. What walks it reads a few bytes here and there.
