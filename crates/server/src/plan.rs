@@ -89,6 +89,7 @@ pub struct Plan {
 }
 
 /// A publisher that asks for its stream.
+#[derive(Clone)]
 pub struct Arrival {
     /// The stream.
     pub key: StreamKey,

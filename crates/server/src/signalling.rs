@@ -26,7 +26,7 @@ use tracing::{Instrument, info, info_span};
 use crate::clock::unix_s;
 use crate::config::{Apps, IceServer, Webrtc};
 use crate::hub::Hub;
-use crate::ingest::whip;
+use crate::ingest::{claim, whip};
 use crate::lane::Lanes;
 use crate::output::whep;
 use crate::plan::{Arrival, Plan, Refusal};
@@ -249,7 +249,9 @@ impl Doors {
         let lane = self.lanes.pick().clone();
         let (id, tag, answer) = match purpose {
             Purpose::Publish => {
-                let arrival = || Arrival {
+                // The place comes last: a stream whose session cannot be would be told of as one that came and went.
+                let (mut session, answer) = Peer::open(&self.port, key.clone(), offer, purpose, &lane)?;
+                let arrival = Arrival {
                     key: key.clone(),
                     protocol: "WHIP",
                     address: peer,
@@ -257,14 +259,7 @@ impl Doors {
                     trace: Vec::new(),
                     lane: lane.clone(),
                 };
-                // The place comes last: a stream whose session cannot be would be told of as one that came and went.
-                let (mut session, answer) = Peer::open(&self.port, key.clone(), offer, purpose, &lane)?;
-                let mut hold = self.plan.publish(arrival()).await;
-                // A page that was reloaded comes back before its old session is known to be dead.
-                if matches!(hold, Err(Refusal::Occupied)) && self.port.replace_silent(&key).await {
-                    hold = self.plan.publish(arrival()).await;
-                }
-                let hold = hold?;
+                let hold = claim(&self.plan, &self.port, arrival).await?;
                 let (id, tag) = (session.id(), session.tag());
                 let run = whip::run(session, hold, lane.clone(), self.config.keyframe_interval);
                 self.port.spawn(&lane, run.in_current_span());

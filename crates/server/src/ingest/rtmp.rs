@@ -23,13 +23,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug, info, info_span, warn};
 
+use super::claim;
 use crate::clock::{unix_s, until};
 use crate::config::{App, Apps};
 use crate::hub::Hub;
 use crate::lane::{Lane, Lanes};
 use crate::metrics::Metrics;
 use crate::output::relay;
-use crate::plan::{Arrival, Hold, Leave, Plan, Refusal};
+use crate::plan::{Arrival, Hold, Leave, Plan};
 use crate::rendition::Renditions;
 use crate::sys;
 use crate::token::{self, Purpose};
@@ -190,20 +191,15 @@ impl Connection {
                 return Ok(false);
             }
         };
-        let arrival = || Arrival {
-            key: key.clone(),
+        let arrival = Arrival {
+            key,
             protocol: "RTMP",
             address: self.peer,
-            user: user.clone(),
+            user,
             trace: trace(&request.agent),
             lane: self.lane.clone(),
         };
-        let mut hold = self.doors.plan.publish(arrival()).await;
-        // A browser that vanished is not known to be dead for seconds.
-        if matches!(hold, Err(Refusal::Occupied)) && self.doors.port.replace_silent(&key).await {
-            hold = self.doors.plan.publish(arrival()).await;
-        }
-        let hold = match hold {
+        let hold = match claim(&self.doors.plan, &self.doors.port, arrival).await {
             Ok(hold) => hold,
             Err(refusal) => {
                 self.refuse("NetStream.Publish.BadName", &refusal.to_string()).await;
