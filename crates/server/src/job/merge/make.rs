@@ -179,11 +179,11 @@ impl Merging {
             let source = &self.sources[&part.file];
             let hls = source.format == Format::M3u8;
             let kind = match hls {
-                true => self.copy_segments(writer, n, part, &mut joint, source)?,
+                true => self.copy_segments(writer, n, &mut joint)?,
                 false => {
                     let input = Input::open(source, &self.scratch, self.room)?;
                     tracks = input.index.tracks();
-                    self.cut_segments(writer, n, part, &mut joint, source, &input)?
+                    self.cut_segments(writer, n, &mut joint, &input)?
                 }
             };
             if fragments.is_some_and(|before| before != kind) {
@@ -196,14 +196,9 @@ impl Merging {
     }
 
     /// Takes over the segments of an HLS recording that a piece touches; says whether they are fMP4.
-    fn copy_segments(
-        &self,
-        writer: &mut Writer,
-        n: usize,
-        part: &Part,
-        joint: &mut Joint,
-        source: &Source,
-    ) -> Result<bool, Failure> {
+    fn copy_segments(&self, writer: &mut Writer, n: usize, joint: &mut Joint) -> Result<bool, Failure> {
+        let part = &self.request.parts[n];
+        let source = &self.sources[&part.file];
         let list = Playlist::parse(&fs::read_to_string(&source.path)?);
         let folder = source.path.parent().unwrap_or(Path::new(""));
         let (begin, end) = (Time::from_millis(part.begin_ms), part.end_ms.map(Time::from_millis));
@@ -245,15 +240,9 @@ impl Merging {
     }
 
     /// Makes segments of a piece of a file, whose times go on; says whether they are fMP4.
-    fn cut_segments(
-        &self,
-        writer: &mut Writer,
-        n: usize,
-        part: &Part,
-        joint: &mut Joint,
-        source: &Source,
-        input: &Input,
-    ) -> Result<bool, Failure> {
+    fn cut_segments(&self, writer: &mut Writer, n: usize, joint: &mut Joint, input: &Input) -> Result<bool, Failure> {
+        let part = &self.request.parts[n];
+        let source = &self.sources[&part.file];
         let tracks = input.index.tracks();
         let (frames, duration) = merge::frames(&piece(part, &input.index))?;
         let mut mux = match ts::Writer::going_on(&tracks, joint.counters) {
@@ -537,6 +526,24 @@ mod tests {
         assert!(chain.read(chain.size() - 2, 3).is_err());
     }
 
+    /// Joins all of the sources that are named, under `key`, with what it needs below `dir`.
+    fn merging(dir: &Dir, parts: &[&str], sources: BTreeMap<String, Source>, key: &str) -> Merging {
+        let part = |file: &&str| Part { file: (*file).into(), begin_ms: 0, end_ms: None };
+        let parts = parts.iter().map(part).collect();
+        Merging {
+            request: Merge { format: Format::M3u8, parts, name: String::new(), expire_ms: 0 },
+            bytes: 0,
+            sources,
+            room: Room::new(0),
+            looked: Cell::default(),
+            folder: Folder::new(dir.path().join("media"), None),
+            scratch: dir.path().join("scratch"),
+            key: key.into(),
+            percent: Arc::default(),
+            cancelled: Arc::default(),
+        }
+    }
+
     #[test]
     fn a_merge_that_fails_leaves_nothing_behind() {
         let check = |second: &[u8], room: Room, bytes: u64, fails: Option<&str>| {
@@ -550,34 +557,20 @@ mod tests {
                 fs::write(&path, bytes).unwrap();
                 sources.insert(id.to_owned(), Source { path, format: Format::Aac, begin_ms: 0 });
             }
-            let folder = Folder::new(dir.path().join("media"), None);
-            let key = "7/s/day/1/index.m3u8";
+            let merging = merging(&dir, &["a", "b"], sources, "7/s/day/1/index.m3u8");
+            let merging = Merging { bytes, room, ..merging };
+            let root = merging.folder.root().to_owned();
             // Of an attempt before, that was killed; and of one that was made and not told of.
             for name in ["7/s/day/1.part/9-9.ts", "7/s/day/1/8-8.ts"] {
-                fs::create_dir_all(folder.root().join(name).parent().unwrap()).unwrap();
-                fs::write(folder.root().join(name), "media").unwrap();
+                fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+                fs::write(root.join(name), "media").unwrap();
             }
-            let part = |file: &str| Part { file: file.into(), begin_ms: 0, end_ms: None };
-            let (format, name) = (Format::M3u8, String::new());
-            let request = Merge { format, parts: vec![part("a"), part("b")], name, expire_ms: 0 };
-            let merging = Merging {
-                request,
-                bytes,
-                sources,
-                room,
-                looked: Cell::default(),
-                folder: folder.clone(),
-                scratch: dir.path().join("scratch"),
-                key: key.into(),
-                percent: Arc::default(),
-                cancelled: Arc::default(),
-            };
             let made = merging.run();
             let why = made.as_ref().err().map(ToString::to_string);
             let told = why.as_deref().zip(fails).is_some_and(|(why, fails)| why.starts_with(fails));
             assert!(told || why.is_none() && fails.is_none(), "{made:?}");
-            assert_eq!(folder.root().join("7").exists(), fails.is_none());
-            assert!(!folder.root().join("7/s/day/1.part").exists() && !folder.root().join("7/s/day/1/8-8.ts").exists());
+            assert_eq!(root.join("7").exists(), fails.is_none());
+            assert!(!root.join("7/s/day/1.part").exists() && !root.join("7/s/day/1/8-8.ts").exists());
             sound
         };
         let wide = Room::by(|_| Ok((1 << 30, 20 << 30)), 0);
@@ -613,26 +606,11 @@ mod tests {
         folder.finish("1.mp4", Format::Mp4).unwrap().unwrap();
 
         let check = |parts: &[&str], key: &str, rising: bool| {
-            let part = |file: &&str| Part { file: (*file).into(), begin_ms: 0, end_ms: None };
             let source = |file: &&str| {
                 let format = if file.ends_with(".mp4") { Format::Mp4 } else { Format::M3u8 };
                 ((*file).to_owned(), Source { path: folder.root().join(file), format, begin_ms: 0 })
             };
-            let (format, name) = (Format::M3u8, String::new());
-            let request = Merge { format, parts: parts.iter().map(part).collect(), name, expire_ms: 0 };
-            let merging = Merging {
-                request,
-                bytes: 0,
-                sources: parts.iter().map(source).collect(),
-                room: Room::new(0),
-                looked: Cell::default(),
-                folder: folder.clone(),
-                scratch: dir.path().join("scratch"),
-                key: key.into(),
-                percent: Arc::default(),
-                cancelled: Arc::default(),
-            };
-            merging.run().unwrap();
+            merging(&dir, parts, parts.iter().map(source).collect(), key).run().unwrap();
             let list = folder.root().join(key);
             let (mut counters, mut clock) = (BTreeMap::new(), 0);
             for segment in Playlist::parse(&fs::read_to_string(&list).unwrap()).segments {
