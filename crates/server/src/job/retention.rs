@@ -105,30 +105,11 @@ async fn delete(objects: &Objects, file: &File) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use crate::config::{self, Format, Vendor};
-    use crate::store::tests::{Dir, key};
-    use crate::store::{About, FileState};
+    use crate::store::FileState;
+    use crate::store::tests::{Dir, file, key};
 
     fn ready(id: &str) -> File {
-        File {
-            id: id.into(),
-            key: key("show"),
-            vendor: Vendor::Tencent,
-            record: String::new(),
-            format: Format::Mp4,
-            path: format!("7/show/{id}.mp4"),
-            state: FileState::Ready,
-            interrupted: false,
-            begin_ms: 0,
-            end_ms: 0,
-            duration_ms: 0,
-            size: 5,
-            etag: String::new(),
-            about: About::default(),
-            name: "show".into(),
-            created_ms: 0,
-            updated_ms: 0,
-            expire_ms: 0,
-        }
+        File { state: FileState::Ready, size: 5, ..file("show", id) }
     }
 
     /// Keeps files with an id, a format and when they expire; what is left of them at `now_ms` on the disk and as rows, after

@@ -392,32 +392,13 @@ mod tests {
     use bywash_media::Environment;
 
     use super::*;
-    use crate::config::{self, MediaUrl, Vendor};
+    use crate::config::{self, MediaUrl};
     use crate::secret::Secret;
-    use crate::store::About;
-    use crate::store::tests::{Dir, key};
+    use crate::store::tests::{Dir, file};
 
     fn stored(id: &str, updated_ms: i64) -> File {
-        File {
-            id: id.into(),
-            key: key("show"),
-            vendor: Vendor::Tencent,
-            record: "task".into(),
-            format: Format::Mp4,
-            path: format!("7/show/{id}.mp4"),
-            state: FileState::Stored,
-            interrupted: false,
-            begin_ms: 0,
-            end_ms: 0,
-            duration_ms: 0,
-            size: 5,
-            etag: String::new(),
-            about: About::default(),
-            name: "show".into(),
-            created_ms: updated_ms,
-            updated_ms,
-            expire_ms: 0,
-        }
+        let record = "task".into();
+        File { state: FileState::Stored, record, size: 5, created_ms: updated_ms, updated_ms, ..file("show", id) }
     }
 
     /// Uploads of a server in `dir` with these files, whose bytes are not there.

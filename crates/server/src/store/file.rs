@@ -482,29 +482,10 @@ mod tests {
 
     use super::*;
     use crate::store::Store;
-    use crate::store::tests::{Dir, key};
+    use crate::store::tests::{Dir, file};
 
-    fn open(id: &str, n: i64) -> File {
-        File {
-            id: format!("{n}"),
-            key: key(id),
-            vendor: Vendor::Tencent,
-            record: "task".into(),
-            format: Format::Mp4,
-            path: format!("7/{id}/{n}.mp4"),
-            state: FileState::Open,
-            interrupted: false,
-            begin_ms: 0,
-            end_ms: 0,
-            duration_ms: 0,
-            size: 0,
-            etag: String::new(),
-            about: About::default(),
-            name: id.into(),
-            created_ms: n,
-            updated_ms: n,
-            expire_ms: 0,
-        }
+    fn open(stream: &str, n: i64) -> File {
+        File { record: "task".into(), created_ms: n, updated_ms: n, ..file(stream, &n.to_string()) }
     }
 
     #[tokio::test]

@@ -387,6 +387,7 @@ pub(crate) mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
+    use crate::config::Format;
     use crate::secret::Secret;
 
     /// A folder of its own, gone when dropped.
@@ -438,6 +439,30 @@ pub(crate) mod tests {
 
     pub(crate) fn key(id: &str) -> StreamKey {
         StreamKey::published(7, id).unwrap()
+    }
+
+    /// A file that is open, of no recording.
+    pub(crate) fn file(stream: &str, id: &str) -> File {
+        File {
+            id: id.into(),
+            key: key(stream),
+            vendor: Vendor::Tencent,
+            record: String::new(),
+            format: Format::Mp4,
+            path: format!("7/{stream}/{id}.mp4"),
+            state: FileState::Open,
+            interrupted: false,
+            begin_ms: 0,
+            end_ms: 0,
+            duration_ms: 0,
+            size: 0,
+            etag: String::new(),
+            about: About::default(),
+            name: stream.into(),
+            created_ms: 0,
+            updated_ms: 0,
+            expire_ms: 0,
+        }
     }
 
     async fn put(store: &Store, id: &str) -> Result<(), Error> {

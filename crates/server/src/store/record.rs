@@ -272,9 +272,8 @@ fn record_of(row: &AnyRow) -> Result<Record, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Format;
-    use crate::store::tests::{Dir, key};
-    use crate::store::{About, FileState};
+    use crate::store::FileState;
+    use crate::store::tests::{Dir, file, key};
 
     fn record(id: &str, stream: &str, vendor: Vendor, origin: Origin, end_ms: i64) -> Record {
         let status = RecordStatus { state_ms: 1, ..RecordStatus::default() };
@@ -415,26 +414,7 @@ mod tests {
     async fn a_recording_is_forgotten_after_its_files() {
         let dir = Dir::new();
         let store = dir.open().await;
-        let file = |n: i64, state| File {
-            id: n.to_string(),
-            key: key("1"),
-            vendor: Vendor::Ws,
-            record: "1".into(),
-            format: Format::Mp4,
-            path: format!("7/1/{n}.mp4"),
-            state,
-            interrupted: false,
-            begin_ms: n,
-            end_ms: 0,
-            duration_ms: 0,
-            size: 0,
-            etag: String::new(),
-            about: About::default(),
-            name: "1".into(),
-            created_ms: 0,
-            updated_ms: 0,
-            expire_ms: 0,
-        };
+        let file = |n: i64, state| File { record: "1".into(), begin_ms: n, state, ..file("1", &n.to_string()) };
         let mut tx = store.begin().await.unwrap();
         for id in ["1", "2", "3"] {
             tx.record_put(&record(id, id, Vendor::Ws, Origin::Api, id.parse().unwrap())).await.unwrap();
