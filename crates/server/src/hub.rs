@@ -387,7 +387,7 @@ impl Reader {
         let most = waker.map(|_| BATCH_TIME);
         let mut tracks_at = ring.tracks.partition_point(|(from, _)| *from <= next);
         while next < ring.next() && bytes < BATCH {
-            let Stored { frame, start } = &ring.frames[(next - ring.first) as usize];
+            let Stored { frame, start } = ring.at(next);
             if most.is_some_and(|most| frame.dts - *first.get_or_insert(frame.dts) > most) && !batch.is_empty() {
                 break;
             }

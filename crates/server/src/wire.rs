@@ -37,7 +37,7 @@ pub struct Wire<S> {
     taken: u64,
     /// The socket took all, and may hold some of it itself: TLS does.
     unflushed: bool,
-    /// Bytes read while something waited to be written, less what the socket took since.
+    /// Bytes read, less bytes written, since nothing waited to be written; not below 0.
     ahead: usize,
 }
 
