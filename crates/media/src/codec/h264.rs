@@ -17,8 +17,9 @@ const HEAD: usize = 4096;
 /// told to be whole at once by a recovery point (H.264 §D.2.8).
 pub(super) fn is_key(frame: &[u8]) -> bool {
     let units = || nal::nals(frame, 4);
+    let mut slices = units().filter(|unit| is_slice(unit));
     units().any(|unit| unit_type(unit) == Some(IDR))
-        || recovery_point(frame) == Some(0) && units().filter(|unit| is_slice(unit)).all(is_intra)
+        || recovery_point(frame) == Some(0) && slices.next().is_some_and(is_intra) && slices.all(is_intra)
 }
 
 /// After how many pictures decoding is whole that begins at this frame, if a recovery point tells (H.264 §D.2.8): 0 at an open group of
@@ -274,6 +275,7 @@ mod tests {
         check(&[AT_ONCE, &[0x41, 0xb0], &[0x41, 0x9a]], false, Some(0));
         check(&[BIT_BY_BIT, &[0x41, 0x9a]], false, Some(12));
         check(&[&[0x41, 0xb0], AT_ONCE], false, None);
+        check(&[AT_ONCE], false, Some(0));
         check(&[&[0x06, 0xff], &[0x06], &[0x41, 0xb0]], false, None);
         check(&[], false, None);
     }
