@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -44,6 +44,9 @@ use crate::{console, http, job, playback, signalling};
 /// How long callbacks that became due at the very end may still be sent. What is not sent is sent after the next start.
 const LAST_CALLBACKS: Duration = Duration::from_secs(1);
 
+/// Signals that follow each other so closely are one: `timeout` signals its child, and then the group that the child is in.
+const ONE_SIGNAL: Duration = Duration::from_millis(500);
+
 /// Runs the server until SIGTERM or SIGINT. `reread` gives the configuration as it is written now, for SIGHUP.
 pub async fn run(config: Config, mut reread: impl FnMut() -> Result<Config, Problems>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -72,10 +75,18 @@ pub async fn run(config: Config, mut reread: impl FnMut() -> Result<Config, Prob
         error!(part, "a part of the server has panicked: it ends, to be started again");
     }
     info!("stopping; a second signal stops at once");
+    let first = Instant::now();
+    let again = async {
+        while first.elapsed() < ONE_SIGNAL {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+    };
     tokio::select! {
         () = server.stop() => {}
-        _ = terminate.recv() => anyhow::bail!("stopped at once"),
-        _ = interrupt.recv() => anyhow::bail!("stopped at once"),
+        () = again => anyhow::bail!("stopped at once"),
     }
     match broken {
         Some(part) => anyhow::bail!("{part} panicked, which is a bug: the log has where"),

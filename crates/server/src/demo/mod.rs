@@ -11,7 +11,7 @@ mod source;
 mod target;
 
 use std::fs::DirBuilder;
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Write, stdout};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -20,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, bail};
 use serde_json::Value;
 use tokio::net::{TcpListener, UdpSocket};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use self::source::{Clip, Sent};
@@ -39,7 +40,7 @@ const VENDOR: &str = "Tencent";
 /// The folder of recorded files in `data_dir`.
 const MEDIA: &str = "media";
 
-/// Runs the demonstration for `duration`, or until Ctrl-C. With `whip` a browser publishes, else the built-in clip is.
+/// Runs the demonstration for `duration`, or until Ctrl-C or SIGTERM. With `whip` a browser publishes, else the built-in clip is.
 pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> anyhow::Result<()> {
     // A port that is in use is no reason not to be shown how it works.
     for listen in [&mut config.http.listen, &mut config.rtmp.listen, &mut config.webrtc.listen] {
@@ -66,28 +67,34 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
         tokio::spawn(async move { target::serve(listener, clip.as_deref(), report).await })
     };
 
-    println!("bywash {}", env!("CARGO_PKG_VERSION"));
-    println!("  API      {base}/?Action=…   metrics {base}/metrics");
-    println!("  console  {base}/console?app={}&stream={stream}", app.id);
+    // Where nobody reads on, nothing more is shown.
+    let mut out = stdout();
+    writeln!(out, "bywash {}", env!("CARGO_PKG_VERSION"))?;
+    writeln!(out, "  API      {base}/?Action=…   metrics {base}/metrics")?;
+    writeln!(out, "  console  {base}/console?app={}&stream={stream}", app.id)?;
     match whip {
-        true => println!("  publish  {}", page(&base, &app, &stream)),
+        true => writeln!(out, "  publish  {}", page(&base, &app, &stream)),
         false => {
-            println!("  publish  rtmp://{}/{}/{stream}   a built-in clip: 640x360, H.264 + AAC", server.rtmp, app.id)
+            writeln!(
+                out,
+                "  publish  rtmp://{}/{}/{stream}   a built-in clip: 640x360, H.264 + AAC",
+                server.rtmp, app.id
+            )
         }
-    }
-    println!("  target   {target}   built in");
+    }?;
+    writeln!(out, "  target   {target}   built in")?;
     let call = Call { base, app };
     let address = call.address("CreatCDNTransferRule", &[("StreamId", &stream), ("CDNUrl", &target)]);
-    println!("  call     {address}");
+    writeln!(out, "  call     {address}")?;
     let answer = call.send(&address).await?;
-    println!("  answer   {answer}");
+    writeln!(out, "  answer   {answer}")?;
     if answer["Code"] != 0 {
         bail!("the call was refused");
     }
     let address = call.address("StartCDNRecord", &[("StreamId[]", &stream), ("Vendor", VENDOR)]);
-    println!("  call     {address}");
+    writeln!(out, "  call     {address}")?;
     let answer = call.send(&address).await?;
-    println!("  answer   {answer}");
+    writeln!(out, "  answer   {answer}")?;
     if answer["Code"] != 0 {
         bail!("the call was refused");
     }
@@ -98,13 +105,14 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
         let (stop, stream, rtmp, app) = (stop.clone(), stream.clone(), server.rtmp, call.app.id);
         tokio::spawn(async move { source::publish(&clip, rtmp, app, &stream, stop).await })
     });
-    let begin = Instant::now();
+    let (begin, mut terminate) = (Instant::now(), signal(SignalKind::terminate())?);
     tokio::select! {
         end = show(&call, &stream, &report, begin) => end?,
         () = until(duration.map(|it| begin + it)) => {}
         _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
     }
-    println!();
+    writeln!(out)?;
     stop.cancel();
     let delete = || call.address("DeleteCDNTransferRule", &[("StreamId", &stream), ("CDNUrl", &target)]);
     let sent = match publisher {
@@ -127,16 +135,17 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
     server.stop().await;
 
     let report = report.lock().expect("no holder panics").clone();
-    println!(
+    writeln!(
+        out,
         "relayed  {} pictures and {} packets of sound in {:.1} s, {:.2} MB",
         report.video,
         report.audio,
         begin.elapsed().as_secs_f64(),
         report.bytes as f64 / 1e6
-    );
+    )?;
     match report.verdict(sent) {
-        Ok(()) if whip => println!("arrived  pictures and sound"),
-        Ok(()) => println!("whole    every frame arrived once, in order and unchanged"),
+        Ok(()) if whip => writeln!(out, "arrived  pictures and sound")?,
+        Ok(()) => writeln!(out, "whole    every frame arrived once, in order and unchanged")?,
         Err(faults) => bail!("what arrived at the target is not whole: {faults}"),
     }
     // A browser changes the size of its pictures as it likes, and with it begins a new file.
@@ -146,12 +155,12 @@ pub async fn run(mut config: Config, duration: Option<Duration>, whip: bool) -> 
         let of = recording::check(file, kept.as_deref().zip(sent));
         let of = of.with_context(|| format!("the recorded file {} is not whole", file.display()))?;
         found = Sent { video: found.video + of.video, audio: found.audio + of.audio };
-        println!("file     {}", file.display());
+        writeln!(out, "file     {}", file.display())?;
     }
     if found.video == 0 || found.audio == 0 {
         bail!("{} pictures and {} packets of sound are in {} files", found.video, found.audio, files.len());
     }
-    println!("recorded {} pictures and {} packets of sound", found.video, found.audio);
+    writeln!(out, "recorded {} pictures and {} packets of sound", found.video, found.audio)?;
     Ok(())
 }
 
@@ -199,7 +208,8 @@ fn page(base: &str, app: &App, stream: &str) -> String {
 
 /// Prints how it goes, once a second, until it fails.
 async fn show(call: &Call, stream: &str, report: &Mutex<Report>, begin: Instant) -> anyhow::Result<()> {
-    let terminal = std::io::stdout().is_terminal();
+    let mut out = stdout();
+    let terminal = out.is_terminal();
     let mut before = 0;
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -217,7 +227,8 @@ async fn show(call: &Call, stream: &str, report: &Mutex<Report>, begin: Instant)
             (report.video, report.audio, report.bytes)
         };
         let elapsed = begin.elapsed().as_secs();
-        print!(
+        write!(
+            out,
             "{}{:02}:{:02}  in {:>5} kbit/s  {state:<10}  out {:>5} kbit/s  at the target {video} pictures, {audio} packets of sound{}",
             if terminal { "\r\x1b[2K" } else { "" },
             elapsed / 60,
@@ -225,8 +236,8 @@ async fn show(call: &Call, stream: &str, report: &Mutex<Report>, begin: Instant)
             input / 1000,
             (bytes - before) * 8 / 1000,
             if terminal { "" } else { "\n" },
-        );
-        std::io::stdout().flush()?;
+        )?;
+        out.flush()?;
         before = bytes;
     }
 }

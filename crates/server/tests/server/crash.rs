@@ -31,8 +31,9 @@ fn sigterm_drains() {
     assert_eq!(close["stream_sid"], receiver.of("stream_create", "show")[0]["stream_sid"]);
 }
 
-#[test]
-fn sigterm_ends_in_time_though_everyone_hangs() {
+/// Where relays hang and `shutdown_timeout` is four seconds: the exit code after SIGTERM, and how long it took from the last of
+/// two if there is another `after` the first.
+fn terminate_hanging(after: Option<Duration>) -> (i32, Duration) {
     let (silent, deaf) = (Sink::start(Manner::Silent), Sink::start(Manner::Take));
     let server = Server::start(Setup::server("shutdown_timeout = \"4s\""));
     server.relay("show", &silent.url("show"));
@@ -42,9 +43,31 @@ fn sigterm_ends_in_time_though_everyone_hangs() {
     deaf.wait_for("show", secs(5));
     deaf.set(Manner::Deaf);
     thread::sleep(secs(2));
+    if let Some(after) = after {
+        server.process().signal("TERM");
+        thread::sleep(after);
+    }
     let (code, took, _) = server.terminate();
-    assert!(took < secs(6), "{took:?}");
-    assert_eq!(code, 0);
+    (code, took)
+}
+
+#[test]
+fn sigterm_ends_in_time_though_everyone_hangs() {
+    let (code, took) = terminate_hanging(None);
+    assert!(code == 0 && took < secs(6), "{code} {took:?}");
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let (code, took) = terminate_hanging(Some(secs(1)));
+    assert!(code == 1 && took < secs(1), "{code} {took:?}");
+}
+
+/// `timeout` signals its child, and then the group that the child is in.
+#[test]
+fn two_signals_of_one_moment_are_one() {
+    let (code, took) = terminate_hanging(Some(Duration::ZERO));
+    assert!(code == 0 && took > secs(1), "{code} {took:?}");
 }
 
 /// Streams are relayed, a stream ends, calls are answered, and SIGTERM drains.
