@@ -12,9 +12,11 @@ setup: ## what the build and the tests need from the system (Debian, Ubuntu)
 	@scripts/setup.sh
 
 build: ## the server, optimised: target/release/bywash
+	@scripts/setup.sh build
 	cargo build --release --package bywash
 
-demo: setup ## a live stream relayed on this machine, nothing else needed; DEMO="--for 5m"
+demo: ## a live stream relayed on this machine, nothing else needed; DEMO="--for 5m"
+	@scripts/setup.sh build
 	cargo build --package bywash
 	target/debug/bywash demo $(or $(DEMO),--for 20s)
 

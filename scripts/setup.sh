@@ -1,27 +1,61 @@
 #!/bin/sh
-# Installs what the build and the tests need on Debian or Ubuntu. What is there already is left alone; a second run
-# says nothing and changes nothing.
+# Installs what the build and the tests need on Debian or Ubuntu; with `build`, what the build needs alone. What is there
+# already is left alone; a second run says nothing and changes nothing.
 set -eu
 
+if ! command -v cargo >/dev/null && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
+    echo "please install Rust 1.95 or later: https://www.rust-lang.org/tools/install" >&2
+    exit 1
+fi
+
 missing=
-need() { # PACKAGE TEST…: the package is missing where the test fails
+need() { # PACKAGE TEST…: the package is missing where the test fails; A|B is the first of the two that the system has
     package=$1
     shift
     "$@" >/dev/null 2>&1 || missing="$missing $package"
 }
 
-need build-essential cc --version
+install() { # what is missing
+    [ -n "$missing" ] || return 0
+    sudo=
+    [ "$(id -u)" = 0 ] || sudo=sudo
+    if ! command -v apt-get >/dev/null; then
+        echo "please install what Debian calls:$missing" >&2
+        exit 1
+    fi
+    $sudo apt-get update -qq
+    chosen=
+    for package in $missing; do
+        for name in $(echo "$package" | tr '|' ' '); do
+            apt-cache show "$name" >/dev/null 2>&1 && break
+        done
+        chosen="$chosen $name"
+    done
+    # shellcheck disable=SC2086
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $chosen >/dev/null
+    missing=
+}
+
+need build-essential c++ --version                                  # builds the sound codecs
 need make make --version
 need cmake cmake --version                                         # builds libopus
 need pkg-config pkg-config --version
 need libssl-dev pkg-config --exists openssl                        # DTLS
+if [ "${1:-}" = build ]; then
+    install
+    exit
+fi
+
 need curl curl --version
 need ffmpeg ffmpeg -version                                        # makes, publishes and judges media
 need nginx test -x /usr/sbin/nginx                                 # a CDN that records what arrives
 need libnginx-mod-rtmp test -f /usr/lib/nginx/modules/ngx_rtmp_module.so
 need rtmpdump rtmpdump --help                                      # a player
-need chromium chromium --version                                    # a WebRTC publisher and player
-need firefox-esr firefox-esr --version                             # another
+either() { # COMMAND COMMAND: there is one of them
+    command -v "$1" || command -v "$2"
+}
+need 'chromium|chromium-browser' either chromium chromium-browser  # a WebRTC publisher and player
+need 'firefox-esr|firefox' either firefox-esr firefox              # another
 need python3-venv python3 -c "import venv, ensurepip"            # for a WebRTC publisher, below
 need nodejs node --version                                         # runs the S3 server and mp4box, below
 need npm npm --version
@@ -38,17 +72,7 @@ need gstreamer1.0-nice gst nicesrc
 need gir1.2-gst-plugins-bad-1.0 test -f /usr/share/doc/gir1.2-gst-plugins-bad-1.0/copyright
 need librtmp-dev test -f /usr/include/librtmp/rtmp.h               # a publisher
 
-if [ -n "$missing" ]; then
-    sudo=
-    [ "$(id -u)" = 0 ] || sudo=sudo
-    if ! command -v apt-get >/dev/null; then
-        echo "please install what Debian calls:$missing" >&2
-        exit 1
-    fi
-    $sudo apt-get update -qq
-    # shellcheck disable=SC2086
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
-fi
+install
 
 venv=$(dirname "$0")/../target/venv
 # A WebRTC publisher; FFmpeg 8, which publishes by WHIP and enhanced RTMP.
@@ -69,8 +93,3 @@ modules() { # NAME: what crates/testkit/NAME asks for, from npm, is in target/NA
 
 modules s3                                                         # an S3 server
 modules players                                                    # hls.js, a player; mp4box, a parser
-
-if ! command -v cargo >/dev/null && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
-    echo "please install Rust 1.95 or later: https://www.rust-lang.org/tools/install" >&2
-    exit 1
-fi

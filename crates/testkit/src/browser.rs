@@ -64,7 +64,9 @@ impl Browser {
         let profile = Scratch::new();
         // The pipe is on descriptors 3 and 4.
         let mut chromium = Command::new("sh");
-        chromium.args(["-c", "exec chromium \"$@\" 3<&0 4>&1 </dev/null >/dev/null 2>&1", "chromium"]).args(FLAGS);
+        const RUN: &str =
+            r#"exec $(command -v chromium || command -v chromium-browser) "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1"#;
+        chromium.args(["-c", RUN, "chromium"]).args(FLAGS);
         chromium.args(flags).arg(format!("--user-data-dir={}", profile.join("").display()));
         // What is not in the profile is in the home folder.
         chromium.env("HOME", profile.join(""));

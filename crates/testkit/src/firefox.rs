@@ -42,7 +42,8 @@ impl Firefox {
         let mut text: String = PREFERENCES.into_iter().map(preference).collect();
         text += &preference(("marionette.port", &port.to_string()));
         std::fs::write(profile.join("user.js"), text).expect("a profile");
-        let mut firefox = Command::new("firefox-esr");
+        let mut firefox = Command::new("sh");
+        firefox.args(["-c", r#"exec $(command -v firefox-esr || command -v firefox) "$@""#, "firefox"]);
         firefox.args(["--headless", "--marionette", "--no-remote", "--profile"]).arg(profile.join(""));
         firefox.env("HOME", profile.join(""));
         let process = Process::start(firefox.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()));
