@@ -496,7 +496,19 @@ impl Config {
                 self.http.public_url
             )
         });
-        Vec::from_iter(warning)
+        // As examples/bywash.toml has them.
+        let example = |app: &&App| {
+            let push = app.cdn.push.iter().map(|it| &it.key);
+            let secrets = [&app.server_secret, &app.callback_secret, &app.publish_key].into_iter().chain(push);
+            secrets.into_iter().any(|it| it.expose().starts_with("change-me"))
+        };
+        let examples = self.apps.iter().filter(example).map(|app| {
+            format!(
+                "app {} has a secret of the example, which everybody knows: make one with `openssl rand -hex 16`",
+                app.id
+            )
+        });
+        warning.into_iter().chain(examples).collect()
     }
 
     /// What a reload makes of `new`, the configuration as it is written now.

@@ -21,7 +21,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use bywash_media::{Codec, StreamKey};
 use tokio::sync::oneshot;
-use tracing::{Instrument, info, info_span};
+use tracing::{Instrument, info, info_span, warn};
 
 use crate::clock::unix_s;
 use crate::config::{Apps, IceServer, Webrtc};
@@ -245,6 +245,9 @@ impl Doors {
         let (key, user) = self.admit(purpose, path, query, &head.headers)?;
         of_type(&head.headers, SDP)?;
         let offer = Offer::parse(&read(body).await?, purpose)?;
+        if !self.port.reaches(peer.ip()) {
+            warn!(stream = %key, from = %peer, "WebRTC listens on this machine's own addresses alone: set `webrtc.listen`, as \"0.0.0.0:8000\"");
+        }
 
         let lane = self.lanes.pick().clone();
         let (id, tag, answer) = match purpose {

@@ -278,6 +278,11 @@ impl Port {
         self.jitter_buffer
     }
 
+    /// Whether someone who calls from `ip` is told of an address that is not only this machine's.
+    pub fn reaches(&self, ip: IpAddr) -> bool {
+        ip.to_canonical().is_loopback() || self.addresses.iter().any(|it| !it.ip().is_loopback())
+    }
+
     pub(super) fn candidates(&self) -> impl Iterator<Item = Candidate> {
         let tcp = |address| Candidate::builder().tcp().host(address).tcptype(TcpType::Passive).build();
         self.addresses.iter().flat_map(move |&it| [Candidate::host(it, "udp").ok(), tcp(it).ok()]).flatten()

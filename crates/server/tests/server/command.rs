@@ -174,6 +174,10 @@ fn check_warns_of_addresses_that_lead_nowhere() {
     check(&["http.listen=0.0.0.0:8080"], true);
     check(&["rtmp.listen=[::]:1935"], true);
     check(&["http.listen=0.0.0.0:8080", "http.public_url=http://live.example.com"], false);
+
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/bywash.toml");
+    let (_, out, _) = run(&mut bywash(&["check", "--config", example]));
+    assert!(out.contains("warning: app 1234567890 has a secret of the example"), "{out}");
 }
 
 /// Runs the demonstration in `dir`, with temporary folders of its own; gives what it printed.
@@ -187,13 +191,25 @@ fn demo(dir: &Scratch, command: &mut Command) -> String {
 #[test]
 fn demo_shows_whole_media() {
     let dir = Scratch::new();
-    let mut command = bywash(&["demo", "--for", "6s"]);
+    // Ended from outside, as by Ctrl-C.
+    let mut command = Command::new("timeout");
+    command.args(["--preserve-status", "--signal=TERM", "6"]).arg(binary()).arg("demo");
     // Another demonstration may look for free ports at the same moment.
     for key in ["http", "rtmp", "webrtc"] {
         command.arg("--set").arg(format!("{key}.listen=127.0.0.1:{}", bywash_testkit::port()));
     }
     let out = demo(&dir, &mut command);
     assert!(out.contains("CreatCDNTransferRule"), "it shows the call it made: {out}");
+}
+
+#[test]
+fn demo_ends_where_nobody_reads_on() {
+    let dir = Scratch::new();
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("{} demo --for 30s | head -n 3", binary().display()));
+    let (code, out, errors) = run(command.env("TMPDIR", dir.join("")));
+    assert!(code == Some(0) && errors.contains("Broken pipe") && !errors.contains("panicked"), "{out}{errors}");
+    assert_eq!(std::fs::read_dir(dir.join("")).expect("a folder").count(), 0, "it leaves nothing");
 }
 
 #[test]
