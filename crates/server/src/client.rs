@@ -9,6 +9,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::api::guard;
 use crate::config::App;
+use crate::tls;
 
 /// The query of `action`, signed at `now` (Unix time).
 pub fn query(app: &App, action: &str, params: Vec<(String, String)>, test: bool, nonce: &str, now: Duration) -> String {
@@ -56,8 +57,9 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b
 pub async fn send(server: &str, query: &str) -> anyhow::Result<String> {
     let url =
         url::Url::parse(server).with_context(|| format!("{server} is no address: name it as http://HOST:PORT"))?;
-    let mut client =
-        reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(reqwest::redirect::Policy::none());
+    let none = reqwest::redirect::Policy::none();
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(none);
+    let mut client = client.tls_backend_preconfigured(tls::client(Vec::new())?);
     // A proxy of the environment does not reach our own loopback.
     if matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]")) {
         client = client.no_proxy();

@@ -29,6 +29,7 @@ pub mod signalling;
 pub mod space;
 pub mod store;
 pub mod sys;
+pub mod tls;
 pub mod token;
 pub mod vendor;
 pub mod webrtc;

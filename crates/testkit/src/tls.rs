@@ -30,6 +30,20 @@ impl Tls {
         let key = rcgen::KeyPair::generate().expect("a key");
         let params = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("a name");
         let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+        Tls::with(dir, &certificate, &key, to)
+    }
+
+    /// Likewise with a certificate that nobody but itself vouches for, as `openssl req -x509` makes it.
+    pub fn self_signed(name: &str, to: u16) -> Tls {
+        let (dir, key) = (Scratch::new(), rcgen::KeyPair::generate().expect("a key"));
+        let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).expect("a certificate");
+        std::fs::write(dir.join("roots.pem"), certificate.pem()).expect("a file of ours");
+        Tls::with(dir, &certificate, &key, to)
+    }
+
+    fn with(dir: Scratch, certificate: &rcgen::Certificate, key: &rcgen::KeyPair, to: u16) -> Tls {
         let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key of ours");
         let config = ServerConfig::builder()
             .with_no_client_auth()
@@ -56,7 +70,7 @@ impl Tls {
         Tls { port, dir }
     }
 
-    /// The authority's certificate, for `relay.ca_file`.
+    /// The certificate of who vouches for it, for `relay.ca_file`.
     pub fn roots(&self) -> PathBuf {
         self.dir.join("roots.pem")
     }

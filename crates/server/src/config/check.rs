@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use rustls::RootCertStore;
-
 use super::keys::Scope;
 use super::read::{Place, Reader};
 use super::{App, Config, Driver, PublishAuth, Push, pem};
@@ -92,7 +90,7 @@ fn files(reader: &mut Reader<'_>, config: &Config) {
         }
     }
     if let Some(roots) = &config.relay.ca_file {
-        file(reader, "relay.ca_file", roots, |text| pem::trust(&mut RootCertStore::empty(), text));
+        file(reader, "relay.ca_file", roots, pem::certificates);
     }
 }
 

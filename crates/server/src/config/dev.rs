@@ -31,7 +31,10 @@ impl Config {
         let file = self.data_dir.join(FILE);
         let created = !file.exists();
         if created {
-            fs::create_dir_all(&self.data_dir).with_context(|| format!("create {}", self.data_dir.display()))?;
+            fs::create_dir_all(&self.data_dir).with_context(|| {
+                let folder = self.data_dir.display();
+                format!("create data_dir {folder}: set `data_dir` (--data-dir) to a folder that can be written")
+            })?;
             create(&file).with_context(|| format!("create {}", file.display()))?;
         }
         let app = load(&self.data_dir)?.with_context(|| format!("{} is gone again", file.display()))?;

@@ -4,10 +4,10 @@
 
 use std::sync::Arc;
 
+use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::ParsedCertificate;
-use rustls::{RootCertStore, ServerConfig};
 
 /// All certificates of a file; at least one.
 pub fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -29,12 +29,6 @@ pub fn private_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
         true => "is encrypted: write it without a password, as `openssl pkey -in … -out …` does".into(),
         false => "holds no private key in PEM form".into(),
     })
-}
-
-/// Trusts all certificates of a file too.
-pub fn trust(roots: &mut RootCertStore, text: &[u8]) -> Result<(), String> {
-    let mut all = certificates(text)?.into_iter();
-    all.try_for_each(|it| roots.add(it).map_err(|why| format!("holds a certificate that is none to trust: {why}")))
 }
 
 /// What a listener shows its clients; an error if the key is not that of the certificate.

@@ -23,6 +23,7 @@ use tracing::{debug, warn};
 use crate::clock::unix_ms;
 use crate::config::{CallbackFormat, CallbackLimits};
 use crate::store::{Callback, Delivery, Error, Store};
+use crate::tls;
 
 /// Waits in seconds after the first, second … failed attempt (ZEGO); one more failure and it is given up.
 const RETRIES: [i64; 5] = [2, 4, 8, 16, 32];
@@ -295,15 +296,10 @@ fn judge(callback: Callback, (status, result): Answer, now_ms: i64) -> Callback 
 
 /// Receivers are reached directly, whatever proxy the environment names: most are in the same network.
 fn client(limits: &CallbackLimits) -> Client {
-    let builder = || {
-        let none = reqwest::redirect::Policy::none();
-        Client::builder().redirect(none).no_proxy().timeout(limits.timeout)
-    };
-    let client = builder().build().or_else(|e| {
-        warn!(error = %e, "no roots to verify receivers by: callbacks to https:// will fail");
-        builder().tls_certs_only([]).build()
-    });
-    client.expect("without the machine's roots nothing is left that can fail")
+    let none = reqwest::redirect::Policy::none();
+    let tls = tls::client(Vec::new()).expect("roots that do not parse are passed over");
+    let client = Client::builder().redirect(none).no_proxy().timeout(limits.timeout).tls_backend_preconfigured(tls);
+    client.build().expect("nothing is left that can fail")
 }
 
 #[cfg(test)]

@@ -229,6 +229,21 @@ fn rtmps_target() {
 }
 
 #[test]
+fn a_self_signed_certificate_is_trusted_if_it_is_named() {
+    let cdn = Nginx::start();
+    let tls = Tls::self_signed("localhost", cdn.port());
+    let server = Server::start(Setup::server(format!("relay.ca_file = {:?}", tls.roots())));
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    server.relay("show", &tls.url("localhost", "show"));
+    media::assert_clean(&cdn.wait_for("show", 100));
+    let other_name = tls.url("127.0.0.1", "show");
+    server.relay("show", &other_name);
+    let refused = || server.rule("show", &other_name).filter(|rule| rule["UpdateReason"] != 0);
+    let rule = eventually("another name is refused", secs(6), refused);
+    assert!(rule["LastError"].as_str().is_some_and(|it| it.contains("certificate")), "{rule}");
+}
+
+#[test]
 fn wrong_certificate_is_refused() {
     let cdn = Nginx::start();
     let other_name = Tls::start("other.example", cdn.port());

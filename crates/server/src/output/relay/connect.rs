@@ -24,8 +24,8 @@ use super::{End, Settings};
 use crate::address;
 use crate::config::pem;
 use crate::store::Reason;
-use crate::sys;
 use crate::vendor::Target;
+use crate::{sys, tls};
 
 /// Bytes that the kernel may hold unsent.
 const UNSENT: u32 = 256 * 1024;
@@ -100,16 +100,13 @@ async fn secure(target: &Target, tcp: TcpStream, settings: &Settings) -> Result<
 
 /// What rtmps:// targets are trusted by: the system's roots, and those of `ca_file`.
 pub fn tls(ca_file: Option<&Path>) -> anyhow::Result<Arc<rustls::ClientConfig>> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let mut own = Vec::new();
     if let Some(path) = ca_file {
         let file = || format!("relay.ca_file {}", path.display());
         let text = std::fs::read(path).with_context(file)?;
-        pem::trust(&mut roots, &text).map_err(|why| anyhow!("{} {why}", file()))?;
+        own = pem::certificates(&text).map_err(|why| anyhow!("{} {why}", file()))?;
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
+    Ok(Arc::new(tls::client(own)?))
 }
 
 impl Socket {
