@@ -27,7 +27,7 @@ use tracing::{error, info, info_span, warn};
 
 use crate::callback::{self, Close};
 use crate::clock::{unix_ms, until};
-use crate::config::{self, Apps};
+use crate::config::Apps;
 use crate::hub::{self, Hub};
 use crate::lane::Lane;
 use crate::live;
@@ -286,6 +286,8 @@ struct Place {
     stream: Option<Live>,
     /// When the stream ends if nobody publishes it; none while somebody does.
     ends_at: Option<Instant>,
+    /// The address of the app's default target as it was when the stream was sent there; see [`Keeper::put_default_rule`].
+    default_target: Option<String>,
     /// How it ended then.
     close: Close,
 }
@@ -427,6 +429,7 @@ impl Keeper {
                     }
                     Request::Reload => {
                         self.readdress().await;
+                        self.end_strays().await;
                         self.woken.extend(self.places.keys().cloned());
                     }
                     Request::Drain(reply) => {
@@ -465,6 +468,8 @@ impl Keeper {
                 recreate: true,
                 stream: None,
                 ends_at: Some(Instant::now() + grace),
+                // It was sent there already, and a call may have put an end to that.
+                default_target: self.default_target(&session.key).map(|it| it.address()),
                 close: Close::TcpDrop,
                 session,
             };
@@ -564,6 +569,7 @@ impl Keeper {
                     recreate: false,
                     stream: Some(live),
                     ends_at: None,
+                    default_target: None,
                     close: Close::TcpDrop,
                 };
                 self.places.insert(key.clone(), place);
@@ -730,15 +736,11 @@ impl Keeper {
             return Ok(());
         }
         let app = self.parts.apps.get(key.app());
-        if let Some(app) = &app {
-            self.put_default_rule(app, key).await?;
-        }
+        self.put_default_rule(key).await?;
         let (forbidden, rules) = self.read(async |tx| Ok((tx.forbidden(key).await?, tx.rules_of(key).await?))).await?;
         if forbidden {
             info!(stream = %key, "stream is forbidden: its publisher is cut");
-            if let Some(live) = self.places.get(key).and_then(|place| place.stream.as_ref()) {
-                live.cut.cancel();
-            }
+            self.cut(key);
             self.end(key, Close::Kicked).await;
             return Ok(());
         }
@@ -792,17 +794,53 @@ impl Keeper {
         self.reconcile_recordings(key, app.as_deref()).await
     }
 
-    /// ZEGO's "default relay": every stream goes to the app's default target.
-    async fn put_default_rule(&self, app: &config::App, key: &StreamKey) -> Result<(), store::Error> {
-        let url = app.cdn.default_target.as_ref().filter(|_| app.cdn.relay_everything);
-        let target = url.map(|url| Target::parse(&format!("{}/{}", url.trim_end_matches('/'), key.id())));
-        let Some(Ok(target)) = target else { return Ok(()) };
-        let address = target.address();
-        let known = self.read(async |tx| tx.rule(key, &address).await).await?;
-        if known.is_some() {
+    /// ZEGO's "default relay": every stream goes to the app's default target. It is sent there once, so that a call can put an end to it,
+    /// and again where the configuration names another.
+    async fn put_default_rule(&mut self, key: &StreamKey) -> Result<(), store::Error> {
+        let target = self.default_target(key);
+        let address = target.as_ref().map(Target::address);
+        let Some(before) = self.places.get(key).map(|it| &it.default_target).filter(|it| **it != address) else {
             return Ok(());
+        };
+        self.write(async |tx| {
+            if before.is_some() {
+                tx.rules_delete_default(key).await?;
+            }
+            let Some((target, address)) = target.as_ref().zip(address.as_ref()) else { return Ok(()) };
+            match tx.rule(key, address).await? {
+                Some(_) => Ok(()),
+                None => tx.rule_put(key, address, target.url(), Origin::Default, unix_ms()).await,
+            }
+        })
+        .await?;
+        if let Some(place) = self.places.get_mut(key) {
+            place.default_target = address;
         }
-        self.write(async |tx| tx.rule_put(key, &address, target.url(), Origin::Default, unix_ms()).await).await
+        Ok(())
+    }
+
+    /// Where the stream goes by its app's configuration alone.
+    fn default_target(&self, key: &StreamKey) -> Option<Target> {
+        let app = self.parts.apps.get(key.app())?;
+        let url = app.cdn.default_target.as_ref().filter(|_| app.cdn.relay_everything)?;
+        Target::parse(&format!("{}/{}", url.trim_end_matches('/'), key.id())).ok()
+    }
+
+    /// Streams of apps that are configured no more end: nobody could stop them by a call.
+    async fn end_strays(&mut self) {
+        let keys: Vec<_> = self.places.keys().filter(|key| self.parts.apps.get(key.app()).is_none()).cloned().collect();
+        for key in keys {
+            warn!(stream = %key, "its app is configured no more: the stream ends");
+            self.cut(&key);
+            self.end(&key, Close::Kicked).await;
+        }
+    }
+
+    /// Sends the publisher of a stream away.
+    fn cut(&self, key: &StreamKey) {
+        if let Some(live) = self.places.get(key).and_then(|place| place.stream.as_ref()) {
+            live.cut.cancel();
+        }
     }
 
     fn start_relay(&mut self, key: &StreamKey, address: String, wish: Wish) {
@@ -977,9 +1015,7 @@ impl Keeper {
     async fn drain(&mut self) {
         let keys: Vec<_> = self.places.keys().cloned().collect();
         for key in keys {
-            if let Some(live) = &self.places[&key].stream {
-                live.cut.cancel();
-            }
+            self.cut(&key);
             self.end(&key, Close::TcpDrop).await;
             // What cannot be written now is found by the next start.
             self.places.remove(&key);

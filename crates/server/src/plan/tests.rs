@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::config::{App, Config, Vendor};
+use crate::config::{self, App, Config, Vendor};
 use crate::lane::Lanes;
 use crate::object::Urls;
 use crate::secret::Secret;

@@ -289,3 +289,17 @@ fn a_reload_takes_what_it_can_and_cuts_nobody() {
     eventually("the stream goes on", secs(5), || (sink.pictures("show") > before + 5).then_some(()));
     assert_eq!(sink.sessions().len(), 1, "in the same session");
 }
+
+#[test]
+fn streams_of_an_app_that_is_gone_end() {
+    let sink = Sink::start(Manner::Take);
+    let server = Server::start(Setup::default());
+    server.relay("show", &sink.url("show"));
+    let _flow = Flow::start(vec![Publisher::connect(&server.rtmp("show")).expect("it is taken")], Pace::SMALL);
+    sink.wait_for("show", secs(5));
+    let config = std::fs::read_to_string(server.config()).expect("a configuration");
+    std::fs::write(server.config(), config.replace(&format!("id = {APP}"), "id = 77")).expect("a file of ours");
+    server.process().signal("HUP");
+    eventually("its relay ends", secs(5), || sink.session("show").filter(|it| it.closed));
+    assert!(Publisher::connect(&server.rtmp("show")).is_err(), "nobody publishes to it");
+}

@@ -60,6 +60,36 @@ fn every_stream_goes_to_the_default_target_where_the_app_says_so() {
 }
 
 #[test]
+fn a_default_relay_ends_by_a_call_or_a_reload_and_not_for_a_moment() {
+    let (old, new) = (Sink::start(Manner::Take), Sink::start(Manner::Take));
+    let base = |sink: &Sink| sink.url("").trim_end_matches('/').to_owned();
+    let setup = Setup::app(format!("cdn.default_target = {:?}\ncdn.relay_everything = true", base(&old)));
+    let server = Server::start(setup);
+    let publish = |name| Flow::start(vec![Publisher::connect(&server.rtmp(name)).expect("it is taken")], Pace::SMALL);
+    let _flows = ["a", "b"].map(publish);
+    ["a", "b"].iter().for_each(|name| old.wait_for(name, secs(5)));
+    let closed = |sink: &Sink, name: &str| sink.session(name).filter(|it| it.closed);
+    server.unrelay("a", &old.url("a"));
+    eventually("the call ends it", secs(5), || closed(&old, "a"));
+    // What wakes the stream's plan does not bring it back.
+    server.relay("a", &new.url("mine"));
+    new.wait_for("mine", secs(5));
+    stays("it is not there again", secs(2), || old.sessions().len() == 2 && server.rule("a", &old.url("a")).is_none());
+
+    let config = std::fs::read_to_string(server.config()).expect("a configuration");
+    let reload = |config: &str| {
+        std::fs::write(server.config(), config).expect("a file of ours");
+        server.process().signal("HUP");
+    };
+    reload(&config.replace(&base(&old), &base(&new)));
+    ["a", "b"].iter().for_each(|name| new.wait_for(name, secs(5)));
+    eventually("the old target is left", secs(5), || closed(&old, "b"));
+    reload(&config.replace("relay_everything = true", "relay_everything = false"));
+    ["a", "b"].iter().for_each(|name| drop(eventually("no default relay is left", secs(5), || closed(&new, name))));
+    assert!(server.rule("a", &new.url("mine")).is_some_and(|rule| rule["State"] == 2), "a call's rule stays");
+}
+
+#[test]
 fn a_rule_without_an_address_takes_the_default_target() {
     let sink = Sink::start(Manner::Take);
     let base = sink.url("");
