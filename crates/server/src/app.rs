@@ -133,7 +133,10 @@ impl Server {
         let rtmp_listener = bind(config.rtmp.listen, "rtmp.listen").await?;
         let (http, rtmp) = (http_listener.local_addr()?, rtmp_listener.local_addr()?);
         let relay = Arc::new(ArcSwap::from_pointee(relay_settings(&config)?));
-        std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
+        std::fs::create_dir_all(&config.data_dir).with_context(|| {
+            let folder = config.data_dir.display();
+            format!("create data_dir {folder}: set `data_dir` (--data-dir) to a folder that can be written")
+        })?;
         let lock = lock(&config.data_dir)?;
         let objects = Objects::new(&config.media, &config.data_dir)?;
         let port = Port::bind(&config.webrtc, &config.data_dir).await?;
@@ -319,11 +322,12 @@ impl Server {
     pub async fn stop(self) {
         self.draining.store(true, Ordering::Relaxed);
         let limit = self.config.shutdown_timeout;
-        let drained = tokio::time::timeout(limit.saturating_sub(2 * LAST_CALLBACKS), self.plan.drain()).await;
-        if drained.is_err() {
+        let end = tokio::time::Instant::now() + limit;
+        let rest = (2 * LAST_CALLBACKS).min(limit / 2);
+        if tokio::time::timeout_at(end - rest, self.plan.drain()).await.is_err() {
             warn!("not all relays ended in time");
         }
-        tokio::time::sleep(LAST_CALLBACKS.min(limit / 4)).await;
+        tokio::time::sleep(rest / 2).await;
         drop(self.stop);
         self.callbacks_stop.cancel();
         let rest = async {
@@ -331,10 +335,11 @@ impl Server {
                 let _ = task.await;
             }
         };
-        if tokio::time::timeout(2 * LAST_CALLBACKS, rest).await.is_err() {
+        if tokio::time::timeout_at(end - limit / 10, rest).await.is_err() {
             warn!("not all connections ended in time");
         }
-        self.store.close().await;
+        // What is committed is safe without it.
+        let _ = tokio::time::timeout_at(end, self.store.close()).await;
         info!("stopped");
     }
 }
@@ -385,7 +390,11 @@ fn watch_routes(metrics: Arc<Metrics>, store: Store, plan: Plan, draining: Arc<A
             Ok(Err(error)) => reasons.push(format!("the database cannot be read: {error}")),
             Err(_) => reasons.push("the database does not answer".to_owned()),
         }
-        reasons.extend(plan.trouble());
+        match tokio::time::timeout(Duration::from_secs(1), store.trouble()).await {
+            Ok(None) => reasons.extend(plan.trouble()),
+            Ok(Some(error)) => reasons.push(error.to_string()),
+            Err(_) => reasons.push("the database takes no change".to_owned()),
+        }
         let code = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let body = serde_json::json!({ "ready": reasons.is_empty(), "reasons": reasons });
         (code, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()

@@ -7,7 +7,7 @@
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bywash_media::{Environment, StreamKey};
@@ -45,6 +45,8 @@ pub struct Store {
     readers: AnyPool,
     outbox_ready: Arc<Notify>,
     work: Arc<watch::Sender<()>>,
+    /// Why the last change was not made; empty if it was.
+    trouble: Arc<Mutex<String>>,
 }
 
 /// Why the store did not do it. Nothing was changed.
@@ -108,6 +110,7 @@ impl Store {
             readers: pool(READERS, READER).connect_lazy_with(options),
             outbox_ready: Arc::default(),
             work: Arc::default(),
+            trouble: Arc::default(),
         };
         store.upgrade().await?;
         Ok(store)
@@ -115,7 +118,8 @@ impl Store {
 
     /// Begins a change. It has the writer alone until it is committed, or dropped, which undoes it.
     pub async fn begin(&self) -> Result<Tx, Error> {
-        self.tx(&self.writer, "BEGIN IMMEDIATE").await
+        let begun = self.tx(&self.writer, "BEGIN IMMEDIATE").await;
+        begun.map(|tx| Tx { trouble: Some(self.trouble.clone()), ..tx }).inspect_err(|why| note(&self.trouble, why))
     }
 
     /// Begins a look at one snapshot. It cannot change anything.
@@ -131,6 +135,19 @@ impl Store {
     /// Changes after a commit that left something to do on files: uploads, deletions, merges.
     pub fn work(&self) -> watch::Receiver<()> {
         self.work.subscribe()
+    }
+
+    /// Why it cannot be written, if so. Where the last change failed, one that changes nothing is tried.
+    pub async fn trouble(&self) -> Option<Error> {
+        if self.trouble.lock().expect("no holder panics").is_empty() {
+            return None;
+        }
+        let probe = async {
+            let mut tx = self.begin().await?;
+            tx.run(sqlx::query("UPDATE schema_version SET version = version")).await?;
+            tx.commit().await
+        };
+        probe.await.err()
     }
 
     /// Waits until nobody uses the store, folds the log into the file and closes it.
@@ -153,6 +170,7 @@ impl Store {
             outbox_ready: self.outbox_ready.clone(),
             works: false,
             work: self.work.clone(),
+            trouble: None,
         })
     }
 
@@ -210,6 +228,8 @@ pub struct Tx {
     outbox_ready: Arc<Notify>,
     works: bool,
     work: Arc<watch::Sender<()>>,
+    /// Where a change notes that it could not be made; a look has none.
+    trouble: Option<Arc<Mutex<String>>>,
 }
 
 type Sql<'q> = Query<'q, Any, AnyArguments>;
@@ -218,6 +238,9 @@ impl Tx {
     /// Makes it so, durably.
     pub async fn commit(mut self) -> Result<(), Error> {
         self.run(sqlx::query("COMMIT")).await?;
+        if let Some(trouble) = &self.trouble {
+            trouble.lock().expect("no holder panics").clear();
+        }
         if self.owes {
             self.outbox_ready.notify_one();
         }
@@ -282,7 +305,18 @@ impl Tx {
 
     fn note<T>(&mut self, result: Result<T, sqlx::Error>) -> Result<T, Error> {
         self.failed |= result.is_err();
-        result.map_err(Error::from)
+        result.map_err(Error::from).inspect_err(|why| {
+            if let Some(trouble) = &self.trouble {
+                note(trouble, why);
+            }
+        })
+    }
+}
+
+/// That a disk is full, or that others hold the store, concerns all who write; another error only who made it.
+fn note(trouble: &Mutex<String>, why: &Error) {
+    if matches!(why, Error::Full(_) | Error::Busy) {
+        *trouble.lock().expect("no holder panics") = why.to_string();
     }
 }
 

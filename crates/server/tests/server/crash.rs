@@ -226,6 +226,8 @@ fn disk_full_refuses_calls_and_relays_go_on() {
     }
     let refused = refused.expect("a call is refused when nothing can be stored");
     assert!([30003, 5000, 5001, 5002, 5006].map(Into::into).contains(&refused["Code"]), "{refused}");
+    let (status, why) = server.get("/ready").expect("an answer");
+    assert!(status == 503 && why.contains("cannot be written"), "{status} {why}");
     sink.wait_for("show", secs(2));
     stays("the relay goes on in one session", secs(1), || sink.sessions().len() == 1);
     disk.free();
@@ -234,4 +236,5 @@ fn disk_full_refuses_calls_and_relays_go_on() {
         (server.call("CreatCDNTransferRule", &[("StreamId", "after"), ("CDNUrl", &sink.url("after"))])["Code"] == 0)
             .then_some(())
     });
+    assert_eq!(server.get("/ready").expect("an answer").0, 200);
 }
