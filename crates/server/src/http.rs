@@ -36,6 +36,9 @@ const FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// How long a connection may be silent between two requests.
 const IDLE: Duration = Duration::from_secs(75);
 
+/// Likewise where half of the places are taken: those who ask again and again are served, and make room.
+const IDLE_CROWDED: Duration = Duration::from_secs(5);
+
 /// How long a peer may take nothing of what waits for it: one that stopped reading holds a place, a socket and perhaps a file.
 const STALL: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
 
@@ -67,7 +70,8 @@ pub async fn serve(
             () = stop.cancelled() => break,
         };
         let (socket, peer) = match accepted {
-            Ok(accepted) => accepted,
+            // An IPv4 peer of a listener on both families.
+            Ok((socket, peer)) => (socket, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
             Err(error) => {
                 // Out of descriptors, most of all: those that end make room.
                 tracing::warn!(%error, "accept");
@@ -89,8 +93,9 @@ pub async fn serve(
             None => None,
         };
         let (router, stop) = (router.clone(), stop.clone());
+        let idle = if places.available_permits() < CONNECTIONS_MAX / 2 { IDLE_CROWDED } else { IDLE };
         connections.spawn(async move {
-            if let Err(error) = connection(socket, peer, acceptor, router, stop).await {
+            if let Err(error) = connection(socket, peer, acceptor, router, idle, stop).await {
                 tracing::debug!(%peer, %error, "connection");
             }
             drop(place);
@@ -106,6 +111,7 @@ async fn connection(
     peer: SocketAddr,
     acceptor: Option<TlsAcceptor>,
     router: Router,
+    idle: Duration,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let deadline = tokio::time::Instant::now() + FIRST_REQUEST;
@@ -117,9 +123,9 @@ async fn connection(
         Some(acceptor) => {
             let accepted = tokio::time::timeout_at(deadline, acceptor.accept(socket)).await;
             let stream = accepted.context("no TLS handshake in time")?.context("TLS handshake")?;
-            requests(stream, peer, router, deadline, stop).await
+            requests(stream, peer, router, (deadline, idle), stop).await
         }
-        None => requests(socket, peer, router, deadline, stop).await,
+        None => requests(socket, peer, router, (deadline, idle), stop).await,
     }
 }
 
@@ -127,7 +133,7 @@ async fn requests(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: SocketAddr,
     router: Router,
-    deadline: tokio::time::Instant,
+    (deadline, idle): (tokio::time::Instant, Duration),
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let asked = AtomicBool::new(false);
@@ -140,7 +146,7 @@ async fn requests(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // hyper counts from the end of the last response, so this is also the limit of silence.
-        .header_read_timeout(IDLE)
+        .header_read_timeout(idle)
         .max_header_size(HEAD_MAX)
         .max_buf_size(HEAD_MAX)
         .serve_connection(TokioIo::new(stream), service);
@@ -372,7 +378,7 @@ mod tests {
         peer.write_all(b"GET / HTTP/1.1\r\nHost:").await.unwrap();
         let deadline = tokio::time::Instant::now() + Duration::from_millis(20);
         let from = ([127, 0, 0, 1], 1).into();
-        let ended = requests(stream, from, Router::new(), deadline, CancellationToken::new()).await;
+        let ended = requests(stream, from, Router::new(), (deadline, IDLE), CancellationToken::new()).await;
         assert_eq!(ended.unwrap_err().to_string(), "no request in time");
     }
 

@@ -167,6 +167,22 @@ pub fn use_small_pages() {
     unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
 }
 
+/// Lets this process open as many files and sockets as it may ask for (getrlimit(2)); says how many. Shells and services begin with 1024,
+/// for programs that use select(2).
+pub fn raise_file_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel fills `limit`.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the kernel reads `limit`.
+    match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
+        0 => Ok(limit.rlim_max),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Lets a command end quietly when whoever reads its output has gone (`bywash call … | head`); Rust ignores SIGPIPE.
 pub fn end_on_broken_pipe() {
     // SAFETY: no handler is installed, the default action is.
@@ -215,6 +231,15 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
+
+    #[test]
+    fn as_many_files_are_open_as_may_be() {
+        let told = raise_file_limit().unwrap();
+        let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+        let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let told = if told == libc::RLIM_INFINITY { "unlimited".into() } else { told.to_string() };
+        assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), [&told; 2]);
+    }
 
     #[test]
     fn the_kernel_counts_what_the_peer_acknowledged() {

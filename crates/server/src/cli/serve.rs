@@ -112,6 +112,9 @@ fn reread(source: &Source, own_app: &mut bool) -> Result<Config, Problems> {
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    if let Err(error) = sys::raise_file_limit() {
+        warn!(%error, "cannot ask for more files and sockets than there are by default");
+    }
     sys::keep_freed_memory(KEEP);
     sys::use_small_pages();
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")

@@ -78,7 +78,8 @@ pub async fn serve(listener: TcpListener, doors: Arc<Doors>, stop: CancellationT
             accepted = listener.accept() => accepted,
         };
         let (tcp, peer) = match accepted {
-            Ok(accepted) => accepted,
+            // An IPv4 peer of a listener on both families.
+            Ok((tcp, peer)) => (tcp, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
             Err(error) => {
                 // Out of file descriptors, most likely: those that are open will free some.
                 warn!(%error, "cannot accept an rtmp connection");
