@@ -141,9 +141,11 @@ pub fn verify(app: &App, stream: &str, params: &Params, purpose: Purpose, now: i
     }
 }
 
-/// ZEGO's limits, in bytes.
+/// ZEGO's limit, in bytes.
 const NONCE_MAX: usize = 15;
-const USER_ID_MAX: usize = 64;
+
+/// ZEGO's limit of a `userId`, in bytes.
+pub const USER_ID_MAX: usize = 64;
 
 fn digest(app: u32, stream: &str, expired: &str, nonce: &str, privilege: Privilege, key: &Secret) -> String {
     let privilege = privilege as u8;

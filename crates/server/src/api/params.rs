@@ -75,7 +75,13 @@ impl Query {
             Value::Number(value) => self.add(name, &value.to_string()),
             Value::String(value) => self.add(name, &value),
             Value::Array(values) if values.iter().all(|value| !value.is_object() && !value.is_array()) => {
-                values.into_iter().for_each(|value| self.add_json(name, value));
+                for value in values {
+                    match value {
+                        // As empty as `StreamId[]=` in a query.
+                        Value::Null => self.add(name, ""),
+                        value => self.add_json(name, value),
+                    }
+                }
             }
             Value::Array(values) => {
                 for (n, value) in values.into_iter().enumerate() {

@@ -41,6 +41,8 @@ pub fn token(it: Token) -> anyhow::Result<ExitCode> {
     let app = app(&config, it.app)?;
     StreamKey::published(app.id, &it.stream)
         .context("not a stream id: use 1 to 256 letters, digits, and `-`, `_`, `.`")?;
+    anyhow::ensure!(it.user.len() <= token::USER_ID_MAX, "--user: a userId has at most {} bytes", token::USER_ID_MAX);
+    anyhow::ensure!(!it.ttl.is_zero(), "--ttl: a token is valid for a second at least");
     let expired = (now() + it.ttl).as_secs() as i64;
     let nonce = now().as_millis().to_string();
     print!("{}", describe(&config, &app, &it, expired, &nonce));
