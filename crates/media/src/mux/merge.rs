@@ -555,8 +555,8 @@ fn agree(tracks: &[Arc<Track>], index: &Index, number: usize) -> Result<(), Erro
     }
     let (one, other) = (about(tracks.iter()), about(has.into_iter()));
     unfit(match one == other {
-        true => format!("input {number} is coded with other settings than input 1 ({one}): merging does not code anew"),
-        false => format!("input {number} has {other}, input 1 has {one}: merging does not code anew"),
+        true => format!("input {number} is coded with other settings than input 1 ({one}): merging does not re-encode"),
+        false => format!("input {number} has {other}, input 1 has {one}: merging does not re-encode"),
     })
 }
 

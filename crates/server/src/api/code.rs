@@ -204,7 +204,7 @@ codes! {
     GATEWAY = 100000015, "gateway internal error";
     /// The app does not have the environment that IsTest names.
     NO_ENVIRONMENT = 100000016, "the app has no such environment";
-    /// The app does not have the service of the action.
+    /// Not given: an app has all services.
     NO_SERVICE = 100000017, "the app does not have this service";
 }
 

@@ -87,7 +87,8 @@ struct Flags {
     /// Folder of database, recordings and dev-app.toml
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
-    /// Sets any key of the configuration, such as relay.retry.first=2s; may be repeated
+    /// Sets a key of the configuration, such as relay.retry.first=2s; may be repeated. Those of push entries and recordings
+    /// are set in the file only
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     set: Vec<(String, String)>,
 }

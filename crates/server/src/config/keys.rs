@@ -190,7 +190,7 @@ impl Scope for Config {
                 Config::key::<Listen>(
                     "http.listen",
                     |c| &mut c.http.listen,
-                    "API, WHIP/WHEP, playback, media files, console, `/metrics`, `/health`, `/ready`.",
+                    "API, WHIP and WHEP, recorded files, the pages of `/console`, `/metrics`, `/health`, `/ready`.",
                 )
                 .restart(),
                 Config::key::<Web>(
@@ -234,7 +234,7 @@ impl Scope for Config {
                 Config::key::<List<Ice>>(
                     "webrtc.ice_servers",
                     |c| &mut c.webrtc.ice_servers,
-                    "STUN and TURN servers that WHIP and WHEP clients are told of.",
+                    "STUN and TURN servers that WHIP and WHEP clients are told of: `stun:HOST:PORT`, or `turn:USER:PASSWORD@HOST:PORT`, behind it `?transport=tcp` if need be; `stuns:` and `turns:` likewise.",
                 )
                 .restart(),
                 Config::ranged::<Count>(
@@ -324,7 +324,7 @@ impl Scope for Config {
                     "relay.audio_bitrate",
                     "32k"..="320k",
                     |c| &mut c.relay.audio_bitrate,
-                    "Bits a second of the AAC that Opus sound becomes for targets and RTMP players; in quotes or as a plain number.",
+                    "Bits a second of the AAC that Opus sound becomes for targets and RTMP players; in quotes or as a plain number. The Opus that AAC becomes for WHEP players has 96 kbit/s.",
                 ),
                 Config::ranged::<Span>(
                     "publish.grace",
@@ -357,14 +357,14 @@ impl Scope for Config {
                     "record.segment",
                     "1s"..="1m",
                     |c| &mut c.record.segment,
-                    "How long a segment of m3u8 becomes; it ends at the next keyframe.",
+                    "How long a segment of m3u8 becomes; it ends at the next keyframe. A merge cuts by 6 s, whatever this says.",
                 )
                 .restart(),
                 Config::ranged::<BitRate>(
                     "record.audio_bitrate",
                     "32k"..="320k",
                     |c| &mut c.record.audio_bitrate,
-                    "Bits a second of the AAC that Opus sound becomes in files, and of MP3 files.",
+                    "Bits a second of the AAC that Opus sound becomes in files, and of MP3 files. MP3 that a merge encodes has 128 kbit/s.",
                 )
                 .restart(),
                 Config::ranged::<Span>(
@@ -449,12 +449,12 @@ impl Scope for App {
                 App::key::<List<Host>>(
                     "cdn.enhanced_targets",
                     |a| &mut a.cdn.enhanced_targets,
-                    "Hosts of targets that speak enhanced RTMP and are given Opus sound as it is; all others get AAC.",
+                    "Hosts of targets that speak enhanced RTMP and are given Opus sound as it is; all others get AAC. `push.example.com`, or `*.example.com` for all hosts below it.",
                 ),
                 App::key::<List<Host>>(
                     "cdn.silent_audio",
                     |a| &mut a.cdn.silent_audio,
-                    "Hosts of targets that are given a silent AAC track where a stream has pictures only.",
+                    "Hosts of targets that are given a silent AAC track where a stream has pictures only; written likewise.",
                 ),
             ]
         });
@@ -469,7 +469,7 @@ impl Scope for Push {
                 Push::key::<Host>(
                     "host",
                     |p| &mut p.host,
-                    "Host of the targets that are signed. The most exact entry decides.",
+                    "Host of the targets that are signed: `push.example.com`, or `*.example.com` for all hosts below it. The most exact entry decides.",
                 )
                 .required(),
                 Push::key::<Vendor>("vendor", |p| &mut p.vendor, "Whose way of signing.").required(),
@@ -498,7 +498,7 @@ impl Scope for Record {
                 Record::key::<Driver>(
                     "driver",
                     |r| &mut r.driver,
-                    "Who records: bywash itself. The vendor's cloud is not in this version.",
+                    "Who records. Only `\"local\"` is there, bywash itself; `\"cloud\"` is for a later version, and refused.",
                 ),
                 Record::key::<List<Format>>("formats", |r| &mut r.formats, "What is written."),
                 Record::ranged::<Span>(

@@ -45,9 +45,10 @@ its owner alone, and allows private targets. `demo` reads no configuration but i
 
 A variable of the environment overrides a key of the file: `BYWASH_HTTP__LISTEN=0.0.0.0:8080` is `http.listen`,
 `BYWASH_RELAY__RETRY__FIRST=2s` is `relay.retry.first`, and `BYWASH_APP__1234567890__SERVER_SECRET=…` is the `server_secret` of the app
-1234567890, which is made if the file has it not. A flag overrides both: `--set relay.retry.first=2s`. Lists have commas between their values there.
+1234567890, which is created if the file does not define it. A flag overrides both: `--set relay.retry.first=2s`. Lists have commas between their values there.
+Keys of `[[app.cdn.push]]` and `[app.record.*]` have no variable and no flag: they are set in the file only.
 Variables that Kubernetes makes of a service's name, such as `BYWASH_PORT_8080_TCP`, are passed over.
-`BYWASH_LOG` (or `RUST_LOG`) sets what is logged: `info`, `debug`, `bywash::plan=trace`.
+`BYWASH_LOG` (or `RUST_LOG`) sets what is logged: `info`, `debug`, `info,bywash::plan=trace`. A part alone, without `info,` before it, silences all others.
 
 Durations are such as `"500ms"`, `"90s"`, `"1h30m"`, `"30d"`; sizes such as `"512KiB"`, `"64MiB"`. Text, durations and sizes are in quotes.
 

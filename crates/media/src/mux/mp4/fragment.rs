@@ -11,7 +11,7 @@ use super::boxes::{Head, boxed, full, packet_ticks};
 use crate::mux::clock::{last_length, placed};
 use crate::{Frame, Kind, Time, Track, Tracks};
 
-/// How long a fragment collects. What a crash costs is this twice, once in memory and once not yet committed, and a frame.
+/// How long a fragment collects. What a kill costs is this and a frame, beside what is on its way from the stream to the disk.
 const LENGTH: Time = Time::from_millis(500);
 /// How much of it, in bytes: a bound for what is held in memory.
 const BYTES_MAX: usize = 16 << 20;

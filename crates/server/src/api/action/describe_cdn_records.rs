@@ -15,7 +15,7 @@
 //! but cannot be recorded, for which Reason says why, `ended` or `failed`. StartTime is that of the first media (0: none yet),
 //! EndTime when it ended or is to end by itself (0: never); Unix milliseconds. Formats are what is written now. Files are the
 //! Keys of the newest files that are ready, at most 100, in the order of their making; SearchMedia has all. A recording that
-//! is over is listed as long as it has files, and some days more.
+//! is over is listed for 30 days, and longer while it has files.
 //!
 //! Codes: 5005 Vendor or a page parameter; 30002 too many calls; 30003 internal; 30004 IsTest; 30009 StreamId.
 //!

@@ -11,7 +11,7 @@
 //!
 //! Data has one member, named as the vendor. Status with Tencent: WAITING, PROCESSING, FINISH or FAIL, and then Message says
 //! why; with Huawei: NO_TASK, WAITING, PROCESSING, SUCCEEDED or FAILED. Progress, in percent, is an extension of bywash. Times
-//! are UTC. A task that is over is known for some days.
+//! are UTC. A task that is over is known for 30 days.
 //!
 //! Codes: 2 a parameter; 4 the app does not record as this vendor, or the vendor has no tasks; 6 too many calls; 1000
 //! internal, or with Tencent a TaskId that is not known.

@@ -1,6 +1,6 @@
 //! # ForbidRTCStream
 //!
-//! Forbids to publish a stream: a running publish is cut, later ones are refused, until ResumeRTCStream. A stream that
+//! Forbids publishing a stream: a running publish is cut, later ones are refused, until ResumeRTCStream. A stream that
 //! is not there may be forbidden.
 //!
 //! | parameter | type | required | |

@@ -1,6 +1,6 @@
 //! # ForbidRTCStreams
 //!
-//! Forbids to publish up to 20 streams, all or none of them: ForbidRTCStream for a list.
+//! Forbids publishing up to 20 streams, all or none of them: ForbidRTCStream for a list.
 //!
 //! | parameter | type | required | |
 //! |---|---|---|---|

@@ -1,6 +1,6 @@
 //! # MergeMedia
 //!
-//! Joins files, or pieces of them, to a new one. It is done behind the answer: DescribeMediaTask says how far it is, and
+//! Joins files, or pieces of them, to a new one. The work is done after the answer: DescribeMediaTask says how far it is, and
 //! the `compose` callback that it is over.
 //!
 //! | parameter | type | required | |

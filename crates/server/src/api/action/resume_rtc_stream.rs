@@ -1,6 +1,6 @@
 //! # ResumeRTCStream
 //!
-//! Allows to publish a stream again. Resuming what is not forbidden succeeds.
+//! Allows publishing a stream again. Resuming what is not forbidden succeeds.
 //!
 //! | parameter | type | required | |
 //! |---|---|---|---|

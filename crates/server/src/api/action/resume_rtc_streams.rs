@@ -1,6 +1,6 @@
 //! # ResumeRTCStreams
 //!
-//! Allows to publish up to 20 streams again, all or none of them: ResumeRTCStream for a list.
+//! Allows publishing up to 20 streams again, all or none of them: ResumeRTCStream for a list.
 //!
 //! | parameter | type | required | |
 //! |---|---|---|---|

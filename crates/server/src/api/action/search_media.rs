@@ -17,7 +17,7 @@
 //! Limit: 20 calls a second. What is not of the vendor is ignored. Several conditions are met together; of a list one is enough.
 //!
 //! Data has one member, named as the vendor. Tencent: the newest file first; TotalCount is 5000 at most. Name is the
-//! StreamId, or OutputFileName of MergeMedia. Its times are UTC; members that bywash has nothing to say to are there and empty. Ws and
+//! StreamId, or OutputFileName of MergeMedia. Times are UTC. Members for which bywash has no value are there and empty. Ws and
 //! Huawei: ordered by Key; NextMarker is empty on the last page. ETag is that of the file's address under `/media`, with quotes for
 //! Huawei; it is no MD5 of the bytes. Fps of a merged file is that of its first input.
 //!
