@@ -8,7 +8,7 @@
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bywash_media::{Environment, StreamKey};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -45,9 +45,11 @@ pub struct Store {
     readers: AnyPool,
     outbox_ready: Arc<Notify>,
     work: Arc<watch::Sender<()>>,
-    /// Why the last change was not made; empty if it was.
-    trouble: Arc<Mutex<String>>,
+    trouble: Arc<Mutex<Option<Trouble>>>,
 }
+
+/// When a change could not be made last, and why.
+type Trouble = (Instant, String);
 
 /// Why the store did not do it. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +83,9 @@ const SCHEMA: [&str; 3] = [
 
 /// How long one waits for its turn at the writer or for a reader.
 const TURN: Duration = Duration::from_secs(5);
+
+/// How long it is told that a change could not be made.
+const TROUBLE: Duration = Duration::from_secs(10);
 
 /// Connections that look; more than a few only compete for two or four cores.
 const READERS: u32 = 4;
@@ -137,17 +142,11 @@ impl Store {
         self.work.subscribe()
     }
 
-    /// Why it cannot be written, if so. Where the last change failed, one that changes nothing is tried.
-    pub async fn trouble(&self) -> Option<Error> {
-        if self.trouble.lock().expect("no holder panics").is_empty() {
-            return None;
-        }
-        let probe = async {
-            let mut tx = self.begin().await?;
-            tx.run(sqlx::query("UPDATE schema_version SET version = version")).await?;
-            tx.commit().await
-        };
-        probe.await.err()
+    /// Why it cannot be written, if so: why a change was not made within the last ten seconds. One that was made since says little, as a
+    /// small one finds room where a large one does not.
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock().expect("no holder panics");
+        trouble.as_ref().filter(|(at, _)| at.elapsed() < TROUBLE).map(|(_, why)| why.clone())
     }
 
     /// Waits until nobody uses the store, folds the log into the file and closes it.
@@ -229,7 +228,7 @@ pub struct Tx {
     works: bool,
     work: Arc<watch::Sender<()>>,
     /// Where a change notes that it could not be made; a look has none.
-    trouble: Option<Arc<Mutex<String>>>,
+    trouble: Option<Arc<Mutex<Option<Trouble>>>>,
 }
 
 type Sql<'q> = Query<'q, Any, AnyArguments>;
@@ -238,9 +237,6 @@ impl Tx {
     /// Makes it so, durably.
     pub async fn commit(mut self) -> Result<(), Error> {
         self.run(sqlx::query("COMMIT")).await?;
-        if let Some(trouble) = &self.trouble {
-            trouble.lock().expect("no holder panics").clear();
-        }
         if self.owes {
             self.outbox_ready.notify_one();
         }
@@ -314,9 +310,9 @@ impl Tx {
 }
 
 /// That a disk is full, or that others hold the store, concerns all who write; another error only who made it.
-fn note(trouble: &Mutex<String>, why: &Error) {
+fn note(trouble: &Mutex<Option<Trouble>>, why: &Error) {
     if matches!(why, Error::Full(_) | Error::Busy) {
-        *trouble.lock().expect("no holder panics") = why.to_string();
+        *trouble.lock().expect("no holder panics") = Some((Instant::now(), why.to_string()));
     }
 }
 
