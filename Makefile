@@ -1,4 +1,4 @@
-# What CI runs is `make check` and `make test`. Everything else is here so that nobody has to remember it.
+# What CI runs is `make test`. Everything else is here so that nobody has to remember it.
 
 # Whole-server tests mostly wait for real time: more of them than cores run side by side.
 export RUST_TEST_THREADS ?= 4
