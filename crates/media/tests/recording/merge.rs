@@ -147,6 +147,27 @@ fn pieces_are_exact_to_the_picture() {
     }
 }
 
+
+#[test]
+fn inputs_of_one_encoder_go_together_whatever_they_were_recorded_to() {
+    if !ffmpeg() {
+        return;
+    }
+    for stream in [source::demo(), source::b_frames()] {
+        let (mp4, flv, mut frames) = (mp4_of(&stream), flv_of(&stream), Vec::new());
+        let of_ts = Index::ts(&ts_of(&stream)[..], &mut frames).unwrap();
+        let inputs = [Index::mp4(&mp4[..]).unwrap(), Index::flv(&flv[..]).unwrap(), of_ts];
+        let all = |indices: [&Index; 3]| {
+            let pieces = indices.map(|index| Piece { index, begin: Time::ZERO, end: None });
+            let length: i64 = indices.iter().map(|it| it.duration().as_millis()).sum();
+            assert!((join(&pieces).unwrap().duration.as_millis() - length).abs() < 100);
+        };
+        let [a, b, c] = &inputs;
+        all([a, b, c]);
+        all([c, a, b]);
+    }
+}
+
 #[test]
 fn frames_of_a_piece_begin_at_the_key_frame() {
     let stream = source::demo();
@@ -188,6 +209,8 @@ fn files_that_do_not_fit_together_are_refused_in_words() {
     };
     check(&[(&one, (0, 0)), (&other, (0, 0))], "input 2 has H.264 192x108 and AAC");
     check(&[(&other, (0, 0)), (&pictures, (0, 0))], "input 2 has H.264 192x108, input 1 has H.264 192x108 and AAC");
+    check(&[(&one, (0, 0)), (&other, (0, 0))], "they differ in the size of the pictures and the channels of the sound");
+    check(&[(&other, (0, 0)), (&pictures, (0, 0))], "they differ in the tracks");
     check(&[(&other, (5000, 0))], "nothing lies between 5 s and 3");
     check(&[], "nothing to merge");
 }
