@@ -408,6 +408,8 @@ pub struct Copy {
     pub piece: usize,
     /// Which.
     pub bytes: Range<u64>,
+    /// They are an H.265 picture that follows others than it was coded behind: [`break_link`](codec::h265::break_link) is to change them.
+    pub breaks: bool,
 }
 
 /// A track of the file in the making.
@@ -497,6 +499,9 @@ pub fn mp4(pieces: &[Piece<'_>]) -> Result<Mp4, Error> {
                 (nth, Sample { dts: it.dts + shift - early, offset, ..*it })
             }));
         }
+        let h265 = |lane: &Lane| lane.track.codec == Codec::H265;
+        let joins = cut.lanes.iter().find(|(lane, range)| number > 0 && h265(lane) && !range.is_empty());
+        let joins = joins.map(|(lane, range)| lane.samples[range.start].at);
         order.sort_by_key(|(_, sample)| sample.at);
         for chunk in order.chunk_by(|a, b| a.0 == b.0) {
             let out = &mut outs[chunk[0].0];
@@ -508,9 +513,10 @@ pub fn mp4(pieces: &[Piece<'_>]) -> Result<Mp4, Error> {
                 out.next = sample.dts + 1;
                 let bytes = sample.at..sample.at + u64::from(sample.size);
                 at += u64::from(sample.size);
-                match copies.last_mut() {
-                    Some(last) if last.piece == number && last.bytes.end == bytes.start => last.bytes.end = bytes.end,
-                    _ => copies.push(Copy { piece: number, bytes }),
+                let breaks = joins == Some(sample.at);
+                match copies.last_mut().filter(|last| last.piece == number && last.bytes.end == bytes.start) {
+                    Some(last) if !breaks && !last.breaks => last.bytes.end = bytes.end,
+                    _ => copies.push(Copy { piece: number, bytes, breaks }),
                 }
             }
         }
