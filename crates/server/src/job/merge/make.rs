@@ -184,7 +184,7 @@ impl Merging {
         let parts = self.request.parts.len();
         for (n, part) in self.request.parts.iter().enumerate() {
             let source = &self.sources[&part.file];
-            if source.format == Format::M3u8 {
+            if source.format == Format::M3u8 && !is_one_line(&source.path)? {
                 self.copy_segments(writer, n, &mut joint)?;
             } else {
                 let input = Input::open(source, &self.scratch, self.room)?;
@@ -252,7 +252,7 @@ impl Merging {
         let (frames, duration) = merge::frames(&piece(part, &input.index))?;
         let mut mux = match ts::Writer::going_on(&tracks, joint.counters).filter(|_| ts::fits(&tracks)) {
             Some(mux) => Mux::Ts(mux),
-            None => Mux::Fragments(fmp4::Writer::new(&tracks)),
+            None => Mux::Fragments(fmp4::Writer::going_on(&tracks)),
         };
         joint.takes(n, &tracks, matches!(mux, Mux::Fragments(_)))?;
         let map = match &mux {
@@ -330,6 +330,14 @@ fn unfit<T>(why: impl Into<String>) -> Result<T, Failure> {
 
 fn piece<'a>(part: &Part, index: &'a Index) -> Piece<'a> {
     Piece { index, begin: Time::from_millis(part.begin_ms), end: part.end_ms.map(Time::from_millis) }
+}
+
+/// Whether this list is of fMP4 whose times rise from its beginning to its end. They are to go on in a merge: where they begin anew FFmpeg
+/// drops the first pictures, though a discontinuity tells of it.
+fn is_one_line(list: &Path) -> io::Result<bool> {
+    let list = Playlist::parse(&fs::read_to_string(list)?);
+    let map = list.segments.first().and_then(|it| it.map.as_ref());
+    Ok(map.is_some() && list.segments.iter().skip(1).all(|it| it.map.as_ref() == map && !it.discontinuity))
 }
 
 fn is_h265(tracks: &Tracks) -> bool {
@@ -688,12 +696,17 @@ mod tests {
         let folder = Folder::new(dir.path().join("media"), None);
         record(&folder, "1.mp4", Codec::H265, HVCC, CRA);
         record(&folder, "2.mp4", Codec::H264, AVCC, &[0, 0, 0, 2, 0x65, 0x88]);
-        let check = |parts: &[&str], key: &str, seams: usize| {
+        let check = |parts: &[&str], key: &str, seams: usize, rises: bool| {
             let list = joined(&dir, &folder, parts, key).unwrap();
-            let (mut all, mut broken) = (0, Vec::new());
+            let (mut all, mut broken, mut time) = (0, Vec::new(), 0);
             for segment in list.segments {
                 assert!(segment.uri.ends_with(".m4s") && segment.map.is_some(), "{segment:?}");
                 let bytes = fs::read(folder.root().join(key).with_file_name(segment.uri)).unwrap();
+                for at in (0..bytes.len() - 16).filter(|at| rises && bytes[*at..].starts_with(b"tfdt")) {
+                    let told = u64::from_be_bytes(bytes[at + 8..at + 16].try_into().unwrap());
+                    assert!(told > time || time == 0, "{parts:?}: {told} {time}");
+                    time = told;
+                }
                 for picture in bytes.windows(CRA.len()).filter(|it| *it == CRA || *it == BLA) {
                     if picture == BLA {
                         broken.push(all % 500);
@@ -703,9 +716,9 @@ mod tests {
             }
             assert_eq!((all % 500, broken), (0, vec![0; seams]), "{parts:?}");
         };
-        check(&["1.mp4"], "a/index.m3u8", 0);
-        check(&["1.mp4", "a/index.m3u8", "1.mp4"], "b/index.m3u8", 2);
-        check(&["a/index.m3u8", "b/index.m3u8"], "c/index.m3u8", 3);
+        check(&["1.mp4"], "a/index.m3u8", 0, true);
+        check(&["1.mp4", "a/index.m3u8", "1.mp4"], "b/index.m3u8", 2, true);
+        check(&["a/index.m3u8", "b/index.m3u8"], "c/index.m3u8", 3, false);
         for parts in [["2.mp4", "1.mp4"], ["2.mp4", "a/index.m3u8"]] {
             let told = joined(&dir, &folder, &parts, "d/index.m3u8").unwrap_err().to_string();
             assert!(told.starts_with("input 2 is H.265 in fMP4, input 1 is H.264 in MPEG-TS"), "{told}");
