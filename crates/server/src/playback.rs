@@ -3,7 +3,7 @@
 //! What is served is what a row says is there: its file, and the segments beside it where that is a playlist. Bytes come
 //! from the disk or, where the local copy is gone, through here from the bucket, so that an address stays good over the move.
 //!
-//! Invariant: a file is reached by the key of a row that is not open and not being deleted, or by a segment's name beside it;
+//! Invariant: a file is reached by the key of a row that is not open, not being deleted and not over its time, or by a segment's name beside it;
 //! no other part of a request gets into a path.
 
 use std::io::SeekFrom;
@@ -176,7 +176,12 @@ impl Doors {
             warn!(%error, "a media file was asked for");
             STORE
         })?;
-        Ok(found.filter(|(file, _)| matches!(file.state, FileState::Stored | FileState::Ready)))
+        let now_ms = unix_ms();
+        let is_there = |file: &File| {
+            matches!(file.state, FileState::Stored | FileState::Ready)
+                && (file.expire_ms == 0 || file.expire_ms > now_ms)
+        };
+        Ok(found.filter(|(file, _)| is_there(file)))
     }
 
     async fn open(&self, key: &str) -> Result<Media, Refusal> {
@@ -296,6 +301,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config;
+    use crate::store::tests::{Dir, file};
 
     /// What a file of 1000 bytes with the tag `"a"`, changed in the second 1 000 000 000, gives to these headers.
     fn check(headers: &[(HeaderName, &str)], want: Wanted) {
@@ -357,6 +364,28 @@ mod tests {
         check(&[(IF_UNMODIFIED_SINCE, "Sun, 09 Sep 2001 01:46:39 GMT")], Wanted::Another);
         check(&[(IF_UNMODIFIED_SINCE, "nonsense")], Wanted::All);
         check(&[(IF_MATCH, "\"a\""), (IF_UNMODIFIED_SINCE, "Sun, 09 Sep 2001 01:46:39 GMT")], Wanted::All);
+    }
+
+    #[tokio::test]
+    async fn a_file_whose_time_is_over_is_not_there_though_its_row_is() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let doors = Doors {
+            apps: Arc::new(Apps::new(Vec::new())),
+            objects: Objects::new(&config::Media::default(), dir.path()).unwrap(),
+            urls: Urls { public_url: "http://h".into(), ttl: None },
+            store: store.clone(),
+        };
+        for (id, expire_ms, want) in [("0", 0, true), ("1", unix_ms() - 1, false), ("2", unix_ms() + 3_600_000, true)] {
+            let file =
+                File { state: FileState::Ready, expire_ms, path: format!("7/{id}/index.m3u8"), ..file("show", id) };
+            let mut tx = store.begin().await.unwrap();
+            tx.file_open(&file).await.unwrap();
+            tx.commit().await.unwrap();
+            for key in [file.path.clone(), format!("7/{id}/0.ts")] {
+                assert_eq!(doors.find(&key).await.unwrap().is_some(), want, "{key}");
+            }
+        }
     }
 
     #[test]

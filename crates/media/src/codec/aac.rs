@@ -118,6 +118,21 @@ impl Config {
     }
 }
 
+/// In what two configurations differ that a decoder goes by: not in how they say it, nor in saying that there is no SBR.
+pub(super) fn difference(one: &[u8], other: &[u8]) -> Option<&'static str> {
+    let (Some(a), Some(b)) = (Config::parse(one), Config::parse(other)) else { return Some("configuration") };
+    // A program config element tells more than how many channels there are.
+    let told = a.layout == 0 && one != other;
+    [
+        (a.object_type != b.object_type, "object type"),
+        ((a.sample_rate, a.core_rate) != (b.sample_rate, b.core_rate), "sample rate"),
+        ((a.channels, a.layout) != (b.channels, b.layout) || told, "channels"),
+        (a.frame_length != b.frame_length, "frame length"),
+    ]
+    .into_iter()
+    .find_map(|(differs, what)| differs.then_some(what))
+}
+
 /// The audio object type that a configuration begins with: that of the extension, where one is told first.
 pub(super) fn announced_type(config: &[u8]) -> Option<u32> {
     object_type(&mut Bits::new(config))

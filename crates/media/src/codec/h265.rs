@@ -5,6 +5,8 @@ use bytes::Bytes;
 use super::bits::Bits;
 use super::nal;
 
+const BLA_W_LP: u8 = 16;
+const CRA: u8 = 21;
 const VPS: u8 = 32;
 const SPS: u8 = 33;
 const PPS: u8 = 34;
@@ -20,6 +22,21 @@ pub fn is_irap(nal: &[u8]) -> bool {
 /// Whether a NAL unit is a part of a picture (H.265 table 7-1).
 pub fn is_slice(nal: &[u8]) -> bool {
     unit_type(nal).is_some_and(|unit| unit < VPS)
+}
+
+/// Makes a CRA picture, with 4-byte lengths, a BLA picture (§7.4.2.2), as it must be where it does not follow what it was coded behind: a
+/// new sequence begins there, and pictures that lead up to it and need earlier ones are passed over.
+///
+/// Not so an end of sequence in front: a CRA picture behind one drops what was decoded and not shown yet (§C.5.2.2).
+pub fn break_link(payload: &mut [u8]) {
+    let mut rest = payload;
+    while let Some((length, units)) = std::mem::take(&mut rest).split_first_chunk_mut() {
+        let Some((unit, next)) = units.split_at_mut_checked(u32::from_be_bytes(*length) as usize) else { return };
+        if unit_type(unit) == Some(CRA) {
+            unit[0] = unit[0] & 0x81 | BLA_W_LP << 1;
+        }
+        rest = next;
+    }
 }
 
 fn unit_type(nal: &[u8]) -> Option<u8> {
@@ -191,6 +208,23 @@ pub(crate) mod tests {
         let arrays = [23, 23 + 5 + 24, 23 + 5 + 24 + 5 + 42];
         arrays.iter().for_each(|&at| built[at] |= 0x80);
         assert_eq!(built, RECORD_360);
+    }
+
+    #[test]
+    fn a_picture_that_follows_others_than_it_was_coded_behind_says_so() {
+        let check = |payload: &[u8], want: &[u8]| {
+            let mut got = payload.to_vec();
+            break_link(&mut got);
+            assert_eq!(got, want);
+        };
+        // A prefix SEI and two slices; of another layer and temporal id.
+        check(
+            b"\0\0\0\x02\x4e\x01\0\0\0\x03\x2a\x01\x2a\0\0\0\x02\x2b\x0a",
+            b"\0\0\0\x02\x4e\x01\0\0\0\x03\x20\x01\x2a\0\0\0\x02\x21\x0a",
+        );
+        for same in [&b"\0\0\0\x02\x26\x01"[..], b"\0\0\0\x02\x02\x01", b"\0\0\0\x03\x2a\x01", b"\0\0\0\0", b""] {
+            check(same, same);
+        }
     }
 
     #[test]

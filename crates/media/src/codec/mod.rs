@@ -53,6 +53,29 @@ pub fn track(codec: Codec, config: Bytes) -> Result<Track, Error> {
     Ok(Track { codec, config, format })
 }
 
+/// In what two tracks differ so that frames of one cannot go on behind those of the other; `None` where records differ in nothing that
+/// a decoder goes by, as those of one encoder do that came through different containers.
+pub(crate) fn difference(one: &Track, other: &Track) -> Option<&'static str> {
+    if one == other {
+        return None;
+    }
+    if one.codec != other.codec {
+        return Some("codec");
+    }
+    match (one.format, other.format) {
+        _ if one.codec == Codec::Aac => aac::difference(&one.config, &other.config),
+        (Format::Audio { sample_rate: a, .. }, Format::Audio { sample_rate: b, .. }) if a != b => Some("sample rate"),
+        (Format::Audio { channels: a, .. }, Format::Audio { channels: b, .. }) if a != b => Some("channels"),
+        (Format::Video { .. }, _) if one.format != other.format => Some("size"),
+        _ if matches!(one.codec, Codec::H264 | Codec::H265) => {
+            let sets = |track: &Track| nal::Sets::parse(track.codec, &track.config);
+            let same = sets(one).zip(sets(other)).is_some_and(|(one, other)| one.same(&other));
+            (!same).then_some("parameter sets")
+        }
+        _ => Some("codec record"),
+    }
+}
+
 /// The `codecs` parameter of a track (RFC 6381; ISO/IEC 14496-15 annex E; AV1 ISOBMFF §5), as HLS and browsers want it;
 /// `None` for a record that is cut off.
 pub fn parameter(track: &Track) -> Option<String> {
@@ -109,6 +132,34 @@ pub fn is_first_slice(codec: Codec, unit: &[u8]) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tracks_differ_in_what_a_decoder_goes_by_alone() {
+        let check = |codec, one: &[u8], other: &[u8], want: Option<&str>| {
+            let [one, other] = [one, other].map(|config| track(codec, Bytes::copy_from_slice(config)).unwrap());
+            assert_eq!((difference(&one, &other), difference(&other, &one)), (want, want), "{codec} {one:?} {other:?}");
+        };
+        // What FFmpeg tells, and what ADTS does: that there is no SBR, and nothing of it.
+        check(Codec::Aac, &[0x11, 0x88, 0x56, 0xe5, 0x00], &[0x11, 0x88], None);
+        check(Codec::Aac, &[0x13, 0x10, 0x56, 0xe5, 0x98], &[0x13, 0x10], Some("sample rate"));
+        check(Codec::Aac, &[0x13, 0x10, 0x56, 0xe5, 0x98], &[0x2b, 0x11, 0x88, 0x00], None);
+        check(Codec::Aac, &[0x11, 0x88], &[0x11, 0x90], Some("channels"));
+        check(Codec::Aac, &[0x11, 0x90], &[0x12, 0x10], Some("sample rate"));
+        check(Codec::Aac, &[0x11, 0x90], &[0x11, 0x94], Some("frame length"));
+        check(Codec::Aac, &[0x11, 0x90], &[0x09, 0x90], Some("object type"));
+        check(Codec::Mp3, &[0xff, 0xfb, 0x90, 0x44], &[0xff, 0xfb, 0x92, 0x44], None);
+        check(Codec::Mp3, &[0xff, 0xfb, 0x90, 0x44], &[0xff, 0xfb, 0x94, 0x44], Some("sample rate"));
+        check(Codec::Mp3, &[0xff, 0xfb, 0x90, 0x44], &[0xff, 0xfb, 0x90, 0xc4], Some("channels"));
+        let rebuilt = nal::Sets::parse(Codec::H265, h265::tests::RECORD_360).unwrap().record().unwrap();
+        check(Codec::H265, h265::tests::RECORD_360, &rebuilt, None);
+        let mut other = rebuilt.to_vec();
+        *other.last_mut().unwrap() ^= 0x20;
+        check(Codec::H265, &rebuilt, &other, Some("parameter sets"));
+        let size = |width| Format::Video { width, height: 360 };
+        let [one, other] =
+            [640, 480].map(|width| Track { codec: Codec::Av1, config: Bytes::new(), format: size(width) });
+        assert_eq!(difference(&one, &other), Some("size"));
+    }
 
     #[test]
     fn a_track_has_the_name_that_browsers_know_it_by() {

@@ -130,6 +130,11 @@ impl Sets {
         Some(sets)
     }
 
+    /// Whether the others are the same, in whatever order they came.
+    pub(super) fn same(&self, other: &Sets) -> bool {
+        self.sets.len() == other.sets.len() && self.sets.iter().all(|set| other.sets.contains(set))
+    }
+
     /// How many bytes a NAL length takes in the frames, as the record said.
     pub fn length_size(&self) -> usize {
         self.length_size

@@ -23,6 +23,11 @@ impl Writer {
         Writer { fragments: Fragments::new(tracks) }
     }
 
+    /// For a stream with these tracks that goes on behind another: its times are those of the frames, none of which is before zero.
+    pub fn going_on(tracks: &Tracks) -> Writer {
+        Writer { fragments: Fragments::going_on(tracks) }
+    }
+
     /// The initialization section, for `EXT-X-MAP`.
     pub fn init(&self) -> Bytes {
         [&FTYP[..], &fragmented_moov(&self.fragments.heads())].concat().into()

@@ -106,7 +106,9 @@ impl Index {
         let (mut lanes, mut at): (Vec<Lane>, u64) = (Vec::new(), 0);
         ts::read(file, |track, frame| {
             let lane = match lanes.iter_mut().position(|lane| lane.track.codec.kind() == frame.track) {
-                Some(nth) if *lanes[nth].track != *track => return unfit("a file changes its tracks on the way"),
+                Some(nth) if codec::difference(&lanes[nth].track, track).is_some() => {
+                    return unfit("a file changes its tracks on the way");
+                }
                 Some(nth) => &mut lanes[nth],
                 None => {
                     lanes.push(Lane::new(track.clone()));
@@ -136,7 +138,9 @@ impl Index {
             for item in items.drain(..) {
                 match item {
                     Item::Track(track) => match lanes.iter().find(|lane| lane.track.codec.kind() == kind) {
-                        Some(lane) if *lane.track != track => return unfit("a file changes its tracks on the way"),
+                        Some(lane) if codec::difference(&lane.track, &track).is_some() => {
+                            return unfit("a file changes its tracks on the way");
+                        }
                         Some(_) => {}
                         None => lanes.push(Lane::new(track)),
                     },
@@ -192,7 +196,7 @@ impl Index {
                 lanes.push(Lane::new(track.clone()));
             }
             let lane = &mut lanes[0];
-            if *lane.track != track {
+            if codec::difference(&lane.track, &track).is_some() {
                 return unfit("a file changes its sound on the way");
             }
             let duration = packet_ticks(&track, &packet);
@@ -404,6 +408,8 @@ pub struct Copy {
     pub piece: usize,
     /// Which.
     pub bytes: Range<u64>,
+    /// They are an H.265 picture that follows others than it was coded behind: [`break_link`](codec::h265::break_link) is to change them.
+    pub breaks: bool,
 }
 
 /// A track of the file in the making.
@@ -493,6 +499,9 @@ pub fn mp4(pieces: &[Piece<'_>]) -> Result<Mp4, Error> {
                 (nth, Sample { dts: it.dts + shift - early, offset, ..*it })
             }));
         }
+        let h265 = |lane: &Lane| lane.track.codec == Codec::H265;
+        let joins = cut.lanes.iter().find(|(lane, range)| number > 0 && h265(lane) && !range.is_empty());
+        let joins = joins.map(|(lane, range)| lane.samples[range.start].at);
         order.sort_by_key(|(_, sample)| sample.at);
         for chunk in order.chunk_by(|a, b| a.0 == b.0) {
             let out = &mut outs[chunk[0].0];
@@ -504,9 +513,10 @@ pub fn mp4(pieces: &[Piece<'_>]) -> Result<Mp4, Error> {
                 out.next = sample.dts + 1;
                 let bytes = sample.at..sample.at + u64::from(sample.size);
                 at += u64::from(sample.size);
-                match copies.last_mut() {
-                    Some(last) if last.piece == number && last.bytes.end == bytes.start => last.bytes.end = bytes.end,
-                    _ => copies.push(Copy { piece: number, bytes }),
+                let breaks = joins == Some(sample.at);
+                match copies.last_mut().filter(|last| last.piece == number && last.bytes.end == bytes.start) {
+                    Some(last) if !breaks && !last.breaks => last.bytes.end = bytes.end,
+                    _ => copies.push(Copy { piece: number, bytes, breaks }),
                 }
             }
         }
@@ -550,22 +560,29 @@ fn edit(runs: &[Run], nth: usize, first: i64) -> Edit {
 /// Whether `index` has just these tracks; else says how it differs.
 fn agree(tracks: &[Arc<Track>], index: &Index, number: usize) -> Result<(), Error> {
     let has: Vec<_> = index.lanes.iter().map(|lane| &lane.track).collect();
-    if has.len() == tracks.len() && has.iter().zip(tracks).all(|(a, b)| **a == *b) {
+    let kinds = has.iter().map(|it| it.codec.kind()).eq(tracks.iter().map(|it| it.codec.kind()));
+    let differ = |(one, it): (&Arc<Track>, &&Arc<Track>)| {
+        let what = if it.codec.kind() == Kind::Video { "pictures" } else { "sound" };
+        Some(format!("the {} of the {what}", codec::difference(one, it)?))
+    };
+    let differ: Vec<_> = match kinds {
+        true => tracks.iter().zip(&has).filter_map(differ).collect(),
+        false => vec!["the tracks".into()],
+    };
+    if differ.is_empty() {
         return Ok(());
     }
-    let (one, other) = (about(tracks.iter()), about(has.into_iter()));
-    unfit(match one == other {
-        true => format!("input {number} is coded with other settings than input 1 ({one}): merging does not re-encode"),
-        false => format!("input {number} has {other}, input 1 has {one}: merging does not re-encode"),
-    })
+    let all = |lanes: &[&Arc<Track>]| lanes.iter().map(|it| about(it)).collect::<Vec<_>>().join(" and ");
+    let (one, other, what) = (all(&tracks.iter().collect::<Vec<_>>()), all(&has), differ.join(" and "));
+    unfit(format!("input {number} has {other}, input 1 has {one}; they differ in {what}: merging does not re-encode"))
 }
 
-fn about<'a>(tracks: impl Iterator<Item = &'a Arc<Track>>) -> String {
-    let one = |track: &Arc<Track>| match track.format {
+/// A track in words: its codec, and what it says of the pictures or the sound.
+pub fn about(track: &Track) -> String {
+    match track.format {
         Format::Video { width, height } => format!("{} {width}x{height}", track.codec),
         Format::Audio { sample_rate, channels } => format!("{} {sample_rate} Hz x{channels}", track.codec),
-    };
-    tracks.map(one).collect::<Vec<_>>().join(" and ")
+    }
 }
 
 /// A frame that is still in its file.

@@ -3,19 +3,27 @@
 //! That frame is the `Xing` tag, by the name of `Info` where all frames have one bit rate: without it players take the first frame's
 //! rate for that of all. [`reserve`] makes it with nothing told, which no crash makes wrong, and [`finish`] writes what it has counted.
 //!
-//! A file that does not begin with one has none.
+//! A file that does not begin with one has none. Of a single packet it has none either: there the frame is silence and nothing else,
+//! because FFmpeg takes no file with fewer than two frames behind a tag.
 
 use std::io;
 
 use super::{Finish, Packet, Source, Write, last_whole};
+use crate::Time;
 use crate::codec::mp3::Header;
 
-/// What the tag tells: the number of frames, of bytes, and where each hundredth of the time begins. In this order they follow the flags.
+/// What the tag tells: the number of frames, of bytes, where each hundredth of the time begins, and how good the sound is, which nobody
+/// knows. In this order they follow the flags.
 const FRAMES: u32 = 1;
 const BYTES: u32 = 2;
 const PLACES: u32 = 4;
-/// Name and flags, two numbers, and a hundred places.
-const TAG: usize = 8 + 8 + 100;
+const QUALITY: u32 = 8;
+/// Behind it: who wrote it, and where in what LAME added, of which a file has zeros besides, is the number of bytes.
+const WRITER: &[u8; 9] = b"bywash\0\0\0";
+const LAME: usize = 36;
+const LAME_BYTES: usize = 28;
+/// Name and flags, two numbers, a hundred places, a number, and LAME's part.
+const TAG: usize = 8 + 8 + 100 + 4 + LAME;
 
 /// Where the tag is: behind the header and the side information (ISO/IEC 11172-3 §2.4.1.7, 13818-3 §2.4.1.7), which is zeros.
 fn place(header: &Header) -> usize {
@@ -112,7 +120,11 @@ pub fn finish<S: Source + ?Sized>(file: &S) -> io::Result<Option<Finish>> {
     if places.frames == 0 {
         return Ok(None);
     }
-    let new = told(&old, &places, done.len, rates.count_ones() > 1);
+    let mut new = told(&old, &places, done.len, rates.count_ones() > 1);
+    if let (1, Some(Header { sample_rate, samples, .. })) = (places.frames, Header::parse(&old)) {
+        new[4..].fill(0);
+        done.duration = Time::from_ticks(2 * i64::from(samples), sample_rate);
+    }
     if new != old {
         done.writes.push(Write::At(0, vec![new.into()]));
     }
@@ -125,15 +137,33 @@ fn told(old: &[u8], places: &Places, len: u64, varies: bool) -> Vec<u8> {
     let mut tag = if varies { b"Xing".to_vec() } else { b"Info".to_vec() };
     // More than 32 bits hold is not told, and then players estimate.
     if let (Ok(frames), Ok(bytes)) = (u32::try_from(places.frames), u32::try_from(len)) {
-        tag.extend((FRAMES | BYTES | PLACES).to_be_bytes());
+        tag.extend((FRAMES | BYTES | PLACES | QUALITY).to_be_bytes());
         tag.extend(frames.to_be_bytes());
         tag.extend(bytes.to_be_bytes());
         tag.extend((0..100).map(|n| (places.get(places.frames * n / 100) * 256 / len.max(1)) as u8));
+        tag.extend([0; 4]);
+        // Neither delay nor padding: an encoder's delay is off the times of its packets already, so that the first is due as it is.
+        let mut lame = [0; LAME];
+        lame[..WRITER.len()].copy_from_slice(WRITER);
+        lame[LAME_BYTES..][..4].copy_from_slice(&bytes.to_be_bytes());
+        tag.extend(lame);
     }
     let mut frame = vec![0; old.len()];
+    let end = place(&header) + tag.len();
     frame[..4].copy_from_slice(&old[..4]);
-    frame[place(&header)..][..tag.len()].copy_from_slice(&tag);
+    frame[place(&header)..end].copy_from_slice(&tag);
+    if tag.len() == TAG {
+        let sum = crc(&frame[..end - 2]);
+        frame[end - 2..end].copy_from_slice(&sum.to_be_bytes());
+    }
     frame
+}
+
+/// The CRC-16 of all in front of it that ends LAME's part.
+fn crc(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, &byte| {
+        (0..8).fold(crc ^ u16::from(byte), |crc, _| crc >> 1 ^ if crc & 1 == 1 { 0xa001 } else { 0 })
+    })
 }
 
 #[cfg(test)]
@@ -180,7 +210,10 @@ mod tests {
             }
             assert_eq!(Some(&file[36..40]), want.map(|it| &it[..]));
             let number = |at: usize| u32::from_be_bytes(file[at..at + 4].try_into().unwrap()) as usize;
-            assert_eq!((number(40), number(44), number(48)), (7, sound.len(), len));
+            assert_eq!((number(40), number(44), number(48)), (15, sound.len(), len));
+            // Behind a hundred places and the quality: LAME's part, with delay, padding and bytes, and the checksum of it all.
+            assert_eq!((&file[156..162], &file[177..180], number(184)), (&b"bywash"[..], &[0; 3][..], len));
+            assert_eq!(file[190..192], crc(&file[..190]).to_be_bytes());
             assert!(file[52..152].is_sorted());
             let half = silent.len() + sound[..sound.len() / 2].iter().map(Vec::len).sum::<usize>();
             assert!((half * 256 / len).abs_diff(file[102].into()) <= 1, "{half} of {len}: {}", file[102]);
@@ -189,9 +222,26 @@ mod tests {
         let even = |count: usize| (0..count).map(|n| frame(n % 3 == 0, false)).collect::<Vec<_>>();
         check(&[], 0, None);
         check(&[], 300, None);
-        check(&even(1), 0, Some(b"Info"));
+        check(&even(2), 0, Some(b"Info"));
         check(&even(100), 416, Some(b"Info"));
         check(&(0..20_000).map(|n| frame(false, n > 9_000)).collect::<Vec<_>>(), 3, Some(b"Xing"));
+    }
+
+    #[test]
+    fn the_checksum_is_the_one_that_is_known() {
+        assert_eq!(crc(b"123456789"), 0xbb3d);
+    }
+
+    #[test]
+    fn a_single_packet_has_silence_before_it_and_no_tag() {
+        let silent = reserve(&frame(false, false)).unwrap();
+        let mut file = [&silent[..], &frame(false, false)].concat();
+        let done = finish(&file[..]).unwrap().unwrap();
+        assert_eq!((done.len, done.duration.as_ticks(44_100)), (file.len() as u64, 2 * 1152));
+        let [Write::At(0, parts)] = &done.writes[..] else { panic!("{done:?}") };
+        assert!(parts[0].len() == silent.len() && parts[0][4..].iter().all(|it| *it == 0));
+        file[..silent.len()].copy_from_slice(&parts[0]);
+        assert_eq!(finish(&file[..]).unwrap(), Some(Finish { writes: Vec::new(), ..done }));
     }
 
     #[test]

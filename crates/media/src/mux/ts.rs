@@ -100,9 +100,15 @@ impl Counters {
     }
 }
 
-/// Whether MPEG-TS as players take it has a form for this codec.
-pub const fn carries(codec: Codec) -> bool {
+/// Whether MPEG-TS has a form for this codec.
+const fn carries(codec: Codec) -> bool {
     matches!(codec, Codec::H264 | Codec::H265 | Codec::Aac | Codec::Mp3)
+}
+
+/// Whether HLS players take these tracks in MPEG-TS: H.265 they take in [`fmp4`](super::fmp4) alone.
+pub fn fits(tracks: &Tracks) -> bool {
+    tracks.video.as_ref().is_none_or(|video| video.codec == Codec::H264)
+        && tracks.audio.as_ref().is_none_or(|audio| carries(audio.codec))
 }
 
 impl Writer {

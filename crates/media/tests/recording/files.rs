@@ -1,6 +1,7 @@
 //! FLV, ADTS and MP3 files are what went in, wherever they were cut.
 
 use std::io;
+use std::process::Command;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -106,6 +107,12 @@ fn an_mp3_file_tells_how_long_it_plays_whatever_its_bit_rates() {
         };
         assert_eq!(told(file.0.len()), sounds(&stream).count(), "{name}");
         told(file.0.len() / 2 + 100);
+        // Behind so few packets that players are in doubt; of one the frame before it counts too.
+        let head = file.0.len() - sounds(&stream).map(|it| it.payload.len()).sum::<usize>();
+        for few in 1..6 {
+            let len: usize = sounds(&stream).take(few).map(|it| it.payload.len()).sum();
+            assert_eq!(told(head + len), few.max(2), "{name}");
+        }
     }
 }
 
@@ -134,6 +141,45 @@ fn an_flv_file_is_finished_in_place() {
         let told = run("ffprobe", &[], &file, &["-show_entries", "stream=codec_name", "-of", "csv=p=0"]);
         assert_eq!(told, "h264\naac\n");
     }
+}
+
+#[test]
+fn an_flv_file_has_an_index_only_where_readers_take_one() {
+    let check = |keys: i64| {
+        let mut stream = source::timed((0..4).map(|n| n * 40), source::packets(0, 160));
+        let late = Time::from_millis(keys * 40);
+        stream.frames.iter_mut().for_each(|it| it.key = it.track == Kind::Audio || it.dts < late);
+        let open = flv_of(&stream);
+        let (whole, done) = open.clone().finish(flv::file::finish).unwrap();
+        let has = |name: &[u8]| whole.0.windows(name.len()).any(|it| it == name);
+        assert_eq!((has(b"keyframes"), has(b"filepositions")), (keys > 1, keys > 1), "{keys}");
+        assert_eq!(whole.0.len(), open.0.len());
+        // What was finished without is finished with one when there is more.
+        let more = source::timed([200, 240, 280], []);
+        let more = flv_of(&more).0.split_off(open.0.len() - flv_media(&stream));
+        let longer = Disk([&whole.0[..], &more].concat()).finish(flv::file::finish).unwrap();
+        assert_eq!(longer.0.0.len() as u64, longer.1.len);
+        assert!(longer.1.duration >= done.duration && longer.0.0.windows(9).any(|it| it == b"keyframes"));
+        if ffmpeg() {
+            let file = path("index.flv");
+            std::fs::write(&file, &whole.0).unwrap();
+            // Warnings too.
+            let told = Command::new("ffprobe").args(["-v", "warning"]).arg(&file).output().unwrap().stderr;
+            assert!(
+                !String::from_utf8_lossy(&told).contains("keyframes"),
+                "{keys}: {}",
+                String::from_utf8_lossy(&told)
+            );
+        }
+    };
+    (0..4).for_each(check);
+}
+
+/// How many bytes of the file are the stream's frames.
+fn flv_media(stream: &Stream) -> usize {
+    let mut head = Parts::default();
+    flv::file::Writer::new(&stream.tracks, &mut head);
+    flv_of(stream).0.len() - head.take().concat().len()
 }
 
 #[test]

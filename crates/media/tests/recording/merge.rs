@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use bywash_media::codec::h265::break_link;
 use bywash_media::mux::merge::{Index, Piece, frames, mp4 as join};
 use bywash_media::mux::{Parts, flv, fmp4, mp4, ts};
 use bywash_media::{Kind, Time};
@@ -65,7 +66,11 @@ fn merged(name: &str, file: &[u8], index: &Index, spans: &[Span]) -> (std::path:
     let plan = join(&spans.iter().map(piece).collect::<Vec<_>>()).unwrap();
     let mut out = plan.head;
     for copy in plan.copies {
+        let at = out.len();
         out.extend(&file[copy.bytes.start as usize..copy.bytes.end as usize]);
+        if copy.breaks {
+            break_link(&mut out[at..]);
+        }
     }
     out.extend(plan.tail);
     let to = path(&format!("{name}.mp4"));
@@ -148,6 +153,41 @@ fn pieces_are_exact_to_the_picture() {
 }
 
 #[test]
+fn pieces_of_h265_with_open_groups_show_each_picture_that_was_asked_for() {
+    if !ffmpeg() {
+        return;
+    }
+    let stream = source::open_groups();
+    let file = mp4_of(&stream);
+    let index = Index::mp4(&file[..]).unwrap();
+    // In groups, where they begin, and one piece behind another of before it.
+    check("open-1", &stream, &file, &index, &[(1500, 3500), (5200, 6200)]);
+    check("open-2", &stream, &file, &index, &[(2000, 3000), (4000, 5000)]);
+    check("open-3", &stream, &file, &index, &[(5200, 6200), (1500, 3500), (1500, 3500)]);
+    check("open-4", &stream, &file, &index, &[(0, 0), (0, 0)]);
+}
+
+#[test]
+fn inputs_of_one_encoder_go_together_whatever_they_were_recorded_to() {
+    if !ffmpeg() {
+        return;
+    }
+    for stream in [source::demo(), source::b_frames()] {
+        let (mp4, flv, mut frames) = (mp4_of(&stream), flv_of(&stream), Vec::new());
+        let of_ts = Index::ts(&ts_of(&stream)[..], &mut frames).unwrap();
+        let inputs = [Index::mp4(&mp4[..]).unwrap(), Index::flv(&flv[..]).unwrap(), of_ts];
+        let all = |indices: [&Index; 3]| {
+            let pieces = indices.map(|index| Piece { index, begin: Time::ZERO, end: None });
+            let length: i64 = indices.iter().map(|it| it.duration().as_millis()).sum();
+            assert!((join(&pieces).unwrap().duration.as_millis() - length).abs() < 100);
+        };
+        let [a, b, c] = &inputs;
+        all([a, b, c]);
+        all([c, a, b]);
+    }
+}
+
+#[test]
 fn frames_of_a_piece_begin_at_the_key_frame() {
     let stream = source::demo();
     let file = mp4_of(&stream);
@@ -188,6 +228,8 @@ fn files_that_do_not_fit_together_are_refused_in_words() {
     };
     check(&[(&one, (0, 0)), (&other, (0, 0))], "input 2 has H.264 192x108 and AAC");
     check(&[(&other, (0, 0)), (&pictures, (0, 0))], "input 2 has H.264 192x108, input 1 has H.264 192x108 and AAC");
+    check(&[(&one, (0, 0)), (&other, (0, 0))], "they differ in the size of the pictures and the channels of the sound");
+    check(&[(&other, (0, 0)), (&pictures, (0, 0))], "they differ in the tracks");
     check(&[(&other, (5000, 0))], "nothing lies between 5 s and 3");
     check(&[], "nothing to merge");
 }

@@ -102,6 +102,33 @@ pub fn hevc() -> Stream {
     with_opus(Codec::H265, &file, b"hvcC", pictures)
 }
 
+/// H.265 alone, whose groups are open: pictures that are shown before a key frame are coded from those before it.
+pub fn open_groups() -> Stream {
+    let x265 = "log-level=none:keyint=50:bframes=4:open-gop=1";
+    let pictures =
+        ["-f", "lavfi", "-i", "testsrc2=size=192x108:rate=25:duration=9", "-c:v", "libx265", "-preset", "ultrafast"];
+    let file =
+        made("open_groups.mp4", &[&pictures[..], &["-x265-params", x265, "-tag:v", "hvc1", "-f", "mp4"]].concat());
+    let told = crate::run("ffprobe", &[], &file, &["-show_entries", "packet=pts,dts,size,pos,flags", "-of", "csv=p=0"]);
+    let bytes = std::fs::read(&file).unwrap();
+    let timescale = 12_800;
+    let frame = |line: &str| {
+        let number = |nth: usize| line.split(',').nth(nth).unwrap().parse::<i64>().unwrap();
+        let (pts, dts, size, at) = (number(0), number(1), number(2) as usize, number(3) as usize);
+        Frame {
+            track: Kind::Video,
+            dts: Time::from_ticks(dts, timescale),
+            cts: Time::from_ticks(pts - dts, timescale),
+            key: line.contains('K'),
+            payload: Bytes::copy_from_slice(&bytes[at..at + size]),
+        }
+    };
+    let frames = told.lines().map(frame).collect();
+    let mut tracks = Tracks::default();
+    tracks.set(codec::track(Codec::H265, record_in(&bytes, b"hvcC")).unwrap());
+    Stream { tracks, frames, file: Some(file) }
+}
+
 /// AV1, and Opus that is silent.
 pub fn av1() -> Stream {
     let svt = ["-c:v", "libsvtav1", "-preset", "12", "-g", "25", "-svtav1-params", "pred-struct=1"];
@@ -120,12 +147,8 @@ pub fn av1() -> Stream {
 /// Pictures at 25 a second with the record that an MP4 file has, and packets of silence between them.
 fn with_opus(codec: Codec, file: &PathBuf, record: &[u8; 4], pictures: Vec<Vec<u8>>) -> Stream {
     const SILENCE: &[u8] = &[0xf8, 0xff, 0xfe];
-    let bytes = std::fs::read(file).unwrap();
-    let at = bytes.windows(4).position(|it| it == record).unwrap();
-    let size = u32::from_be_bytes(*bytes[at - 4..].first_chunk().unwrap()) as usize;
     let mut tracks = Tracks::default();
-    let record = Bytes::copy_from_slice(&bytes[at + 4..at - 4 + size]);
-    tracks.set(codec::track(codec, record).unwrap());
+    tracks.set(codec::track(codec, record_in(&std::fs::read(file).unwrap(), record)).unwrap());
     let head = opus::Head { channels: 1, pre_skip: 312, source_rate: 48_000, gain: 0 };
     tracks.set(codec::track(Codec::Opus, head.build()).unwrap());
     let mut frames = Vec::new();
@@ -139,6 +162,13 @@ fn with_opus(codec: Codec, file: &PathBuf, record: &[u8; 4], pictures: Vec<Vec<u
         }
     }
     Stream { tracks, frames, file: Some(file.clone()) }
+}
+
+/// The body of the first box of this kind in an MP4 file.
+fn record_in(bytes: &[u8], kind: &[u8; 4]) -> Bytes {
+    let at = bytes.windows(4).position(|it| it == kind).unwrap();
+    let size = u32::from_be_bytes(*bytes[at - 4..].first_chunk().unwrap()) as usize;
+    Bytes::copy_from_slice(&bytes[at + 4..at - 4 + size])
 }
 
 /// Has FFmpeg make a file, once.

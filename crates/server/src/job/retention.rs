@@ -16,7 +16,7 @@ use crate::clock::unix_ms;
 use crate::object::Objects;
 use crate::store::{File, Store};
 
-/// How often it is looked for files whose time is over.
+/// How often it is looked for what could not be deleted before. When the time of a file is over it is looked at once.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// Files whose rows go in one transaction, and deletions at once.
@@ -31,19 +31,26 @@ pub async fn run(store: Store, objects: Objects, stop: CancellationToken) {
     let mut work = store.work();
     let mut after = None;
     loop {
-        let again = match turn(&store, &objects, unix_ms(), &mut after).await {
-            Ok(again) => again,
-            Err(error) => {
-                warn!(%error, "deletions wait for the store");
-                false
-            }
+        let again = async {
+            let again = turn(&store, &objects, unix_ms(), &mut after).await?;
+            Ok(if again { Duration::ZERO } else { rest(&store).await? })
         };
+        let again = again.await.unwrap_or_else(|error: crate::store::Error| {
+            warn!(%error, "deletions wait for the store");
+            LOOK
+        });
         tokio::select! {
             () = stop.cancelled() => return,
-            changed = work.changed(), if !again => if changed.is_err() { return },
-            () = tokio::time::sleep(if again { Duration::ZERO } else { LOOK }) => {}
+            changed = work.changed(), if !again.is_zero() => if changed.is_err() { return },
+            () = tokio::time::sleep(again) => {}
         }
     }
+}
+
+/// How long there is nothing to do, if nothing changes.
+async fn rest(store: &Store) -> Result<Duration, crate::store::Error> {
+    let next = store.read().await?.next_expiry().await?;
+    Ok(next.map_or(LOOK, |at| Duration::from_millis(at.saturating_sub(unix_ms()).max(0) as u64).min(LOOK)))
 }
 
 /// Deletes a batch of those behind `after`, which moves on, so that what cannot be deleted holds up nothing else; says whether
@@ -185,6 +192,32 @@ mod tests {
         assert!(turn(&store, &objects, 1, &mut after).await.unwrap());
         assert!(!turn(&store, &objects, 1, &mut after).await.unwrap());
         assert!(store.read().await.unwrap().files_deleting(None, 1000).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_file_goes_at_the_moment_that_its_time_is_over() {
+        let (rows, data) = (Dir::new(), Dir::new());
+        let store = rows.open().await;
+        let objects = Objects::new(&config::Media::default(), data.path()).unwrap();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(run(store.clone(), objects, stop.clone()));
+        let over_ms = unix_ms() + 1000;
+        let mut tx = store.begin().await.unwrap();
+        for (id, expire_ms) in [("0", over_ms), ("1", over_ms + 3_600_000), ("2", 0)] {
+            tx.file_open(&File { expire_ms, ..ready(id) }).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        let environment = bywash_media::Environment::Production;
+        let is_there = async |id: &str| store.read().await.unwrap().file(7, environment, id).await.unwrap().is_some();
+        while is_there("0").await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // Long before it would have looked.
+        let late = unix_ms() - over_ms;
+        assert!((0..LOOK.as_millis() as i64 / 2).contains(&late), "{late}");
+        assert!(is_there("1").await && is_there("2").await);
+        stop.cancel();
+        task.await.unwrap();
     }
 
     #[tokio::test]

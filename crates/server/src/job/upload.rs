@@ -283,8 +283,35 @@ async fn parts(bucket: &Bucket, local: &Path, size: u64, note: &mut Note) -> any
         note.parts.push(done.content_id);
     }
     let parts = note.parts.iter().map(|it| PartId { content_id: it.clone() }).collect();
-    bucket.store.complete_multipart(&path, &id, parts).await?;
+    if let Err(error) = bucket.store.complete_multipart(&path, &id, parts).await {
+        // With the same parts it would be refused for ever.
+        if is_final(&error) {
+            note.abort(bucket).await;
+            note.remove().await?;
+        }
+        return Err(error.into());
+    }
     Ok(())
+}
+
+/// Whether the bucket will never make a file of these parts: a refusal that neither other credentials nor a quieter moment change.
+fn is_final(error: &object_store::Error) -> bool {
+    use object_store::Error::{AlreadyExists, Generic, Precondition};
+    match error {
+        AlreadyExists { .. } | Precondition { .. } => true,
+        Generic { source, .. } => {
+            status(&**source).is_some_and(|it| (400..500).contains(&it) && !matches!(it, 401 | 403 | 408 | 429))
+        }
+        _ => false,
+    }
+}
+
+/// The status of an answer that the client has no kind of error for. The type that has it cannot be named; its text can be read.
+fn status(error: &(dyn std::error::Error + 'static)) -> Option<u16> {
+    let mut chain = std::iter::successors(Some(error), |it| it.source());
+    chain.find_map(|it| {
+        it.to_string().strip_prefix("Server returned non-2xx status code: ")?.split(' ').next()?.parse().ok()
+    })
 }
 
 /// Uploads an HLS folder: segments first, so that the playlist names nothing that is not there.
@@ -343,14 +370,16 @@ impl Note {
         Ok(Note { at, key: key.into(), id: None, parts: Vec::new() })
     }
 
-    /// `None` if there is none, or none that was begun whole. A last line that was torn is cut off, so that the next is one.
+    /// `None` if there is none, or none that was begun whole. A last line that was torn is cut off, so that the next is one; so are zeros,
+    /// which a power cut leaves of a line on some disks.
     async fn read(at: PathBuf) -> anyhow::Result<Option<Note>> {
         let text = match tokio::fs::read_to_string(&at).await {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+        let written = text.split('\0').next().unwrap_or_default();
+        let whole = &written[..written.rfind('\n').map_or(0, |end| end + 1)];
         if whole.len() < text.len() {
             let file = tokio::fs::File::options().write(true).open(&at).await?;
             file.set_len(whole.len() as u64).await.context("mend the note of an upload")?;
@@ -364,7 +393,8 @@ impl Note {
         let mut file = tokio::fs::File::options().append(true).open(&self.at).await?;
         file.write_all(format!("{line}\n").as_bytes()).await?;
         file.flush().await?;
-        Ok(())
+        // Before anything builds on it.
+        file.sync_all().await.context("note an upload")
     }
 
     async fn remove(&self) -> anyhow::Result<()> {
@@ -379,7 +409,7 @@ impl Note {
         if let Some(id) = &self.id
             && let Err(error) = bucket.store.abort_multipart(&bucket.path(&self.key), id).await
         {
-            warn!(%error, file = self.key, "an upload without a file was not aborted");
+            warn!(%error, file = self.key, "an upload that is of no use was not aborted");
         }
     }
 }
@@ -412,6 +442,21 @@ mod tests {
         let objects = Objects::new(media, dir.path()).unwrap();
         let urls = Urls { public_url: "http://h".into(), ttl: None };
         Uploads { store, objects, apps: Arc::new(Apps::new(Vec::new())), urls }
+    }
+
+    /// Media in the bucket at this address.
+    fn media(endpoint: String) -> config::Media {
+        let bucket = config::Bucket {
+            name: "media".into(),
+            prefix: String::new(),
+            endpoint: Some(endpoint),
+            region: "us-east-1".into(),
+        };
+        config::Media {
+            url: MediaUrl::S3(bucket),
+            access_key_id: Some(Secret::new("id")),
+            secret_access_key: Some(Secret::new("key")),
+        }
     }
 
     async fn until_ready(store: &Store, id: &str) {
@@ -453,16 +498,7 @@ mod tests {
     #[tokio::test]
     async fn what_can_be_uploaded_does_not_wait_for_what_cannot() {
         let dir = Dir::new();
-        let media = config::Media {
-            url: MediaUrl::S3(config::Bucket {
-                name: "media".into(),
-                prefix: String::new(),
-                endpoint: Some(bucket().await),
-                region: "us-east-1".into(),
-            }),
-            access_key_id: Some(Secret::new("id")),
-            secret_access_key: Some(Secret::new("key")),
-        };
+        let media = media(bucket().await);
         let lost = (0..LOOK_MAX as i64).map(|n| stored(&format!("lost-{n}"), n));
         let uploads = uploads(&dir, &media, lost.chain([stored("there", 5000)])).await;
         let local = uploads.objects.local("7/show/there.mp4");
@@ -474,6 +510,92 @@ mod tests {
         stop.cancel();
         task.await.unwrap();
         assert_eq!(store.read().await.unwrap().files_stored(None, 5000).await.unwrap().len(), LOOK_MAX);
+    }
+
+    /// What a bucket of uploads in parts was asked for.
+    #[derive(Default)]
+    struct Asked {
+        begun: usize,
+        parts: usize,
+        completed: usize,
+        aborted: Vec<String>,
+    }
+
+    /// A bucket that answers `status` when the first upload in parts is to be completed for the first time; its address.
+    async fn refusing(status: StatusCode, asked: Arc<Mutex<Asked>>) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = axum::Router::new().fallback(async move |method: Method, uri: Uri, body: axum::body::Bytes| {
+            let mut asked = asked.lock().unwrap();
+            let of = |name: &str| uri.query()?.split('&').find_map(|it| it.strip_prefix(name)?.strip_prefix('='));
+            let whole = asked.completed > 1 && method == Method::HEAD;
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ETAG, "\"a\"".parse().unwrap());
+            headers.insert(header::LAST_MODIFIED, "Sun, 09 Sep 2001 01:46:40 GMT".parse().unwrap());
+            let (status, text) = match (&method, of("uploadId")) {
+                (&Method::POST, None) => {
+                    asked.begun += 1;
+                    let id = asked.begun;
+                    (StatusCode::OK, format!("<R><UploadId>{id}</UploadId></R>"))
+                }
+                (&Method::PUT, Some(_)) => {
+                    asked.parts += body.len();
+                    (StatusCode::OK, String::new())
+                }
+                (&Method::POST, Some(_)) => {
+                    asked.completed += 1;
+                    let status = if asked.completed == 1 { status } else { StatusCode::OK };
+                    (status, "<R><ETag>a</ETag></R>".into())
+                }
+                (&Method::DELETE, Some(id)) => {
+                    asked.aborted.push(id.into());
+                    (StatusCode::NO_CONTENT, String::new())
+                }
+                _ if whole => {
+                    headers.insert(header::CONTENT_LENGTH, LARGE.into());
+                    (StatusCode::OK, String::new())
+                }
+                _ => (StatusCode::NOT_FOUND, String::new()),
+            };
+            (status, headers, text)
+        });
+        let router = router.layer(axum::extract::DefaultBodyLimit::disable());
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        format!("http://{address}")
+    }
+
+    /// Bytes of a file that goes up in two parts.
+    const LARGE: u64 = PART + 5;
+
+    #[tokio::test]
+    async fn parts_that_the_bucket_refuses_for_good_are_sent_anew_and_others_are_not() {
+        let check = async |status: u16, anew: bool, aborted: &[&str]| {
+            let (dir, asked) = (Dir::new(), Arc::<Mutex<Asked>>::default());
+            let media = media(refusing(StatusCode::from_u16(status).unwrap(), asked.clone()).await);
+            let uploads = uploads(&dir, &media, [stored("1", 1)]).await;
+            let local = uploads.objects.local("7/show/1.mp4");
+            std::fs::create_dir_all(local.parent().unwrap()).unwrap();
+            std::fs::File::create(&local).unwrap().set_len(LARGE).unwrap();
+            assert!(uploads.upload(&stored("1", 1)).await.is_err());
+            assert_eq!(uploads.objects.uploads().join("1").exists(), !anew, "{status}");
+            uploads.upload(&stored("1", 1)).await.unwrap();
+            let asked = asked.lock().unwrap();
+            let times = if anew { 2 } else { 1 };
+            assert_eq!(
+                (asked.begun, asked.parts as u64, asked.completed),
+                (times, times as u64 * LARGE, 2),
+                "{status}"
+            );
+            assert_eq!(asked.aborted, aborted, "{status}");
+            assert!(!local.exists());
+        };
+        check(400, true, &["1"]).await;
+        check(404, true, &[]).await;
+        check(409, true, &["1"]).await;
+        check(412, true, &["1"]).await;
+        for kept in [401, 403, 408, 429, 500, 503] {
+            check(kept, false, &[]).await;
+        }
     }
 
     #[tokio::test]
@@ -513,5 +635,7 @@ mod tests {
         check("key\nid\n", Some(("key", Some("id"), &["next"]))).await;
         check("key\nid\none\ntw", Some(("key", Some("id"), &["one", "next"]))).await;
         check("key\ni", Some(("key", Some("next"), &[]))).await;
+        check("key\nid\none\n\0\0\0\0", Some(("key", Some("id"), &["one", "next"]))).await;
+        check("key\nid\n\0\0\0\n", Some(("key", Some("id"), &["next"]))).await;
     }
 }

@@ -231,6 +231,12 @@ impl Tx {
         self.run(sqlx::query(AssertSqlSafe(sql)).bind(EXPIRE_MAX).bind(now_ms)).await
     }
 
+    /// When the time of the next ready file is over, Unix milliseconds, of those that have one.
+    pub async fn next_expiry(&mut self) -> Result<Option<i64>, Error> {
+        let sql = "SELECT expire_ms FROM file WHERE state = 2 AND expire_ms > 0 ORDER BY expire_ms LIMIT 1";
+        self.first(sqlx::query(sql), |row| Ok(row.try_get("expire_ms")?)).await
+    }
+
     /// One file of an app by its id, whatever its state.
     pub async fn file(&mut self, app: u32, environment: Environment, id: &str) -> Result<Option<File>, Error> {
         let sql = "SELECT * FROM file WHERE app = $1 AND environment = $2 AND id = $3";
@@ -553,6 +559,7 @@ mod tests {
             tx.file_open(&File { state, expire_ms, ..open("s", n) }).await.unwrap();
         }
         assert_eq!(tx.files_expire(99).await.unwrap(), 0);
+        assert_eq!(tx.next_expiry().await.unwrap(), Some(100));
         assert_eq!(tx.files_expire(100).await.unwrap(), 1);
         assert_eq!(tx.files_deleting(None, 10).await.unwrap()[0].id, "1");
     }

@@ -13,7 +13,7 @@ use super::{TAG_HEAD, TagKind, file_head, frame_head, tag_head, tag_tail, track_
 use crate::mux::{Clock, Finish, Parts, Source, Write};
 use crate::{Codec, Format, Frame, Kind, Time, Tracks};
 
-/// Key frames in the index; of more, every second, fourth and so on is listed. Enough for 2 h with one every 2 s.
+/// Key frames in the index; of fewer there is none, for readers take none with one entry; of more, every second, fourth and so on is listed. Enough for 2 h with one every 2 s.
 const KEYS_MAX: usize = 3600;
 /// What stands before the metadata.
 const FILE_HEAD: usize = 13;
@@ -206,13 +206,16 @@ fn first_tag<S: Source + ?Sized>(file: &S) -> io::Result<Option<Vec<u8>>> {
 /// What the metadata of a [`Writer`] tells of the tracks: all behind the numbers and before the index.
 fn told(tag: &[u8]) -> Option<&[u8]> {
     let body = tag.get(TAG_HEAD..)?.strip_prefix(ON_META_DATA)?.get(NUMBERS..)?;
-    let end = body.windows(INDEX.len()).position(|it| it == INDEX)?;
-    Some(&body[..end])
+    let end = [INDEX, RESERVE].iter().filter_map(|mark| body.windows(mark.len()).position(|it| it == *mark)).min();
+    Some(&body[..end?])
 }
 
 /// The name, and an array that does not say how many values it has: readers go by its end.
 const ON_META_DATA: &[u8] = b"\x02\0\x0aonMetaData\x08\0\0\0\0";
 const INDEX: &[u8] = b"\0\x09keyframes\x03";
+/// What stands there as long as there is no index: zeros, as many as make the tag as long.
+const RESERVE: &[u8] = b"\0\x08reserved\x0a";
+const KEYS_MIN: usize = 2;
 const OBJECT_END: [u8; 3] = [0, 0, 9];
 /// How long the numbers before what is told of the tracks are.
 const NUMBERS: usize = (2 + 8 + 9) + (2 + 8 + 9) + (2 + 13 + 9) + (2 + 12 + 2) + (2 + 12 + 2);
@@ -224,14 +227,20 @@ fn metadata(about: &[u8], index: &Index, filesize: u64) -> Vec<u8> {
     number(&mut body, "filesize", filesize as f64);
     number(&mut body, "lasttimestamp", seconds(index.clocks.iter().filter_map(Clock::last).max()));
     truth(&mut body, "canSeekToEnd", true);
-    truth(&mut body, "hasKeyframes", !index.keys.is_empty());
+    let indexed = index.keys.len() >= KEYS_MIN;
+    truth(&mut body, "hasKeyframes", indexed);
     body.extend(about);
-    body.extend(INDEX);
-    array(&mut body, "filepositions", index.keys.iter().map(|&(at, _)| at as f64));
-    array(&mut body, "times", index.keys.iter().map(|&(_, time)| f64::from(time) / 1000.0));
-    body.extend(OBJECT_END);
-    // Not a tag of its own, which FFmpeg takes for a stream, nor a long string, of which it complains.
-    array(&mut body, "spacer", (0..2 * (KEYS_MAX - index.keys.len())).map(|_| 0.0));
+    // The rest is not a tag of its own, which FFmpeg takes for a stream, nor a long string, of which it complains.
+    if indexed {
+        body.extend(INDEX);
+        array(&mut body, "filepositions", index.keys.iter().map(|&(at, _)| at as f64));
+        array(&mut body, "times", index.keys.iter().map(|&(_, time)| f64::from(time) / 1000.0));
+        body.extend(OBJECT_END);
+        array(&mut body, "spacer", (0..2 * (KEYS_MAX - index.keys.len())).map(|_| 0.0));
+    } else {
+        // Names and ends of the index are five numbers and two bytes long.
+        array(&mut body, "reserved", (0..2 * KEYS_MAX + 5).map(|_| 0.0));
+    }
     body.extend(OBJECT_END);
     [&tag_head(TagKind::Script, 0, body.len())[..], &body, &tag_tail(body.len())].concat()
 }

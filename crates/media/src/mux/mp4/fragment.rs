@@ -74,6 +74,11 @@ impl Fragments {
         Fragments { lanes, base: None, begun: None, pushed: Time::ZERO, bytes: 0, sequence: 0 }
     }
 
+    /// Those whose times count from zero.
+    pub(crate) fn going_on(tracks: &Tracks) -> Fragments {
+        Fragments { base: Some(Time::ZERO), ..Fragments::new(tracks) }
+    }
+
     pub(crate) fn heads(&self) -> Vec<Head> {
         self.lanes.iter().map(|lane| lane.head.clone()).collect()
     }

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use bywash_media::codec::h265::break_link;
 use bywash_media::mux::merge::{self, Index, Piece, Unread};
 use bywash_media::mux::{fmp4, ts};
 use bywash_media::playlist::{Playlist, Segment};
-use bywash_media::{Codec, Frame, Kind, Time, Tracks, Transcoder, transcode};
+use bywash_media::{Codec, Frame, Kind, Time, Track, Tracks, Transcoder, transcode};
 use tracing::warn;
 
 use super::Failure;
@@ -111,9 +112,13 @@ impl Merging {
         for copy in &plan.copies {
             let source = &inputs[&self.request.parts[copy.piece].file].source;
             let mut at = copy.bytes.start;
+            let chunk = if copy.breaks { u64::MAX } else { CHUNK };
             while at < copy.bytes.end {
-                let bytes = source.read(at, CHUNK.min(copy.bytes.end - at))?;
+                let mut bytes = source.read(at, chunk.min(copy.bytes.end - at))?;
                 (at, done) = (at + bytes.len() as u64, done + bytes.len() as u64);
+                if copy.breaks {
+                    bytes = broken(bytes);
+                }
                 writer.apply(Change::Append(vec![bytes]))?;
                 self.tell(done, total)?;
             }
@@ -132,13 +137,15 @@ impl Merging {
             let Some(index) = input.index.sound() else { return unfit(format!("input {} has no sound", n + 1)) };
             let tracks = index.tracks();
             let track = tracks.audio.clone().expect("this index has nothing but sound");
+            let one = told.get_or_insert_with(|| tracks.clone()).audio.clone().unwrap_or(track.clone());
             let plain = track.codec == Codec::Mp3;
-            let same =
-                told.as_ref().is_none_or(|it| it.audio.as_ref().is_some_and(|it| (it.codec == Codec::Mp3) == plain));
-            if !same || plain && told.as_ref().is_some_and(|it| *it != tracks) {
-                return unfit(format!("input {} has other sound than input 1: MP3 is joined as it is", n + 1));
+            if plain != (one.codec == Codec::Mp3) || plain && one != track {
+                let (it, one) = (merge::about(&track), merge::about(&one));
+                return unfit(format!(
+                    "input {} has {it}, input 1 has {one}: MP3 is joined as it is, and with nothing else",
+                    n + 1
+                ));
             }
-            told.get_or_insert_with(|| tracks.clone());
             if !plain {
                 let encoder = || transcode::encoder(Codec::Mp3, BIT_RATE);
                 let made = match coder.take() {
@@ -173,30 +180,24 @@ impl Merging {
 
     fn m3u8(&self, writer: &mut Writer) -> Result<Tracks, Failure> {
         let mut tracks = Tracks::default();
-        let (mut fragments, mut joint) = (None, Joint::default());
+        let mut joint = Joint::default();
         let parts = self.request.parts.len();
         for (n, part) in self.request.parts.iter().enumerate() {
             let source = &self.sources[&part.file];
-            let hls = source.format == Format::M3u8;
-            let kind = match hls {
-                true => self.copy_segments(writer, n, &mut joint)?,
-                false => {
-                    let input = Input::open(source, &self.scratch, self.room)?;
-                    tracks = input.index.tracks();
-                    self.cut_segments(writer, n, &mut joint, &input)?
-                }
-            };
-            if fragments.is_some_and(|before| before != kind) {
-                return unfit("pieces in MPEG-TS and pieces in fMP4 do not go into one playlist");
+            if source.format == Format::M3u8 && !is_one_line(&source.path)? {
+                self.copy_segments(writer, n, &mut joint)?;
+            } else {
+                let input = Input::open(source, &self.scratch, self.room)?;
+                tracks = input.index.tracks();
+                self.cut_segments(writer, n, &mut joint, &input)?;
             }
-            fragments = Some(kind);
             self.tell(n as u64 + 1, parts as u64)?;
         }
         Ok(tracks)
     }
 
-    /// Takes over the segments of an HLS recording that a piece touches; says whether they are fMP4.
-    fn copy_segments(&self, writer: &mut Writer, n: usize, joint: &mut Joint) -> Result<bool, Failure> {
+    /// Takes over the segments of an HLS recording that a piece touches.
+    fn copy_segments(&self, writer: &mut Writer, n: usize, joint: &mut Joint) -> Result<(), Failure> {
         let part = &self.request.parts[n];
         let source = &self.sources[&part.file];
         let list = Playlist::parse(&fs::read_to_string(&source.path)?);
@@ -224,6 +225,10 @@ impl Merging {
             let uri = format!("{n}-{taken}.{}", if map.is_some() { "m4s" } else { "ts" });
             let discontinuity = segment.discontinuity || taken == 0;
             let mut bytes = fs::read(folder.join(&segment.uri))?;
+            if taken == 0 {
+                let init = segment.map.as_ref().map(|map| fs::read(folder.join(map))).transpose()?;
+                joint.begin(n, init.as_deref(), &mut bytes)?;
+            }
             if map.is_none() {
                 joint.counters.renumber(&mut bytes);
             }
@@ -236,19 +241,20 @@ impl Merging {
         if taken == 0 {
             return unfit(format!("input {} has nothing there", n + 1));
         }
-        Ok(!maps.is_empty())
+        Ok(())
     }
 
-    /// Makes segments of a piece of a file, whose times go on; says whether they are fMP4.
-    fn cut_segments(&self, writer: &mut Writer, n: usize, joint: &mut Joint, input: &Input) -> Result<bool, Failure> {
+    /// Makes segments of a piece of a file, whose times go on.
+    fn cut_segments(&self, writer: &mut Writer, n: usize, joint: &mut Joint, input: &Input) -> Result<(), Failure> {
         let part = &self.request.parts[n];
         let source = &self.sources[&part.file];
         let tracks = input.index.tracks();
         let (frames, duration) = merge::frames(&piece(part, &input.index))?;
-        let mut mux = match ts::Writer::going_on(&tracks, joint.counters) {
+        let mut mux = match ts::Writer::going_on(&tracks, joint.counters).filter(|_| ts::fits(&tracks)) {
             Some(mux) => Mux::Ts(mux),
-            None => Mux::Fragments(fmp4::Writer::new(&tracks)),
+            None => Mux::Fragments(fmp4::Writer::going_on(&tracks)),
         };
+        joint.takes(n, &tracks, matches!(mux, Mux::Fragments(_)))?;
         let map = match &mux {
             Mux::Ts(_) => None,
             Mux::Fragments(mux) => {
@@ -270,11 +276,15 @@ impl Merging {
         };
         let main = if tracks.video.is_some() { Kind::Video } else { Kind::Audio };
         let (mut begun, mut number) = (from, 0);
+        let mut breaks = n > 0 && is_h265(&tracks);
         writer.apply(Change::Begin(segment(0, begun)))?;
         writer.apply(Change::Append(mux.start()))?;
         let total = frames.len() as u64;
         for (nth, unread) in frames.into_iter().enumerate() {
-            let frame = input.source.frame(unread, from)?;
+            let mut frame = input.source.frame(unread, from)?;
+            if frame.track == Kind::Video && std::mem::take(&mut breaks) {
+                frame.payload = broken(frame.payload);
+            }
             let shown = frame.dts + frame.cts;
             if frame.track == main && frame.key && shown - begun >= SEGMENT {
                 writer.apply(Change::Append(mux.cut(&frame)))?;
@@ -289,11 +299,10 @@ impl Merging {
             let parts = self.request.parts.len() as u64;
             self.tell(n as u64 * total + nth as u64, parts * total)?;
         }
-        let fragments = map.is_some();
         writer.apply(Change::Append(mux.finish(joint)))?;
         joint.line = from + duration;
         writer.apply(Change::End(joint.line - begun))?;
-        Ok(fragments)
+        Ok(())
     }
 
     fn inputs(&self) -> Result<BTreeMap<&String, Input>, Failure> {
@@ -323,6 +332,25 @@ fn piece<'a>(part: &Part, index: &'a Index) -> Piece<'a> {
     Piece { index, begin: Time::from_millis(part.begin_ms), end: part.end_ms.map(Time::from_millis) }
 }
 
+/// Whether this list is of fMP4 whose times rise from its beginning to its end. They are to go on in a merge: where they begin anew FFmpeg
+/// drops the first pictures, though a discontinuity tells of it.
+fn is_one_line(list: &Path) -> io::Result<bool> {
+    let list = Playlist::parse(&fs::read_to_string(list)?);
+    let map = list.segments.first().and_then(|it| it.map.as_ref());
+    Ok(map.is_some() && list.segments.iter().skip(1).all(|it| it.map.as_ref() == map && !it.discontinuity))
+}
+
+fn is_h265(tracks: &Tracks) -> bool {
+    tracks.video.as_ref().is_some_and(|track| track.codec == Codec::H265)
+}
+
+/// The first picture of a piece in H.265 that is not the first piece.
+fn broken(payload: Bytes) -> Bytes {
+    let mut payload = BytesMut::from(payload);
+    break_link(&mut payload);
+    payload.freeze()
+}
+
 fn flush(writer: &mut Writer, frames: &mut Vec<Frame>) -> io::Result<()> {
     writer.apply(Change::Append(frames.drain(..).map(|frame| frame.payload).collect()))
 }
@@ -334,6 +362,49 @@ struct Joint {
     line: Time,
     /// Of MPEG-TS.
     counters: ts::Counters,
+    /// The tracks that it began with, and whether its segments are fMP4.
+    first: Option<(Tracks, bool)>,
+}
+
+impl Joint {
+    /// Whether a piece can go on behind the first one: players do not change decoders within a list.
+    fn takes(&mut self, n: usize, tracks: &Tracks, fragments: bool) -> Result<(), Failure> {
+        let Some((first, kind)) = &self.first else {
+            self.first = Some((tracks.clone(), fragments));
+            return Ok(());
+        };
+        let other = |of: fn(&Tracks) -> &Option<Arc<Track>>| {
+            of(first).as_ref().zip(of(tracks).as_ref()).is_some_and(|(one, it)| one.codec != it.codec)
+        };
+        if *kind == fragments && !other(|it| &it.video) && !other(|it| &it.audio) {
+            return Ok(());
+        }
+        let about = |tracks: &Tracks, fragments: bool| {
+            let codecs = [&tracks.video, &tracks.audio].into_iter().flatten().map(|it| it.codec.name());
+            let kind = if fragments { "fMP4" } else { "MPEG-TS" };
+            format!("{} in {kind}", codecs.collect::<Vec<_>>().join(" and "))
+        };
+        let (it, one) = (about(tracks, fragments), about(first, *kind));
+        unfit(format!("input {} is {it}, input 1 is {one}: they do not go into one playlist", n + 1))
+    }
+
+    /// Takes a piece that begins with this whole segment, and its initialization section if it is fMP4.
+    fn begin(&mut self, n: usize, init: Option<&[u8]>, segment: &mut [u8]) -> Result<(), Failure> {
+        let index = match init {
+            Some(init) => Index::fragments(&[init, segment].concat()[..]),
+            None => Index::ts(segment, &mut io::sink()),
+        };
+        // One with nothing in it that we know goes on as it is.
+        let Ok(index) = index else { return self.takes(n, &Tracks::default(), init.is_some()) };
+        self.takes(n, &index.tracks(), init.is_some())?;
+        let Some(init) = init.filter(|_| n > 0 && is_h265(&index.tracks())) else { return Ok(()) };
+        let (frames, _) = merge::frames(&Piece { index: &index, begin: Time::ZERO, end: None })?;
+        if let Some(first) = frames.iter().find(|it| it.frame.track == Kind::Video) {
+            let [from, to] = [first.bytes.start, first.bytes.end].map(|at| at as usize - init.len());
+            break_link(&mut segment[from..to]);
+        }
+        Ok(())
+    }
 }
 
 /// The kinds of segments.
@@ -586,35 +657,85 @@ mod tests {
         check(&sound, Room::by(narrow, 2000), 0, Some("disk full"));
     }
 
-    #[test]
-    fn the_packets_of_pieces_are_counted_on_and_their_clock_never_goes_back_before_zero() {
-        const AVCC: &str = "0142c01fffe100176742c01fda014016ec0440000003004000000f03c60ca801000468ce0fc8";
-        let dir = Dir::new();
-        let folder = Folder::new(dir.path().join("media"), None);
+    const AVCC: &str = "0142c01fffe100176742c01fda014016ec0440000003004000000f03c60ca801000468ce0fc8";
+    const HVCC: &str = "0101600000009000000000003ff000fcfdf8f800000f03a00001001840010c01ffff01600000030090000003000003003f95\
+                        9809a10001002a42010101600000030090000003000003003fa00502016965959a4932bc05a02000000300200000030321a2\
+                        000100074401c172b46240";
+    const CRA: &[u8] = &[0, 0, 0, 3, 21 << 1, 1, 0x80];
+    const BLA: &[u8] = &[0, 0, 0, 3, 16 << 1, 1, 0x80];
+
+    /// Records 20 s of pictures to an MP4, a key frame each 2 s; each is decoded 80 ms before it is shown.
+    fn record(folder: &Folder, name: &str, codec: Codec, config: &str, payload: &'static [u8]) {
         let mut tracks = Tracks::default();
-        tracks.set(bywash_media::codec::track(Codec::H264, hex::decode(AVCC).unwrap().into()).unwrap());
-        // Each is decoded 80 ms before it is shown.
+        tracks.set(bywash_media::codec::track(codec, hex::decode(config).unwrap().into()).unwrap());
         let mut writes = Vec::new();
         let mut muxer = bywash_media::mux::mp4::Writer::new(&tracks, &mut writes);
         for n in 0..500 {
             let (dts, cts) = (Time::from_millis(n * 40), Time::from_millis(80));
-            let payload = Bytes::from_static(&[0, 0, 0, 2, 0x65, 0x88]);
+            let payload = Bytes::from_static(payload);
             muxer.push(&Frame { track: Kind::Video, dts, cts, key: n % 50 == 0, payload }, &mut writes);
         }
         muxer.flush(&mut writes);
-        folder.create("1.mp4", Format::Mp4).unwrap().apply(Change::Put(writes)).unwrap();
-        folder.finish("1.mp4", Format::Mp4).unwrap().unwrap();
+        folder.create(name, Format::Mp4).unwrap().apply(Change::Put(writes)).unwrap();
+        folder.finish(name, Format::Mp4).unwrap().unwrap();
+    }
+
+    /// Joins these files of the folder, all of each, to a list under `key`.
+    fn joined(dir: &Dir, folder: &Folder, parts: &[&str], key: &str) -> Result<Playlist, Failure> {
+        let source = |file: &&str| {
+            let format = if file.ends_with(".mp4") { Format::Mp4 } else { Format::M3u8 };
+            ((*file).to_owned(), Source { path: folder.root().join(file), format, begin_ms: 0 })
+        };
+        merging(dir, parts, parts.iter().map(source).collect(), key).run()?;
+        Ok(Playlist::parse(&fs::read_to_string(folder.root().join(key)).unwrap()))
+    }
+
+    #[test]
+    fn h265_goes_into_fmp4_alone_and_begins_a_sequence_at_each_seam() {
+        let dir = Dir::new();
+        let folder = Folder::new(dir.path().join("media"), None);
+        record(&folder, "1.mp4", Codec::H265, HVCC, CRA);
+        record(&folder, "2.mp4", Codec::H264, AVCC, &[0, 0, 0, 2, 0x65, 0x88]);
+        let check = |parts: &[&str], key: &str, seams: usize, rises: bool| {
+            let list = joined(&dir, &folder, parts, key).unwrap();
+            let (mut all, mut broken, mut time) = (0, Vec::new(), 0);
+            for segment in list.segments {
+                assert!(segment.uri.ends_with(".m4s") && segment.map.is_some(), "{segment:?}");
+                let bytes = fs::read(folder.root().join(key).with_file_name(segment.uri)).unwrap();
+                for at in (0..bytes.len() - 16).filter(|at| rises && bytes[*at..].starts_with(b"tfdt")) {
+                    let told = u64::from_be_bytes(bytes[at + 8..at + 16].try_into().unwrap());
+                    assert!(told > time || time == 0, "{parts:?}: {told} {time}");
+                    time = told;
+                }
+                for picture in bytes.windows(CRA.len()).filter(|it| *it == CRA || *it == BLA) {
+                    if picture == BLA {
+                        broken.push(all % 500);
+                    }
+                    all += 1;
+                }
+            }
+            assert_eq!((all % 500, broken), (0, vec![0; seams]), "{parts:?}");
+        };
+        check(&["1.mp4"], "a/index.m3u8", 0, true);
+        check(&["1.mp4", "a/index.m3u8", "1.mp4"], "b/index.m3u8", 2, true);
+        check(&["a/index.m3u8", "b/index.m3u8"], "c/index.m3u8", 3, false);
+        for parts in [["2.mp4", "1.mp4"], ["2.mp4", "a/index.m3u8"]] {
+            let told = joined(&dir, &folder, &parts, "d/index.m3u8").unwrap_err().to_string();
+            assert!(told.starts_with("input 2 is H.265 in fMP4, input 1 is H.264 in MPEG-TS"), "{told}");
+        }
+    }
+
+    #[test]
+    fn the_packets_of_pieces_are_counted_on_and_their_clock_never_goes_back_before_zero() {
+        let dir = Dir::new();
+        let folder = Folder::new(dir.path().join("media"), None);
+        record(&folder, "1.mp4", Codec::H264, AVCC, &[0, 0, 0, 2, 0x65, 0x88]);
 
         let check = |parts: &[&str], key: &str, rising: bool| {
-            let source = |file: &&str| {
-                let format = if file.ends_with(".mp4") { Format::Mp4 } else { Format::M3u8 };
-                ((*file).to_owned(), Source { path: folder.root().join(file), format, begin_ms: 0 })
-            };
-            merging(&dir, parts, parts.iter().map(source).collect(), key).run().unwrap();
-            let list = folder.root().join(key);
+            let list = joined(&dir, &folder, parts, key).unwrap();
             let (mut counters, mut clock) = (BTreeMap::new(), 0);
-            for segment in Playlist::parse(&fs::read_to_string(&list).unwrap()).segments {
-                for packet in fs::read(list.with_file_name(segment.uri)).unwrap().chunks(188) {
+            for segment in list.segments {
+                for packet in fs::read(folder.root().join(key).with_file_name(segment.uri)).unwrap().chunks(188) {
                     let counter = counters.entry([packet[1] & 0x1f, packet[2]]).or_insert(packet[3] & 15);
                     assert_eq!(packet[3] & 15, *counter, "{parts:?}");
                     *counter = (*counter + 1) & 15;

@@ -479,16 +479,10 @@ enum Segments {
 
 impl Segments {
     fn new(tracks: &Tracks) -> Segments {
-        match ts::Writer::new(tracks).filter(|_| Segments::ts_fits(tracks)) {
+        match ts::Writer::new(tracks).filter(|_| ts::fits(tracks)) {
             Some(writer) => Segments::Ts(writer),
             None => Segments::Fmp4(fmp4::Writer::new(tracks)),
         }
-    }
-
-    /// MPEG-TS is for H.264: players take other pictures in fMP4 alone.
-    fn ts_fits(tracks: &Tracks) -> bool {
-        tracks.video.as_ref().is_none_or(|video| video.codec == Codec::H264)
-            && tracks.audio.as_ref().is_none_or(|audio| ts::carries(audio.codec))
     }
 }
 
