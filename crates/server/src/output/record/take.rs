@@ -1,7 +1,7 @@
 //! From frames to changes of files: all formats of a recording in one pass, without waiting and without a disk.
 //!
 //! A file has the tracks that it began with. Where they change, all files are cut and begin anew; of HLS the same list goes on behind
-//! a discontinuity, as long as its kind of segments can carry them. Cuts are at key frames, of sound where pictures pause, and sound that comes behind the
+//! a discontinuity, as long as its kind of segments can carry them and has the same kinds of tracks. Cuts are at key frames, of sound where pictures pause, and sound that comes behind the
 //! cut but belongs before it goes there.
 //!
 //! Invariant: nothing is opened before the tracks are known, or have had time to become so.
@@ -509,9 +509,12 @@ impl Hls {
         }
     }
 
-    /// Whether the list can go on with these tracks: its segments stay of one kind.
+    /// Whether the list can go on with these tracks: its segments stay of one kind, and have pictures and sound or not as before, for
+    /// players take what a list begins with for what it has.
     fn carries(&self, tracks: &Tracks) -> bool {
-        matches!(self.mux, Segments::Ts(_)) == matches!(Segments::new(tracks), Segments::Ts(_))
+        let has = |tracks: &Tracks| (tracks.video.is_some(), tracks.audio.is_some());
+        has(&self.tracks) == has(tracks)
+            && matches!(self.mux, Segments::Ts(_)) == matches!(Segments::new(tracks), Segments::Ts(_))
     }
 
     /// Ends the segment where its frames end; a new stretch follows.
@@ -773,6 +776,22 @@ mod tests {
         // The publisher is another one, with the same tracks.
         check(&[Format::M3u8], 0, "La 1000 La 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1");
         check(&[Format::M3u8], 0, "La 1000 Sa 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1");
+    }
+
+    #[test]
+    fn a_list_has_pictures_and_sound_from_its_beginning_or_not_at_all() {
+        check(
+            &[Format::M3u8],
+            0,
+            "L 3000 La 2000",
+            "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts 1000ms +2 -1 !0-0.ts 1000ms 0-1.ts 1000ms -2",
+        );
+        check(
+            &[Format::M3u8],
+            0,
+            "a 3000 La 2000",
+            "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts 1000ms +2 -1 !0-0.ts 1000ms 0-1.ts 1000ms -2",
+        );
     }
 
     #[test]
