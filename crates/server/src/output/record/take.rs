@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use bywash_media::mux::{Clock, Parts, adts, flv, fmp4, mp4, ts};
 use bywash_media::playlist::Segment;
-use bywash_media::{Codec, Frame, Kind, Time, Tracks};
+use bywash_media::{Codec, Frame, Join, Kind, Time, Tracks};
 
 use crate::config::Format;
 use crate::segment::Change;
@@ -275,7 +275,7 @@ impl Take {
         }
         let muxes = files.into_iter().map(|(file, format)| Muxing::new(file, format, &self.tracks, &mut self.out));
         let (muxes, tracks) = (muxes.collect(), self.tracks.clone());
-        self.files = Some(Files { begun: at, tracks, muxes, keyed: false, rate: Rate::default() });
+        self.files = Some(Files { begun: at, tracks, muxes, join: Join::default(), rate: Rate::default() });
     }
 
     fn write(&mut self, input: Input, frame: &Frame) {
@@ -340,8 +340,8 @@ struct Files {
     begun: Time,
     tracks: Tracks,
     muxes: Vec<Muxing>,
-    /// Whether the pictures have begun: with a key frame, whatever the file began with.
-    keyed: bool,
+    /// Of the pictures, whatever the files began with.
+    join: Join,
     rate: Rate,
 }
 
@@ -374,8 +374,7 @@ enum Mux {
 impl Files {
     fn push(&mut self, input: Input, frame: &Frame, out: &mut Vec<Op>) {
         if frame.track == Kind::Video {
-            self.keyed |= frame.key;
-            if !self.keyed {
+            if !self.join.takes(frame) {
                 return;
             }
             self.rate.count(frame.dts);
@@ -469,6 +468,8 @@ struct Hls {
     begun: Option<Time>,
     /// Of what was pushed, by kind.
     clocks: [Clock; 2],
+    /// Of the pictures with these tracks.
+    join: Join,
     rate: Rate,
 }
 
@@ -505,6 +506,7 @@ impl Hls {
             number: 0,
             begun: None,
             clocks: Default::default(),
+            join: Join::default(),
             rate: Rate::default(),
         }
     }
@@ -520,10 +522,16 @@ impl Hls {
     /// Ends the segment where its frames end; a new stretch follows.
     fn restart(&mut self, tracks: &Tracks, out: &mut Vec<Op>) {
         self.end(tracks, out);
+        if self.tracks != *tracks {
+            self.join = Join::default();
+        }
         (self.tracks, self.stretch, self.clocks) = (tracks.clone(), self.stretch + 1, Default::default());
     }
 
     fn push(&mut self, frame: &Frame, leads: bool, target: Time, wall_ms: i64, out: &mut Vec<Op>) {
+        if frame.track == Kind::Video && !self.join.takes(frame) {
+            return;
+        }
         if self.begun.is_some_and(|begun| leads && frame.dts - begun >= target) {
             self.next(frame, wall_ms, out);
         } else {
@@ -676,15 +684,47 @@ mod tests {
         Arc::new(tracks)
     }
 
+    /// What is in a file that was written so: in FLV pictures and packets of sound, in HLS pictures, each segment's beginning with a keyframe;
+    /// in a file of sound hundreds of bytes.
+    fn content(format: Format, changes: &[Change]) -> String {
+        let bytes = |change: &Change| if let Change::Append(parts) = change { parts.concat() } else { Vec::new() };
+        match format {
+            Format::Mp4 => String::new(),
+            Format::Flv => {
+                let file = changes.iter().flat_map(bytes).collect::<Vec<_>>();
+                let (mut rest, mut count) = (&file[13..], [0, 0]);
+                while let [kind, a, b, c, ..] = *rest {
+                    if kind != 18 && rest[12] == 1 {
+                        count[usize::from(kind == 8)] += 1;
+                    }
+                    rest = &rest[15 + u32::from_be_bytes([0, a, b, c]) as usize..];
+                }
+                format!(":{}+{}", count[0], count[1])
+            }
+            Format::M3u8 => {
+                let segments = changes.split(|change| matches!(change, Change::Begin(_)));
+                let pictures = segments.map(|segment| {
+                    let bytes: Vec<_> = segment.iter().flat_map(bytes).collect();
+                    let first = |packet: &&[u8]| packet[1] & 0x5f == 0x41 && packet[2] == 0;
+                    let mut pictures = bytes.chunks(188).filter(first).peekable();
+                    assert!(pictures.peek().is_none_or(|it| it[5] & 0x40 != 0), "no keyframe");
+                    pictures.count()
+                });
+                format!(":{}", pictures.sum::<usize>())
+            }
+            Format::Aac | Format::Mp3 => format!(":{}", changes.iter().map(Change::len).sum::<usize>() / 100),
+        }
+    }
+
     /// Publishes what `script` says, with 25 pictures and 50 packets a second and a keyframe each second, sound being `behind` the pictures by
     /// so many milliseconds, and MP3 100 behind the sound: `L`, `S`, `a` and their like set tracks, a number is so many milliseconds of their frames, `!` frames that are missing,
-    /// after `~` pictures are shown 80 ms after they are decoded, after `=` they pause, and after the next go on. Tells
-    /// the files that are opened (`+`) and closed (`-`, with the packets of a file of sound), and HLS's segments with their milliseconds.
+    /// after `~` pictures are shown 80 ms after they are decoded, after `^` keyframes 100 ms, and so behind the next two, after `=` they pause, and after the next go on. Tells
+    /// the files that are opened (`+`) and closed (`-`, with their [`content`]), and HLS's segments with their milliseconds.
     fn check(formats: &[Format], behind: i64, script: &str, want: &str) {
         let (interval, segment) = (Time::from_millis(2_000), Time::from_millis(1_000));
         let mut take = Take::new(Settings { formats: formats.to_vec(), interval, segment });
         let (begin, mut at, mut has, mut shown) = (Instant::now(), 0, tracks(""), Time::ZERO);
-        let mut paused = false;
+        let (mut paused, mut open_groups) = (false, false);
         let mut ops = Vec::new();
         for word in script.split(' ') {
             let now = begin + Duration::from_millis(at as u64);
@@ -695,7 +735,11 @@ mod tests {
                         let frame = |track, ms, key, len: usize| Frame {
                             track,
                             dts: Time::from_millis(ms),
-                            cts: if track == Kind::Video { shown } else { Time::ZERO },
+                            cts: match track {
+                                Kind::Video if key && open_groups => Time::from_millis(100),
+                                Kind::Video => shown,
+                                Kind::Audio => Time::ZERO,
+                            },
                             key,
                             payload: vec![if key { 0x65 } else { 0x41 }; len].into(),
                         };
@@ -715,6 +759,7 @@ mod tests {
                 }
                 Err(_) if word == "!" => take.skip(),
                 Err(_) if word == "=" => paused = !paused,
+                Err(_) if word == "^" => open_groups = true,
                 Err(_) if word == "~" => shown = Time::from_millis(80),
                 Err(_) => {
                     has = tracks(word);
@@ -724,23 +769,29 @@ mod tests {
         }
         take.close();
         ops.extend(take.flush());
-        let (mut got, mut bytes) = (Vec::new(), std::collections::HashMap::<u32, usize>::new());
-        let mut sound = Vec::new();
+        let (mut got, mut files) = (Vec::new(), std::collections::HashMap::new());
         for op in ops {
             match op {
                 Op::Open(openings) => {
                     for Opening { file, format, .. } in openings {
                         got.push(format!("+{file}"));
-                        sound.extend(matches!(format, Format::Aac | Format::Mp3).then_some(file));
+                        files.insert(file, (format, Vec::new()));
                     }
                 }
-                Op::Change(_, Change::Begin(segment)) => {
-                    got.push(format!("{}{}", if segment.discontinuity { "!" } else { "" }, segment.uri));
+                Op::Change(file, change) => {
+                    match &change {
+                        Change::Begin(segment) => {
+                            got.push(format!("{}{}", if segment.discontinuity { "!" } else { "" }, segment.uri));
+                        }
+                        Change::End(duration) => got.push(format!("{}ms", duration.as_millis())),
+                        _ => {}
+                    }
+                    files.get_mut(&file).unwrap().1.push(change);
                 }
-                Op::Change(_, Change::End(duration)) => got.push(format!("{}ms", duration.as_millis())),
-                Op::Change(file, change) => *bytes.entry(file).or_default() += change.len(),
-                Op::Close(file, _) if sound.contains(&file) => got.push(format!("-{file}:{}", bytes[&file] / 100)),
-                Op::Close(file, _) => got.push(format!("-{file}")),
+                Op::Close(file, _) => {
+                    let (format, changes) = &files[&file];
+                    got.push(format!("-{file}{}", content(*format, changes)));
+                }
             }
         }
         assert_eq!(got.join(" "), want, "{script}");
@@ -770,12 +821,12 @@ mod tests {
 
     #[test]
     fn hls_goes_on_over_cuts_and_gaps() {
-        let plain = "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts 1000ms -1";
+        let plain = "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts 1000ms -1:75";
         check(&[Format::M3u8], 0, "La 3000", plain);
-        check(&[Format::M3u8], 0, "La 1000 ! 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1");
+        check(&[Format::M3u8], 0, "La 1000 ! 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1:50");
         // The publisher is another one, with the same tracks.
-        check(&[Format::M3u8], 0, "La 1000 La 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1");
-        check(&[Format::M3u8], 0, "La 1000 Sa 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1");
+        check(&[Format::M3u8], 0, "La 1000 La 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1:50");
+        check(&[Format::M3u8], 0, "La 1000 Sa 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1:50");
     }
 
     #[test]
@@ -784,30 +835,37 @@ mod tests {
             &[Format::M3u8],
             0,
             "L 3000 La 2000",
-            "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts 1000ms +2 -1 !0-0.ts 1000ms 0-1.ts 1000ms -2",
+            "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts +2 1000ms -1:75 !0-0.ts 1000ms 0-1.ts 1000ms -2:50",
         );
         check(
             &[Format::M3u8],
             0,
             "a 3000 La 2000",
-            "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts 1000ms +2 -1 !0-0.ts 1000ms 0-1.ts 1000ms -2",
+            "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts +2 1000ms -1:0 !0-0.ts 1000ms 0-1.ts 1000ms -2:50",
         );
     }
 
     #[test]
     fn sound_is_cut_where_pictures_pause() {
-        let hls = "+1 !0-0.ts 2960ms 0-1.ts 1000ms 0-2.ts 1000ms 0-3.ts 1000ms 0-4.ts 1040ms 0-5.ts 1000ms -1";
+        let hls = "+1 !0-0.ts 2960ms 0-1.ts 1000ms 0-2.ts 1000ms 0-3.ts 1000ms 0-4.ts 1040ms 0-5.ts 1000ms -1:75";
         check(&[Format::M3u8], 0, "La 1000 = 5000 = 2000", hls);
         check(&[Format::Mp4], 0, "La 1000 = 5000 = 2000", "+1 +2 -1 +3 -2 +4 -3 -4");
         // A pause that is shorter than two segments.
-        check(&[Format::M3u8], 0, "La 1000 = 1900 = 1100", "+1 !0-0.ts 3000ms 0-1.ts 1000ms -1");
+        check(&[Format::M3u8], 0, "La 1000 = 1900 = 1100", "+1 !0-0.ts 3000ms 0-1.ts 1000ms -1:52");
+    }
+
+    #[test]
+    fn a_file_begins_without_the_pictures_that_need_what_was_before_its_keyframe() {
+        check(&[Format::Flv], 0, "La ^ 4000", "+1 +2 -1:48+105 -2:48+95");
+        // HLS goes on, and so does who decodes it.
+        check(&[Format::M3u8], 0, "L ^ 2000", "+1 !0-0.ts 1000ms 0-1.ts 1000ms -1:48");
     }
 
     #[test]
     fn tracks_have_their_time_to_come_and_to_settle() {
-        check(&[Format::Flv], 0, "L 200 La 800", "+1 -1");
-        check(&[Format::Flv], 0, "L 2000 La 2000", "+1 +2 -1 -2");
-        check(&[Format::Flv], 0, "La 1000 Sa 100 La 100 Sa 1800", "+1 +2 -1 -2");
+        check(&[Format::Flv], 0, "L 200 La 800", "+1 -1:25+40");
+        check(&[Format::Flv], 0, "L 2000 La 2000", "+1 +2 -1:50+0 -2:50+100");
+        check(&[Format::Flv], 0, "La 1000 Sa 100 La 100 Sa 1800", "+1 +2 -1:25+50 -2:25+100");
         // Nothing but sound, and what is too short for anything.
         check(&[Format::Aac], 0, "a 1000", "+1 -1:50");
         check(&[Format::Mp4], 0, "La 0", "");
