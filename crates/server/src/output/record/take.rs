@@ -2,9 +2,10 @@
 //!
 //! A file has the tracks that it began with. Where they change, all files are cut and begin anew; of HLS the same list goes on behind
 //! a discontinuity, as long as its kind of segments can carry them and has the same kinds of tracks. Cuts are at key frames, of sound where pictures pause, and sound that comes behind the
-//! cut but belongs before it goes there.
+//! cut but belongs before it goes there. Where only the sound changes, the new files begin with it at once and the old ones have the pictures up to the next
+//! key frame; HLS has the new sound from that on.
 //!
-//! Invariant: nothing is opened before the tracks are known, or have had time to become so.
+//! Invariant: nothing is opened before the tracks are known, or have had time to become so; a change of the sound costs no picture.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -92,7 +93,7 @@ pub struct Take {
     present: Arc<Tracks>,
     held: Option<Held>,
     files: Option<Files>,
-    ending: Option<Ending>,
+    endings: Vec<Ending>,
     hls: Option<Hls>,
     /// Frames are missing before the next one.
     gap: bool,
@@ -124,7 +125,7 @@ impl Take {
             present: Arc::default(),
             held: None,
             files: None,
-            ending: None,
+            endings: Vec::new(),
             hls: None,
             gap: false,
             waits_for_key: false,
@@ -216,8 +217,7 @@ impl Take {
         if let Some(held) = self.held.take() {
             self.begin(held.frames);
         }
-        self.end_late();
-        if let Some(files) = self.files.take() {
+        for files in self.endings.drain(..).map(|it| it.files).chain(self.files.take()) {
             files.close(&mut self.out);
         }
         if let Some(hls) = self.hls.take() {
@@ -231,97 +231,130 @@ impl Take {
         std::mem::take(&mut self.out)
     }
 
+    /// Whether a cut waits for a key frame of the pictures that are being written.
+    pub fn wants_key(&self) -> bool {
+        self.endings.iter().any(|it| it.pictures)
+    }
+
     /// Files with the tracks as they are, from these frames on.
     fn begin(&mut self, frames: Vec<(Input, Frame)>) {
         let main = |&&(input, _): &&(Input, Frame)| input == Input::Main;
         let Some((_, first)) = frames.iter().find(main) else { return };
-        (self.tracks, self.pictured) = ((*self.present).clone(), first.dts);
+        self.tracks = (*self.present).clone();
         self.cut(first);
+        self.pictured = first.dts;
         frames.iter().for_each(|(input, frame)| self.write(*input, frame));
     }
 
-    /// Ends the files in hand and begins others with `first`. HLS goes on if it can.
+    /// Ends the files in hand and begins others with `first`. HLS goes on if it can. Where only the sound is another one, pictures that
+    /// go on do so in what there is, up to the next key frame.
     fn cut(&mut self, first: &Frame) {
         let at = first.dts;
-        self.end_late();
-        let mut openings = Vec::new();
-        let mut open = |format| {
-            self.next += 1;
-            let about = About::of(format, &self.tracks);
-            openings.push(Opening { file: self.next, format, begin_ms: at.as_millis() + self.wall_ms, about });
-            (self.next, format)
-        };
-        let formats = self.settings.formats.iter().copied().filter(|&format| has(format, &self.tracks));
-        let (hls, files): (Vec<_>, Vec<_>) = formats.partition(|&format| format == Format::M3u8);
-        let files: Vec<_> = files.into_iter().map(&mut open).collect();
-        let goes_on = self.hls.as_ref().is_some_and(|hls| hls.carries(&self.tracks));
-        let new_hls = hls.into_iter().filter(|_| !goes_on).map(open).next();
-        if !openings.is_empty() {
-            self.out.push(Op::Open(openings));
-        }
-        match (&mut self.hls, new_hls) {
-            (Some(hls), None) if hls.tracks != self.tracks => hls.restart(&self.tracks, &mut self.out),
-            (_, None) => {}
-            (_, Some((file, _))) => {
-                let old = self.hls.replace(Hls::new(file, &self.tracks));
-                old.into_iter().for_each(|old| old.close(&mut self.out));
-            }
+        let leads = self.leads(first);
+        let go_on =
+            |tracks: &Tracks, join: &Join, now: &Tracks| !leads && join.has_begun() && tracks.video == now.video;
+        let hls_waits = self.hls.as_ref().is_some_and(|hls| go_on(&hls.tracks, &hls.join, &self.tracks));
+        let opened = self.open(at, |format| format != Format::M3u8 || !hls_waits);
+        let (hls, files): (Vec<_>, Vec<_>) = opened.into_iter().partition(|&(_, format)| format == Format::M3u8);
+        if !hls_waits {
+            self.turn(hls.first().map(|&(file, _)| file));
         }
         if let Some(files) = self.files.take() {
+            let pictures = go_on(&files.tracks, &files.join, &self.tracks);
             let sound = files.tracks.audio.is_some() && files.tracks.audio == self.tracks.audio;
             // Its sound is late by the coding, and goes on whatever it is made of.
             let mp3 = files.muxes.iter().any(|it| matches!(it.mux, Mux::Mp3));
-            self.ending = Some(Ending { files, at: at + first.cts, awaits: [sound, mp3] });
+            self.endings.push(Ending { files, at: at + first.cts, pictures, sound: [sound, mp3] });
         }
         let muxes = files.into_iter().map(|(file, format)| Muxing::new(file, format, &self.tracks, &mut self.out));
         let (muxes, tracks) = (muxes.collect(), self.tracks.clone());
         self.files = Some(Files { begun: at, tracks, muxes, join: Join::default(), rate: Rate::default() });
     }
 
+    /// Opens a file of each format that the tracks as they are have one in; of HLS if its list cannot go on.
+    fn open(&mut self, at: Time, wanted: impl Fn(Format) -> bool) -> Vec<(u32, Format)> {
+        let goes_on = self.hls.as_ref().is_some_and(|hls| hls.carries(&self.tracks));
+        let opens = |format| has(format, &self.tracks) && wanted(format) && !(goes_on && format == Format::M3u8);
+        let formats = self.settings.formats.iter().copied().filter(|&format| opens(format));
+        let opened: Vec<_> = (self.next + 1..).zip(formats).collect();
+        self.next += opened.len() as u32;
+        let begin_ms = at.as_millis() + self.wall_ms;
+        let opening = |&(file, format)| Opening { file, format, begin_ms, about: About::of(format, &self.tracks) };
+        if !opened.is_empty() {
+            self.out.push(Op::Open(opened.iter().map(opening).collect()));
+        }
+        opened
+    }
+
+    /// HLS goes on with the tracks as they are: in the file that was opened for it, or in its list.
+    fn turn(&mut self, opened: Option<u32>) {
+        match (&mut self.hls, opened) {
+            (_, Some(file)) => {
+                let old = self.hls.replace(Hls::new(file, &self.tracks));
+                old.into_iter().for_each(|old| old.close(&mut self.out));
+            }
+            (Some(hls), None) if hls.tracks != self.tracks => hls.restart(&self.tracks, &mut self.out),
+            (_, None) => {}
+        }
+    }
+
+    /// Whether no picture came for so long that files do not wait for one.
+    fn paused(&self, at: Time) -> bool {
+        at - self.pictured >= self.settings.segment + self.settings.segment
+    }
+
+    /// Whether files and segments can begin with a frame.
+    fn leads(&self, frame: &Frame) -> bool {
+        let leading = frame.track == Kind::Video || self.present.video.is_none() || self.paused(frame.dts);
+        leading && frame.key
+    }
+
     fn write(&mut self, input: Input, frame: &Frame) {
-        let from_before = |files: &Files| frame.dts < files.begun && self.ending.is_none();
+        let awaited = self.endings.iter().any(|it| it.sound[Input::Mp3 as usize]);
+        let from_before = |files: &Files| frame.dts < files.begun && !awaited;
         if input == Input::Mp3 && self.files.as_ref().is_some_and(from_before) {
             return;
         }
         if frame.track == Kind::Video {
             self.pictured = frame.dts;
         }
-        let paused = frame.dts - self.pictured >= self.settings.segment + self.settings.segment;
-        let leading = frame.track == Kind::Video || self.present.video.is_none() || paused;
-        let leads = input == Input::Main && leading && frame.key;
+        let leads = input == Input::Main && self.leads(frame);
         if leads && self.files.as_ref().is_some_and(|files| frame.dts - files.begun >= self.settings.interval) {
             self.tracks = (*self.present).clone();
             self.cut(frame);
         }
-        let mut late = false;
-        if let Some(ending) = &mut self.ending {
-            let awaited = frame.track == Kind::Audio && ending.awaits[input as usize];
-            late = awaited && frame.dts < ending.at;
-            if late {
-                ending.files.push(input, frame, &mut self.out);
-            } else if awaited {
-                ending.awaits[input as usize] = false;
-            }
-            if ending.awaits == [false; 2] || frame.dts - ending.at > LATE {
-                self.end_late();
-            }
+        let paused = self.paused(frame.dts);
+        let mut taken = false;
+        for ending in &mut self.endings {
+            taken = taken || ending.take(input, frame, &mut self.out);
         }
-        if let Some(files) = self.files.as_mut().filter(|_| !late) {
+        for ending in self.endings.extract_if(.., |it| it.is_over(frame.dts, paused)) {
+            ending.files.close(&mut self.out);
+        }
+        if let Some(files) = self.files.as_mut().filter(|_| !taken) {
             files.push(input, frame, &mut self.out);
         }
-        if let Some(hls) = self.hls.as_mut().filter(|_| input == Input::Main) {
-            if frame.key && std::mem::take(&mut self.gap) {
-                let tracks = hls.tracks.clone();
-                hls.restart(&tracks, &mut self.out);
-            }
-            hls.push(frame, leads, self.settings.segment, self.wall_ms, &mut self.out);
+        if input == Input::Main {
+            self.write_hls(frame, leads);
         }
     }
 
-    fn end_late(&mut self) {
-        if let Some(ending) = self.ending.take() {
-            ending.files.close(&mut self.out);
+    fn write_hls(&mut self, frame: &Frame, leads: bool) {
+        let Some(hls) = &self.hls else { return };
+        let waits = hls.tracks != self.tracks;
+        if waits && leads {
+            let opened = self.open(frame.dts, |format| format == Format::M3u8);
+            self.turn(opened.first().map(|&(file, _)| file));
+        } else if waits && frame.track == Kind::Audio {
+            // Sound that the list has no form for.
+            return;
         }
+        let Some(hls) = &mut self.hls else { return };
+        if frame.key && std::mem::take(&mut self.gap) {
+            let tracks = hls.tracks.clone();
+            hls.restart(&tracks, &mut self.out);
+        }
+        hls.push(frame, leads, self.settings.segment, self.wall_ms, &mut self.out);
     }
 }
 
@@ -345,13 +378,37 @@ struct Files {
     rate: Rate,
 }
 
-/// Files before a cut, as long as sound that belongs to them may come.
+/// Files before a cut, as long as something that belongs to them may come.
 struct Ending {
     files: Files,
     /// When the first picture behind the cut is shown: sound that is heard by then is heard with the pictures before it.
     at: Time,
-    /// By [`Input`].
-    awaits: [bool; 2],
+    /// Whether pictures are awaited: up to a key frame, with which those of the files behind the cut begin.
+    pictures: bool,
+    /// Whether sound is, by [`Input`].
+    sound: [bool; 2],
+}
+
+impl Ending {
+    /// Takes a frame if it belongs to these files; after the first that does not, none of its kind is awaited.
+    fn take(&mut self, input: Input, frame: &Frame, out: &mut Vec<Op>) -> bool {
+        let (awaited, belongs) = match frame.track {
+            Kind::Video => (&mut self.pictures, !frame.key),
+            Kind::Audio => (&mut self.sound[input as usize], frame.dts < self.at),
+        };
+        *awaited &= belongs;
+        let takes = *awaited;
+        if takes {
+            self.files.push(input, frame, out);
+        }
+        takes
+    }
+
+    /// Whether nothing is awaited any more.
+    fn is_over(&mut self, now: Time, pictures_pause: bool) -> bool {
+        self.pictures &= !pictures_pause;
+        !self.pictures && (self.sound == [false; 2] || now - self.at > LATE)
+    }
 }
 
 /// One file.
@@ -859,6 +916,37 @@ mod tests {
         check(&[Format::Flv], 0, "La ^ 4000", "+1 +2 -1:48+105 -2:48+95");
         // HLS goes on, and so does who decodes it.
         check(&[Format::M3u8], 0, "L ^ 2000", "+1 !0-0.ts 1000ms 0-1.ts 1000ms -1:48");
+    }
+
+    #[test]
+    fn no_picture_is_lost_where_only_the_sound_changes() {
+        // The new file begins with the sound, the old one has the pictures up to the keyframe.
+        check(&[Format::Flv], 0, "L 2400 La 2600", "+1 +2 -1:50+0 +3 -2:25+0 -3:50+130");
+        check(&[Format::Flv], 0, "La 2400 Lb 2600", "+1 +2 -1:50+100 +3 -2:25+20 -3:50+130");
+        check(&[Format::Flv], 0, "La 2400 Lb 360 La 2240", "+1 +2 -1:50+100 +3 +4 -3:0+18 -2:25+20 -4:50+112");
+        // None comes, and no keyframe.
+        check(&[Format::Flv], 0, "La 400 Lb 200 = 5000", "+1 +2 +3 -1:15+20 -2:0+108 +4 -3:0+100 -4:0+52");
+        // Other pictures cannot go on in it.
+        check(&[Format::Flv], 0, "La 2400 Lb 360 Sb 2240", "+1 +2 -1:50+100 +3 +4 -3:0+18 -2:19+20 -4:50+112");
+        // HLS has the new sound from the keyframe on.
+        check(
+            &[Format::M3u8],
+            0,
+            "L 2400 La 2600",
+            "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts +2 1000ms -1:75 !0-0.ts 1000ms 0-1.ts 1000ms -2:50",
+        );
+        check(
+            &[Format::M3u8],
+            0,
+            "La 2400 Lb 2600",
+            "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts 1000ms !1-3.ts 1000ms 1-4.ts 1000ms -1:125",
+        );
+        check(
+            &[Format::M3u8],
+            0,
+            "La 2400 Sb 2600",
+            "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts 400ms !1-3.ts 1600ms 1-4.ts 1000ms -1:110",
+        );
     }
 
     #[test]
