@@ -147,6 +147,8 @@ impl Recorder {
                     if !self.rest().await {
                         break;
                     }
+                    // Of files that were closed meanwhile: what begins now does not fail for that.
+                    disk.trouble();
                 }
             }
         }
