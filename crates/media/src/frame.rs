@@ -203,6 +203,27 @@ pub struct Frame {
     pub payload: Bytes,
 }
 
+/// Pictures of whoever begins in the midst of a stream: from a key frame on, without those that are shown before it. Such need what was
+/// decoded before; an open group of pictures has them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Join {
+    /// When the key frame is shown.
+    shown: Option<Time>,
+}
+
+impl Join {
+    /// Whether a picture can be decoded, the next in the order of decoding.
+    pub fn takes(&mut self, picture: &Frame) -> bool {
+        let shown = picture.dts + picture.cts;
+        (picture.key || self.has_begun()) && shown >= *self.shown.get_or_insert(shown)
+    }
+
+    /// Whether the key frame has come.
+    pub fn has_begun(&self) -> bool {
+        self.shown.is_some()
+    }
+}
+
 /// Production and test streams are two namespaces of one app.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Environment {

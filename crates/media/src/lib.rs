@@ -10,7 +10,7 @@ pub mod sync;
 pub mod timeline;
 pub mod transcode;
 
-pub use frame::{Codec, Environment, Format, Frame, Kind, StreamKey, Time, Track, Tracks};
+pub use frame::{Codec, Environment, Format, Frame, Join, Kind, StreamKey, Time, Track, Tracks};
 pub use sync::Sync;
 pub use timeline::Timeline;
 pub use transcode::Transcoder;

@@ -17,7 +17,7 @@ use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use bywash_media::timeline::Timeline;
-use bywash_media::{Frame, Kind, StreamKey, Time, Tracks};
+use bywash_media::{Frame, Join, Kind, StreamKey, Time, Tracks};
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
@@ -89,9 +89,8 @@ pub struct Reader {
     waits_for_start: bool,
     /// When the frame was that it began with. Sound from before comes later than that, and belongs to nothing.
     began: Time,
-    /// When the keyframe is shown that its pictures began with. Pictures that are shown earlier need what came before it (an open group of
-    /// pictures has such).
-    shown: Option<Time>,
+    /// Of its pictures.
+    join: Join,
     max_lag: Time,
 }
 
@@ -256,7 +255,7 @@ impl Stream {
             tracks: None,
             waits_for_start: true,
             began: Time::ZERO,
-            shown: None,
+            join: Join::default(),
             max_lag,
         }
     }
@@ -401,13 +400,11 @@ impl Reader {
                 if !start {
                     continue;
                 }
-                (self.waits_for_start, self.began, self.shown) = (false, frame.dts, None);
+                (self.waits_for_start, self.began, self.join) = (false, frame.dts, Join::default());
             }
-            let shown = frame.dts + frame.cts;
             let in_time = match frame.track {
                 Kind::Audio => frame.dts >= self.began,
-                Kind::Video if self.shown.is_none() && !frame.key => false,
-                Kind::Video => shown >= *self.shown.get_or_insert(shown),
+                Kind::Video => self.join.takes(frame),
             };
             if !in_time {
                 continue;

@@ -10,7 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::Bytes;
 use bywash_media::Time;
@@ -170,55 +170,112 @@ impl Folder {
     }
 
     fn finish_hls(&self, part: &Path) -> io::Result<Option<Whole>> {
+        let Some((steps, duration)) = self.steps(part)? else { return Ok(None) };
+        steps.into_iter().try_for_each(|step| self.take(part, step))?;
+        if self.sync.is_some() {
+            File::open(part)?.sync_all()?;
+        }
+        Ok(Some(Whole { size: size_of(part)?, duration }))
+    }
+
+    /// What makes an HLS folder whole, and how long it plays then: segments that the list does not know are repaired, then listed, and only
+    /// then called what they are.
+    fn steps(&self, part: &Path) -> io::Result<Option<(Vec<Step>, Time)>> {
         let text = match fs::read_to_string(part.join(PLAYLIST)) {
             // Killed before there was a list.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             read => read?,
         };
         // A line that was being written is none.
         let mut list = Playlist::parse(&text[..text.rfind('\n').map_or(0, |end| end + 1)]);
-        for name in names(part)? {
-            let Some(uri) = name.strip_suffix(".part") else { continue };
-            let listed = list.segments.iter().any(|it| it.uri == uri);
-            if !listed && let Some(segment) = self.finish_segment(part, uri, &list)? {
-                list.segments.push(segment);
-            } else if !listed {
-                fs::remove_file(part.join(&name))?;
+        let (mut steps, mut renames) = (Vec::new(), Vec::new());
+        let mut names = names(part)?;
+        names.sort_by_key(|name| number(name));
+        for name in names {
+            let uri = name.strip_suffix(".part").unwrap_or(&name);
+            if !uri.ends_with(".ts") && !uri.ends_with(".m4s") {
                 continue;
             }
-            fs::rename(part.join(&name), part.join(uri))?;
+            if !list.segments.iter().any(|it| it.uri == uri) {
+                let Some((segment, writes)) = unlisted(part, &name, uri, &list)? else {
+                    steps.push(Step::Remove(name));
+                    continue;
+                };
+                list.segments.push(segment);
+                steps.push(Step::Repair(name.clone(), writes));
+            }
+            if name != uri {
+                renames.push(Step::Rename(name.clone(), uri.into()));
+            }
         }
         if list.segments.is_empty() {
             return Ok(None);
         }
         list.ended = true;
         list.target = Playlist::new(Time::ZERO).target;
-        let new = part.join("index.new");
-        let mut file = File::create(&new)?;
-        file.write_all(list.to_string().as_bytes())?;
-        if self.sync.is_some() {
-            file.sync_all()?;
-        }
-        fs::rename(new, part.join(PLAYLIST))?;
-        Ok(Some(Whole { size: size_of(part)?, duration: list.duration() }))
+        steps.push(Step::List(list.to_string()));
+        steps.push(Step::Rename(NEW.into(), PLAYLIST.into()));
+        steps.append(&mut renames);
+        Ok(Some((steps, list.duration())))
     }
 
-    /// The segment that was being written, whose name tells what the list does not know yet.
-    fn finish_segment(&self, part: &Path, uri: &str, list: &Playlist) -> io::Result<Option<Segment>> {
-        let stretch = uri.split('-').next().unwrap_or_default();
-        let file = OnDisk::open(&part.join(format!("{uri}.part")))?;
-        let map = uri.ends_with(".m4s").then(|| format!("{stretch}.mp4"));
-        let done = match &map {
-            Some(map) => fmp4::finish(&fs::read(part.join(map))?, &file)?,
-            None => ts::finish(&file)?,
-        };
-        let Some(done) = done else { return Ok(None) };
-        carry_out(&file.file, &done.writes, self.sync.is_some())?;
-        let last = list.segments.last();
-        let discontinuity = last.is_none_or(|last| last.uri.split('-').next() != Some(stretch));
-        let wall_ms = last.map_or(0, |last| last.wall_ms + last.duration.as_millis());
-        Ok(Some(Segment { uri: uri.into(), duration: done.duration, wall_ms, discontinuity, map }))
+    /// Takes a step.
+    fn take(&self, part: &Path, step: Step) -> io::Result<()> {
+        match step {
+            Step::Repair(name, writes) => {
+                carry_out(&OnDisk::open(&part.join(name))?.file, &writes, self.sync.is_some())
+            }
+            Step::Remove(name) => fs::remove_file(part.join(name)),
+            Step::List(text) => {
+                let mut file = File::create(part.join(NEW))?;
+                file.write_all(text.as_bytes())?;
+                if self.sync.is_some() { file.sync_all() } else { Ok(()) }
+            }
+            Step::Rename(from, to) => fs::rename(part.join(from), part.join(to)),
+        }
     }
+}
+
+/// The list while it is written anew.
+const NEW: &str = "index.new";
+
+/// What is done to a file of an HLS folder. Each step may be the last, or stop in the midst.
+enum Step {
+    /// What is torn of a segment goes.
+    Repair(String, Vec<Write>),
+    /// There is nothing in it.
+    Remove(String),
+    /// The list, whole, beside the one that is there.
+    List(String),
+    /// It is called what it is.
+    Rename(String, String),
+}
+
+/// The segment in the file `name`, which the list does not know, and what makes it whole. `None` if there is no media in it.
+fn unlisted(part: &Path, name: &str, uri: &str, list: &Playlist) -> io::Result<Option<(Segment, Vec<Write>)>> {
+    let stretch = uri.split('-').next().unwrap_or_default();
+    let file = OnDisk::open(&part.join(name))?;
+    let map = uri.ends_with(".m4s").then(|| format!("{stretch}.mp4"));
+    let done = match &map {
+        Some(map) => fmp4::finish(&fs::read(part.join(map))?, &file)?,
+        None => ts::finish(&file)?,
+    };
+    let Some(done) = done else { return Ok(None) };
+    let last = list.segments.last().filter(|last| last.uri.split('-').next() == Some(stretch));
+    let wall_ms = last.map_or_else(|| created_ms(&file.file), |last| last.wall_ms + last.duration.as_millis());
+    let segment = Segment { uri: uri.into(), duration: done.duration, wall_ms, discontinuity: last.is_none(), map };
+    Ok(Some((segment, done.writes)))
+}
+
+/// The number in a segment's name.
+fn number(name: &str) -> Option<u32> {
+    name.split_once('-')?.1.split('.').next()?.parse().ok()
+}
+
+/// When a file was created, Unix milliseconds, where the file system knows.
+fn created_ms(file: &File) -> i64 {
+    let created = file.metadata().and_then(|it| it.created().or_else(|_| it.modified())).ok();
+    created.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_millis() as i64)
 }
 
 fn finish(file: &OnDisk, format: Format) -> io::Result<Option<Finish>> {
@@ -510,6 +567,111 @@ mod tests {
         fs::remove_dir_all(&path).unwrap();
         assert_eq!(folder.finish(KEY, Format::M3u8).unwrap(), None);
         let _ = fs::remove_dir_all(folder.root());
+    }
+
+    /// A folder as a recorder that was killed leaves it: a segment that is whole, one that is listed and has not its name yet, one that
+    /// has its name and is not listed, one that is torn and one with nothing in it. `from` is the first segment that there is.
+    fn torn(folder: &Folder, key: &str, from: usize, fmp4: bool) -> PathBuf {
+        let _ = fs::remove_dir_all(folder.root());
+        let mut tracks = Tracks::default();
+        for (codec, config) in [(Codec::H264, AVCC), (Codec::Aac, "1190")] {
+            tracks.set(codec::track(codec, hex::decode(config).unwrap().into()).unwrap());
+        }
+        let frame = |track, ms, key| {
+            let payload = Bytes::from_static(&[0, 0, 1, 246, 0x65]).iter().copied().chain([7; 501]).collect();
+            Frame { track, dts: Time::from_millis(ms), cts: Time::ZERO, key, payload }
+        };
+        let mut ts = ts::Writer::new(&tracks).unwrap();
+        let mut m4s = fmp4::Writer::new(&tracks);
+        let mut writer = folder.create(key, Format::M3u8).unwrap();
+        let end = if fmp4 { "m4s" } else { "ts" };
+        if fmp4 {
+            writer.apply(Change::Beside("0.mp4".into(), m4s.init())).unwrap();
+        }
+        let part = folder.part(key, Format::M3u8);
+        for n in from..12 {
+            let map = fmp4.then(|| "0.mp4".to_owned());
+            writer.apply(Change::Begin(Segment { map, ..segment(&format!("0-{n}.{end}")) })).unwrap();
+            let (mut bytes, mut fragments) = (Vec::new(), Vec::new());
+            ts.start(&mut bytes);
+            for ms in (0..2_000).step_by(40) {
+                for track in [Kind::Video, Kind::Audio] {
+                    let frame = frame(track, 2_000 * n as i64 + ms, ms == 0);
+                    ts.push(&frame, &mut bytes);
+                    m4s.push(&frame, &mut fragments);
+                }
+            }
+            ts.end(&mut bytes);
+            m4s.cut(&mut fragments);
+            let mut bytes = if fmp4 { fragments.concat() } else { bytes };
+            match n {
+                10 => bytes.truncate(bytes.len() - 200),
+                11 => bytes.truncate(100),
+                _ => {}
+            }
+            writer.apply(Change::Append(vec![bytes.into()])).unwrap();
+            match n {
+                0..9 => writer.apply(Change::End(Time::from_millis(2_000))).unwrap(),
+                9 => fs::rename(part.join(format!("0-9.{end}.part")), part.join(format!("0-9.{end}"))).unwrap(),
+                _ => {}
+            }
+        }
+        let whole = part.join(format!("0-8.{end}"));
+        if whole.exists() {
+            fs::rename(&whole, part.join(format!("0-8.{end}.part"))).unwrap();
+        }
+        part
+    }
+
+    /// Stops finishing before each of its steps or in the midst of it, and likewise when it is called again; the next call comes to
+    /// the same as if nothing had stopped it.
+    fn check_stops(from: usize, fmp4: bool) {
+        const KEY: &str = "7/s/2024-02-29/3/index.m3u8";
+        let folder = folder(&format!("stops-{from}-{fmp4}"));
+        let steps = |part: &Path| folder.steps(part).unwrap().unwrap().0;
+        let stop = |part: &Path, at: usize| {
+            for (n, step) in steps(part).into_iter().enumerate().take(at + 1) {
+                match step {
+                    step if n < at => folder.take(part, step).unwrap(),
+                    Step::List(text) => fs::write(part.join(NEW), &text[..text.len() / 2]).unwrap(),
+                    _ => {}
+                }
+            }
+        };
+        // When a segment was begun is another time each time.
+        let same = |name: &String| name != PLAYLIST;
+        let content = || {
+            let path = folder.path(KEY, Format::M3u8);
+            let list = Playlist::parse(&fs::read_to_string(path.join(PLAYLIST)).unwrap());
+            let files =
+                names(&path).unwrap().into_iter().filter(same).map(|name| (fs::read(path.join(&name)).unwrap(), name));
+            (list.segments.into_iter().map(|it| (it.uri, it.duration)).collect::<Vec<_>>(), files.collect::<Vec<_>>())
+        };
+        let count = steps(&torn(&folder, KEY, from, fmp4)).len();
+        let want = (folder.finish(KEY, Format::M3u8).unwrap().unwrap(), content());
+        let end = if fmp4 { "m4s" } else { "ts" };
+        assert!(want.1.0.iter().map(|(uri, _)| uri.clone()).eq((from..11).map(|n| format!("0-{n}.{end}"))));
+        let lost = 2_000 * (11 - from as i64) - want.0.duration.as_millis();
+        // The last fragment of fMP4 is torn.
+        assert!((0..1_200).contains(&lost), "{lost} ms");
+        for (first, second) in (0..=count).flat_map(|first| (0..=count).map(move |second| (first, second))) {
+            let part = torn(&folder, KEY, from, fmp4);
+            stop(&part, first);
+            stop(&part, second);
+            let whole = folder.finish(KEY, Format::M3u8).unwrap().unwrap();
+            assert!((whole, content()) == want, "{first} {second}: {whole:?}");
+        }
+        let _ = fs::remove_dir_all(folder.root());
+    }
+
+    #[test]
+    fn finishing_that_is_killed_at_any_step_loses_nothing_when_it_is_called_again() {
+        for fmp4 in [false, true] {
+            check_stops(7, fmp4);
+            // There is none in the list.
+            check_stops(9, fmp4);
+            check_stops(10, fmp4);
+        }
     }
 
     /// What [`write_long`] writes.

@@ -1,7 +1,7 @@
 //! MPEG-TS (ISO/IEC 13818-1) for HLS: H.264 or H.265 pictures and AAC or MP3 sound.
 //!
 //! Each PES packet is written contiguously, its transport packets not mixed with those of the other track. So a torn file is
-//! repaired by dropping from the last packet that begins one ([`finish`]).
+//! repaired by dropping what follows the last whole one ([`finish`]).
 //!
 //! Invariant: what is written is whole packets of 188 bytes, and their continuity counters go on across segments.
 
@@ -349,19 +349,19 @@ fn crc(bytes: &[u8]) -> u32 {
     })
 }
 
-/// What makes a torn segment whole: the cut before the PES packet that was being written. `None` if no whole one is left.
+/// What makes a torn segment whole: the cut behind the last PES packet that is whole for certain, which its padding tells. `None` if there is none.
 pub fn finish<S: Source + ?Sized>(file: &S) -> io::Result<Option<Finish>> {
     const WINDOW: u64 = 348 * PACKET as u64;
-    let whole = file.size() / PACKET as u64 * PACKET as u64;
+    let size = file.size() / PACKET as u64 * PACKET as u64;
     let mut window = Vec::new();
     let mut clocks = [Clock::default(); 2];
     // Times count from the first stamp; sound that was held back may be told behind it and be earlier.
     let (mut zero, mut first) = (None, Time::ZERO);
-    // Where the last PES packet begins, of which stream, and when.
-    let mut last = None;
+    // Where what is whole ends, and how far the tracks have come there.
+    let mut whole = None;
     let mut at = 0;
-    'file: while at < whole {
-        window.resize(WINDOW.min(whole - at) as usize, 0);
+    'file: while at < size {
+        window.resize(WINDOW.min(size - at) as usize, 0);
         file.read_at(at, &mut window)?;
         for packet in window.chunks(PACKET) {
             if packet[0] != 0x47 {
@@ -370,16 +370,16 @@ pub fn finish<S: Source + ?Sized>(file: &S) -> io::Result<Option<Finish>> {
             let (pid, start, payload) = opened(packet);
             if let (VIDEO | AUDIO, true, Some(stamp)) = (pid, start, stamp(payload)) {
                 let time = Time::from_ticks(step(*zero.get_or_insert(stamp), stamp), RATE);
-                if let Some((_, pid, time)) = last.replace((at, pid, time)) {
-                    clocks[usize::from(pid == AUDIO)].tick(time);
-                    first = first.min(time);
-                }
+                clocks[usize::from(pid == AUDIO)].tick(time);
+                first = first.min(time);
             }
             at += PACKET as u64;
+            if is_padded(packet) {
+                whole = Some((at, clocks, first));
+            }
         }
     }
-    let end = last.map_or(0, |(at, ..)| at);
-    Ok(Clock::end(&clocks).and_then(|until| Finish::cut(file.size(), end, until - first)))
+    Ok(whole.and_then(|(end, clocks, first)| Finish::cut(file.size(), end, Clock::end(&clocks)? - first)))
 }
 
 /// Reads segments, one behind the other, back to what [`Writer`] got: gives `take` each frame with its track. A track's record is
@@ -421,6 +421,14 @@ fn opened(packet: &[u8]) -> (u16, bool, &[u8]) {
     let pid = u16::from_be_bytes([packet[1] & 0x1f, packet[2]]);
     let field = if packet[3] & 0x20 != 0 { 1 + usize::from(packet[4]) } else { 0 };
     (pid, packet[1] & 0x40 != 0, packet.get(4 + field..).unwrap_or_default())
+}
+
+/// Whether the PES packet that this packet is of ends with it for certain: there is more in its adaptation field than is told there
+/// where one begins (§2.4.3.5). One in some 184 ends without.
+fn is_padded(packet: &[u8]) -> bool {
+    let (begins, clock) = (packet[1] & 0x40 != 0, packet[5] & 0x10 != 0);
+    let told = if clock { 7 } else { 1 };
+    packet[3] & 0x20 != 0 && (!begins || packet[4] > told)
 }
 
 /// More than any picture.

@@ -147,6 +147,8 @@ impl Recorder {
                     if !self.rest().await {
                         break;
                     }
+                    // Of files that were closed meanwhile: what begins now does not fail for that.
+                    disk.trouble();
                 }
             }
         }
@@ -204,7 +206,7 @@ impl Recorder {
         };
         let mut sweeps = self.lane.sweeps();
         let mut batch = Vec::new();
-        let (mut writes, mut trouble) = (false, None);
+        let (mut writes, mut waits, mut trouble) = (false, false, None);
         loop {
             let stopped = tokio::select! { biased;
                 () = self.stop.cancelled() => true,
@@ -223,6 +225,10 @@ impl Recorder {
             }
             take.look(now);
             disk.send(take.flush()).await;
+            let waited = std::mem::replace(&mut waits, take.wants_key());
+            if waits && !waited {
+                main.want_keyframe();
+            }
             let begins = !writes && take.writes();
             if begins {
                 info!(parent: &self.span, "recording");

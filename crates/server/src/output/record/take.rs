@@ -1,10 +1,11 @@
 //! From frames to changes of files: all formats of a recording in one pass, without waiting and without a disk.
 //!
 //! A file has the tracks that it began with. Where they change, all files are cut and begin anew; of HLS the same list goes on behind
-//! a discontinuity, as long as its kind of segments can carry them. Cuts are at key frames, of sound where pictures pause, and sound that comes behind the
-//! cut but belongs before it goes there.
+//! a discontinuity, as long as its kind of segments can carry them and has the same kinds of tracks. Cuts are at key frames, of sound where pictures pause, and sound that comes behind the
+//! cut but belongs before it goes there. Where only the sound changes, the new files begin with it at once and the old ones have the pictures up to the next
+//! key frame; HLS has the new sound from that on.
 //!
-//! Invariant: nothing is opened before the tracks are known, or have had time to become so.
+//! Invariant: nothing is opened before the tracks are known, or have had time to become so; a change of the sound costs no picture.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use bywash_media::mux::{Clock, Parts, adts, flv, fmp4, mp4, ts};
 use bywash_media::playlist::Segment;
-use bywash_media::{Codec, Frame, Kind, Time, Tracks};
+use bywash_media::{Codec, Frame, Join, Kind, Time, Tracks};
 
 use crate::config::Format;
 use crate::segment::Change;
@@ -92,7 +93,7 @@ pub struct Take {
     present: Arc<Tracks>,
     held: Option<Held>,
     files: Option<Files>,
-    ending: Option<Ending>,
+    endings: Vec<Ending>,
     hls: Option<Hls>,
     /// Frames are missing before the next one.
     gap: bool,
@@ -124,7 +125,7 @@ impl Take {
             present: Arc::default(),
             held: None,
             files: None,
-            ending: None,
+            endings: Vec::new(),
             hls: None,
             gap: false,
             waits_for_key: false,
@@ -216,8 +217,7 @@ impl Take {
         if let Some(held) = self.held.take() {
             self.begin(held.frames);
         }
-        self.end_late();
-        if let Some(files) = self.files.take() {
+        for files in self.endings.drain(..).map(|it| it.files).chain(self.files.take()) {
             files.close(&mut self.out);
         }
         if let Some(hls) = self.hls.take() {
@@ -231,97 +231,130 @@ impl Take {
         std::mem::take(&mut self.out)
     }
 
+    /// Whether a cut waits for a key frame of the pictures that are being written.
+    pub fn wants_key(&self) -> bool {
+        self.endings.iter().any(|it| it.pictures)
+    }
+
     /// Files with the tracks as they are, from these frames on.
     fn begin(&mut self, frames: Vec<(Input, Frame)>) {
         let main = |&&(input, _): &&(Input, Frame)| input == Input::Main;
         let Some((_, first)) = frames.iter().find(main) else { return };
-        (self.tracks, self.pictured) = ((*self.present).clone(), first.dts);
+        self.tracks = (*self.present).clone();
         self.cut(first);
+        self.pictured = first.dts;
         frames.iter().for_each(|(input, frame)| self.write(*input, frame));
     }
 
-    /// Ends the files in hand and begins others with `first`. HLS goes on if it can.
+    /// Ends the files in hand and begins others with `first`. HLS goes on if it can. Where only the sound is another one, pictures that
+    /// go on do so in what there is, up to the next key frame.
     fn cut(&mut self, first: &Frame) {
         let at = first.dts;
-        self.end_late();
-        let mut openings = Vec::new();
-        let mut open = |format| {
-            self.next += 1;
-            let about = About::of(format, &self.tracks);
-            openings.push(Opening { file: self.next, format, begin_ms: at.as_millis() + self.wall_ms, about });
-            (self.next, format)
-        };
-        let formats = self.settings.formats.iter().copied().filter(|&format| has(format, &self.tracks));
-        let (hls, files): (Vec<_>, Vec<_>) = formats.partition(|&format| format == Format::M3u8);
-        let files: Vec<_> = files.into_iter().map(&mut open).collect();
-        let goes_on = self.hls.as_ref().is_some_and(|hls| hls.carries(&self.tracks));
-        let new_hls = hls.into_iter().filter(|_| !goes_on).map(open).next();
-        if !openings.is_empty() {
-            self.out.push(Op::Open(openings));
-        }
-        match (&mut self.hls, new_hls) {
-            (Some(hls), None) if hls.tracks != self.tracks => hls.restart(&self.tracks, &mut self.out),
-            (_, None) => {}
-            (_, Some((file, _))) => {
-                let old = self.hls.replace(Hls::new(file, &self.tracks));
-                old.into_iter().for_each(|old| old.close(&mut self.out));
-            }
+        let leads = self.leads(first);
+        let go_on =
+            |tracks: &Tracks, join: &Join, now: &Tracks| !leads && join.has_begun() && tracks.video == now.video;
+        let hls_waits = self.hls.as_ref().is_some_and(|hls| go_on(&hls.tracks, &hls.join, &self.tracks));
+        let opened = self.open(at, |format| format != Format::M3u8 || !hls_waits);
+        let (hls, files): (Vec<_>, Vec<_>) = opened.into_iter().partition(|&(_, format)| format == Format::M3u8);
+        if !hls_waits {
+            self.turn(hls.first().map(|&(file, _)| file));
         }
         if let Some(files) = self.files.take() {
+            let pictures = go_on(&files.tracks, &files.join, &self.tracks);
             let sound = files.tracks.audio.is_some() && files.tracks.audio == self.tracks.audio;
             // Its sound is late by the coding, and goes on whatever it is made of.
             let mp3 = files.muxes.iter().any(|it| matches!(it.mux, Mux::Mp3));
-            self.ending = Some(Ending { files, at: at + first.cts, awaits: [sound, mp3] });
+            self.endings.push(Ending { files, at: at + first.cts, pictures, sound: [sound, mp3] });
         }
         let muxes = files.into_iter().map(|(file, format)| Muxing::new(file, format, &self.tracks, &mut self.out));
         let (muxes, tracks) = (muxes.collect(), self.tracks.clone());
-        self.files = Some(Files { begun: at, tracks, muxes, keyed: false, rate: Rate::default() });
+        self.files = Some(Files { begun: at, tracks, muxes, join: Join::default(), rate: Rate::default() });
+    }
+
+    /// Opens a file of each format that the tracks as they are have one in; of HLS if its list cannot go on.
+    fn open(&mut self, at: Time, wanted: impl Fn(Format) -> bool) -> Vec<(u32, Format)> {
+        let goes_on = self.hls.as_ref().is_some_and(|hls| hls.carries(&self.tracks));
+        let opens = |format| has(format, &self.tracks) && wanted(format) && !(goes_on && format == Format::M3u8);
+        let formats = self.settings.formats.iter().copied().filter(|&format| opens(format));
+        let opened: Vec<_> = (self.next + 1..).zip(formats).collect();
+        self.next += opened.len() as u32;
+        let begin_ms = at.as_millis() + self.wall_ms;
+        let opening = |&(file, format)| Opening { file, format, begin_ms, about: About::of(format, &self.tracks) };
+        if !opened.is_empty() {
+            self.out.push(Op::Open(opened.iter().map(opening).collect()));
+        }
+        opened
+    }
+
+    /// HLS goes on with the tracks as they are: in the file that was opened for it, or in its list.
+    fn turn(&mut self, opened: Option<u32>) {
+        match (&mut self.hls, opened) {
+            (_, Some(file)) => {
+                let old = self.hls.replace(Hls::new(file, &self.tracks));
+                old.into_iter().for_each(|old| old.close(&mut self.out));
+            }
+            (Some(hls), None) if hls.tracks != self.tracks => hls.restart(&self.tracks, &mut self.out),
+            (_, None) => {}
+        }
+    }
+
+    /// Whether no picture came for so long that files do not wait for one.
+    fn paused(&self, at: Time) -> bool {
+        at - self.pictured >= self.settings.segment + self.settings.segment
+    }
+
+    /// Whether files and segments can begin with a frame.
+    fn leads(&self, frame: &Frame) -> bool {
+        let leading = frame.track == Kind::Video || self.present.video.is_none() || self.paused(frame.dts);
+        leading && frame.key
     }
 
     fn write(&mut self, input: Input, frame: &Frame) {
-        let from_before = |files: &Files| frame.dts < files.begun && self.ending.is_none();
+        let awaited = self.endings.iter().any(|it| it.sound[Input::Mp3 as usize]);
+        let from_before = |files: &Files| frame.dts < files.begun && !awaited;
         if input == Input::Mp3 && self.files.as_ref().is_some_and(from_before) {
             return;
         }
         if frame.track == Kind::Video {
             self.pictured = frame.dts;
         }
-        let paused = frame.dts - self.pictured >= self.settings.segment + self.settings.segment;
-        let leading = frame.track == Kind::Video || self.present.video.is_none() || paused;
-        let leads = input == Input::Main && leading && frame.key;
+        let leads = input == Input::Main && self.leads(frame);
         if leads && self.files.as_ref().is_some_and(|files| frame.dts - files.begun >= self.settings.interval) {
             self.tracks = (*self.present).clone();
             self.cut(frame);
         }
-        let mut late = false;
-        if let Some(ending) = &mut self.ending {
-            let awaited = frame.track == Kind::Audio && ending.awaits[input as usize];
-            late = awaited && frame.dts < ending.at;
-            if late {
-                ending.files.push(input, frame, &mut self.out);
-            } else if awaited {
-                ending.awaits[input as usize] = false;
-            }
-            if ending.awaits == [false; 2] || frame.dts - ending.at > LATE {
-                self.end_late();
-            }
+        let paused = self.paused(frame.dts);
+        let mut taken = false;
+        for ending in &mut self.endings {
+            taken = taken || ending.take(input, frame, &mut self.out);
         }
-        if let Some(files) = self.files.as_mut().filter(|_| !late) {
+        for ending in self.endings.extract_if(.., |it| it.is_over(frame.dts, paused)) {
+            ending.files.close(&mut self.out);
+        }
+        if let Some(files) = self.files.as_mut().filter(|_| !taken) {
             files.push(input, frame, &mut self.out);
         }
-        if let Some(hls) = self.hls.as_mut().filter(|_| input == Input::Main) {
-            if frame.key && std::mem::take(&mut self.gap) {
-                let tracks = hls.tracks.clone();
-                hls.restart(&tracks, &mut self.out);
-            }
-            hls.push(frame, leads, self.settings.segment, self.wall_ms, &mut self.out);
+        if input == Input::Main {
+            self.write_hls(frame, leads);
         }
     }
 
-    fn end_late(&mut self) {
-        if let Some(ending) = self.ending.take() {
-            ending.files.close(&mut self.out);
+    fn write_hls(&mut self, frame: &Frame, leads: bool) {
+        let Some(hls) = &self.hls else { return };
+        let waits = hls.tracks != self.tracks;
+        if waits && leads {
+            let opened = self.open(frame.dts, |format| format == Format::M3u8);
+            self.turn(opened.first().map(|&(file, _)| file));
+        } else if waits && frame.track == Kind::Audio {
+            // Sound that the list has no form for.
+            return;
         }
+        let Some(hls) = &mut self.hls else { return };
+        if frame.key && std::mem::take(&mut self.gap) {
+            let tracks = hls.tracks.clone();
+            hls.restart(&tracks, &mut self.out);
+        }
+        hls.push(frame, leads, self.settings.segment, self.wall_ms, &mut self.out);
     }
 }
 
@@ -340,18 +373,42 @@ struct Files {
     begun: Time,
     tracks: Tracks,
     muxes: Vec<Muxing>,
-    /// Whether the pictures have begun: with a key frame, whatever the file began with.
-    keyed: bool,
+    /// Of the pictures, whatever the files began with.
+    join: Join,
     rate: Rate,
 }
 
-/// Files before a cut, as long as sound that belongs to them may come.
+/// Files before a cut, as long as something that belongs to them may come.
 struct Ending {
     files: Files,
     /// When the first picture behind the cut is shown: sound that is heard by then is heard with the pictures before it.
     at: Time,
-    /// By [`Input`].
-    awaits: [bool; 2],
+    /// Whether pictures are awaited: up to a key frame, with which those of the files behind the cut begin.
+    pictures: bool,
+    /// Whether sound is, by [`Input`].
+    sound: [bool; 2],
+}
+
+impl Ending {
+    /// Takes a frame if it belongs to these files; after the first that does not, none of its kind is awaited.
+    fn take(&mut self, input: Input, frame: &Frame, out: &mut Vec<Op>) -> bool {
+        let (awaited, belongs) = match frame.track {
+            Kind::Video => (&mut self.pictures, !frame.key),
+            Kind::Audio => (&mut self.sound[input as usize], frame.dts < self.at),
+        };
+        *awaited &= belongs;
+        let takes = *awaited;
+        if takes {
+            self.files.push(input, frame, out);
+        }
+        takes
+    }
+
+    /// Whether nothing is awaited any more.
+    fn is_over(&mut self, now: Time, pictures_pause: bool) -> bool {
+        self.pictures &= !pictures_pause;
+        !self.pictures && (self.sound == [false; 2] || now - self.at > LATE)
+    }
 }
 
 /// One file.
@@ -374,8 +431,7 @@ enum Mux {
 impl Files {
     fn push(&mut self, input: Input, frame: &Frame, out: &mut Vec<Op>) {
         if frame.track == Kind::Video {
-            self.keyed |= frame.key;
-            if !self.keyed {
+            if !self.join.takes(frame) {
                 return;
             }
             self.rate.count(frame.dts);
@@ -469,6 +525,8 @@ struct Hls {
     begun: Option<Time>,
     /// Of what was pushed, by kind.
     clocks: [Clock; 2],
+    /// Of the pictures with these tracks.
+    join: Join,
     rate: Rate,
 }
 
@@ -499,22 +557,32 @@ impl Hls {
             number: 0,
             begun: None,
             clocks: Default::default(),
+            join: Join::default(),
             rate: Rate::default(),
         }
     }
 
-    /// Whether the list can go on with these tracks: its segments stay of one kind.
+    /// Whether the list can go on with these tracks: its segments stay of one kind, and have pictures and sound or not as before, for
+    /// players take what a list begins with for what it has.
     fn carries(&self, tracks: &Tracks) -> bool {
-        matches!(self.mux, Segments::Ts(_)) == matches!(Segments::new(tracks), Segments::Ts(_))
+        let has = |tracks: &Tracks| (tracks.video.is_some(), tracks.audio.is_some());
+        has(&self.tracks) == has(tracks)
+            && matches!(self.mux, Segments::Ts(_)) == matches!(Segments::new(tracks), Segments::Ts(_))
     }
 
     /// Ends the segment where its frames end; a new stretch follows.
     fn restart(&mut self, tracks: &Tracks, out: &mut Vec<Op>) {
         self.end(tracks, out);
+        if self.tracks != *tracks {
+            self.join = Join::default();
+        }
         (self.tracks, self.stretch, self.clocks) = (tracks.clone(), self.stretch + 1, Default::default());
     }
 
     fn push(&mut self, frame: &Frame, leads: bool, target: Time, wall_ms: i64, out: &mut Vec<Op>) {
+        if frame.track == Kind::Video && !self.join.takes(frame) {
+            return;
+        }
         if self.begun.is_some_and(|begun| leads && frame.dts - begun >= target) {
             self.next(frame, wall_ms, out);
         } else {
@@ -667,15 +735,47 @@ mod tests {
         Arc::new(tracks)
     }
 
+    /// What is in a file that was written so: in FLV pictures and packets of sound, in HLS pictures, each segment's beginning with a keyframe;
+    /// in a file of sound hundreds of bytes.
+    fn content(format: Format, changes: &[Change]) -> String {
+        let bytes = |change: &Change| if let Change::Append(parts) = change { parts.concat() } else { Vec::new() };
+        match format {
+            Format::Mp4 => String::new(),
+            Format::Flv => {
+                let file = changes.iter().flat_map(bytes).collect::<Vec<_>>();
+                let (mut rest, mut count) = (&file[13..], [0, 0]);
+                while let [kind, a, b, c, ..] = *rest {
+                    if kind != 18 && rest[12] == 1 {
+                        count[usize::from(kind == 8)] += 1;
+                    }
+                    rest = &rest[15 + u32::from_be_bytes([0, a, b, c]) as usize..];
+                }
+                format!(":{}+{}", count[0], count[1])
+            }
+            Format::M3u8 => {
+                let segments = changes.split(|change| matches!(change, Change::Begin(_)));
+                let pictures = segments.map(|segment| {
+                    let bytes: Vec<_> = segment.iter().flat_map(bytes).collect();
+                    let first = |packet: &&[u8]| packet[1] & 0x5f == 0x41 && packet[2] == 0;
+                    let mut pictures = bytes.chunks(188).filter(first).peekable();
+                    assert!(pictures.peek().is_none_or(|it| it[5] & 0x40 != 0), "no keyframe");
+                    pictures.count()
+                });
+                format!(":{}", pictures.sum::<usize>())
+            }
+            Format::Aac | Format::Mp3 => format!(":{}", changes.iter().map(Change::len).sum::<usize>() / 100),
+        }
+    }
+
     /// Publishes what `script` says, with 25 pictures and 50 packets a second and a keyframe each second, sound being `behind` the pictures by
     /// so many milliseconds, and MP3 100 behind the sound: `L`, `S`, `a` and their like set tracks, a number is so many milliseconds of their frames, `!` frames that are missing,
-    /// after `~` pictures are shown 80 ms after they are decoded, after `=` they pause, and after the next go on. Tells
-    /// the files that are opened (`+`) and closed (`-`, with the packets of a file of sound), and HLS's segments with their milliseconds.
+    /// after `~` pictures are shown 80 ms after they are decoded, after `^` keyframes 100 ms, and so behind the next two, after `=` they pause, and after the next go on. Tells
+    /// the files that are opened (`+`) and closed (`-`, with their [`content`]), and HLS's segments with their milliseconds.
     fn check(formats: &[Format], behind: i64, script: &str, want: &str) {
         let (interval, segment) = (Time::from_millis(2_000), Time::from_millis(1_000));
         let mut take = Take::new(Settings { formats: formats.to_vec(), interval, segment });
         let (begin, mut at, mut has, mut shown) = (Instant::now(), 0, tracks(""), Time::ZERO);
-        let mut paused = false;
+        let (mut paused, mut open_groups) = (false, false);
         let mut ops = Vec::new();
         for word in script.split(' ') {
             let now = begin + Duration::from_millis(at as u64);
@@ -686,7 +786,11 @@ mod tests {
                         let frame = |track, ms, key, len: usize| Frame {
                             track,
                             dts: Time::from_millis(ms),
-                            cts: if track == Kind::Video { shown } else { Time::ZERO },
+                            cts: match track {
+                                Kind::Video if key && open_groups => Time::from_millis(100),
+                                Kind::Video => shown,
+                                Kind::Audio => Time::ZERO,
+                            },
                             key,
                             payload: vec![if key { 0x65 } else { 0x41 }; len].into(),
                         };
@@ -706,6 +810,7 @@ mod tests {
                 }
                 Err(_) if word == "!" => take.skip(),
                 Err(_) if word == "=" => paused = !paused,
+                Err(_) if word == "^" => open_groups = true,
                 Err(_) if word == "~" => shown = Time::from_millis(80),
                 Err(_) => {
                     has = tracks(word);
@@ -715,23 +820,29 @@ mod tests {
         }
         take.close();
         ops.extend(take.flush());
-        let (mut got, mut bytes) = (Vec::new(), std::collections::HashMap::<u32, usize>::new());
-        let mut sound = Vec::new();
+        let (mut got, mut files) = (Vec::new(), std::collections::HashMap::new());
         for op in ops {
             match op {
                 Op::Open(openings) => {
                     for Opening { file, format, .. } in openings {
                         got.push(format!("+{file}"));
-                        sound.extend(matches!(format, Format::Aac | Format::Mp3).then_some(file));
+                        files.insert(file, (format, Vec::new()));
                     }
                 }
-                Op::Change(_, Change::Begin(segment)) => {
-                    got.push(format!("{}{}", if segment.discontinuity { "!" } else { "" }, segment.uri));
+                Op::Change(file, change) => {
+                    match &change {
+                        Change::Begin(segment) => {
+                            got.push(format!("{}{}", if segment.discontinuity { "!" } else { "" }, segment.uri));
+                        }
+                        Change::End(duration) => got.push(format!("{}ms", duration.as_millis())),
+                        _ => {}
+                    }
+                    files.get_mut(&file).unwrap().1.push(change);
                 }
-                Op::Change(_, Change::End(duration)) => got.push(format!("{}ms", duration.as_millis())),
-                Op::Change(file, change) => *bytes.entry(file).or_default() += change.len(),
-                Op::Close(file, _) if sound.contains(&file) => got.push(format!("-{file}:{}", bytes[&file] / 100)),
-                Op::Close(file, _) => got.push(format!("-{file}")),
+                Op::Close(file, _) => {
+                    let (format, changes) = &files[&file];
+                    got.push(format!("-{file}{}", content(*format, changes)));
+                }
             }
         }
         assert_eq!(got.join(" "), want, "{script}");
@@ -761,28 +872,82 @@ mod tests {
 
     #[test]
     fn hls_goes_on_over_cuts_and_gaps() {
-        let plain = "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts 1000ms -1";
+        let plain = "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts 1000ms -1:75";
         check(&[Format::M3u8], 0, "La 3000", plain);
-        check(&[Format::M3u8], 0, "La 1000 ! 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1");
+        check(&[Format::M3u8], 0, "La 1000 ! 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1:50");
         // The publisher is another one, with the same tracks.
-        check(&[Format::M3u8], 0, "La 1000 La 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1");
-        check(&[Format::M3u8], 0, "La 1000 Sa 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1");
+        check(&[Format::M3u8], 0, "La 1000 La 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1:50");
+        check(&[Format::M3u8], 0, "La 1000 Sa 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1:50");
+    }
+
+    #[test]
+    fn a_list_has_pictures_and_sound_from_its_beginning_or_not_at_all() {
+        check(
+            &[Format::M3u8],
+            0,
+            "L 3000 La 2000",
+            "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts +2 1000ms -1:75 !0-0.ts 1000ms 0-1.ts 1000ms -2:50",
+        );
+        check(
+            &[Format::M3u8],
+            0,
+            "a 3000 La 2000",
+            "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts +2 1000ms -1:0 !0-0.ts 1000ms 0-1.ts 1000ms -2:50",
+        );
     }
 
     #[test]
     fn sound_is_cut_where_pictures_pause() {
-        let hls = "+1 !0-0.ts 2960ms 0-1.ts 1000ms 0-2.ts 1000ms 0-3.ts 1000ms 0-4.ts 1040ms 0-5.ts 1000ms -1";
+        let hls = "+1 !0-0.ts 2960ms 0-1.ts 1000ms 0-2.ts 1000ms 0-3.ts 1000ms 0-4.ts 1040ms 0-5.ts 1000ms -1:75";
         check(&[Format::M3u8], 0, "La 1000 = 5000 = 2000", hls);
         check(&[Format::Mp4], 0, "La 1000 = 5000 = 2000", "+1 +2 -1 +3 -2 +4 -3 -4");
         // A pause that is shorter than two segments.
-        check(&[Format::M3u8], 0, "La 1000 = 1900 = 1100", "+1 !0-0.ts 3000ms 0-1.ts 1000ms -1");
+        check(&[Format::M3u8], 0, "La 1000 = 1900 = 1100", "+1 !0-0.ts 3000ms 0-1.ts 1000ms -1:52");
+    }
+
+    #[test]
+    fn a_file_begins_without_the_pictures_that_need_what_was_before_its_keyframe() {
+        check(&[Format::Flv], 0, "La ^ 4000", "+1 +2 -1:48+105 -2:48+95");
+        // HLS goes on, and so does who decodes it.
+        check(&[Format::M3u8], 0, "L ^ 2000", "+1 !0-0.ts 1000ms 0-1.ts 1000ms -1:48");
+    }
+
+    #[test]
+    fn no_picture_is_lost_where_only_the_sound_changes() {
+        // The new file begins with the sound, the old one has the pictures up to the keyframe.
+        check(&[Format::Flv], 0, "L 2400 La 2600", "+1 +2 -1:50+0 +3 -2:25+0 -3:50+130");
+        check(&[Format::Flv], 0, "La 2400 Lb 2600", "+1 +2 -1:50+100 +3 -2:25+20 -3:50+130");
+        check(&[Format::Flv], 0, "La 2400 Lb 360 La 2240", "+1 +2 -1:50+100 +3 +4 -3:0+18 -2:25+20 -4:50+112");
+        // None comes, and no keyframe.
+        check(&[Format::Flv], 0, "La 400 Lb 200 = 5000", "+1 +2 +3 -1:15+20 -2:0+108 +4 -3:0+100 -4:0+52");
+        // Other pictures cannot go on in it.
+        check(&[Format::Flv], 0, "La 2400 Lb 360 Sb 2240", "+1 +2 -1:50+100 +3 +4 -3:0+18 -2:19+20 -4:50+112");
+        // HLS has the new sound from the keyframe on.
+        check(
+            &[Format::M3u8],
+            0,
+            "L 2400 La 2600",
+            "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts +2 1000ms -1:75 !0-0.ts 1000ms 0-1.ts 1000ms -2:50",
+        );
+        check(
+            &[Format::M3u8],
+            0,
+            "La 2400 Lb 2600",
+            "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts 1000ms !1-3.ts 1000ms 1-4.ts 1000ms -1:125",
+        );
+        check(
+            &[Format::M3u8],
+            0,
+            "La 2400 Sb 2600",
+            "+1 !0-0.ts 1000ms 0-1.ts 1000ms 0-2.ts 400ms !1-3.ts 1600ms 1-4.ts 1000ms -1:110",
+        );
     }
 
     #[test]
     fn tracks_have_their_time_to_come_and_to_settle() {
-        check(&[Format::Flv], 0, "L 200 La 800", "+1 -1");
-        check(&[Format::Flv], 0, "L 2000 La 2000", "+1 +2 -1 -2");
-        check(&[Format::Flv], 0, "La 1000 Sa 100 La 100 Sa 1800", "+1 +2 -1 -2");
+        check(&[Format::Flv], 0, "L 200 La 800", "+1 -1:25+40");
+        check(&[Format::Flv], 0, "L 2000 La 2000", "+1 +2 -1:50+0 -2:50+100");
+        check(&[Format::Flv], 0, "La 1000 Sa 100 La 100 Sa 1800", "+1 +2 -1:25+50 -2:25+100");
         // Nothing but sound, and what is too short for anything.
         check(&[Format::Aac], 0, "a 1000", "+1 -1:50");
         check(&[Format::Mp4], 0, "La 0", "");
