@@ -25,7 +25,7 @@ use self::connect::Socket;
 use crate::clock::unix_ms;
 use crate::config;
 use crate::hub;
-use crate::lane::Lane;
+use crate::lane::{Lane, Names};
 use crate::live;
 use crate::output::packer::Packer;
 use crate::output::source::Source;
@@ -194,10 +194,11 @@ impl Relay {
         }
 
         let mut withdrawn = self.wish.clone();
+        let (names, client) = (self.lane.names(), self.client(sound));
         let mut link = tokio::select! { biased;
             _ = withdrawn.wait_for(|_| false) => return Err(End::Done),
             () = self.stream.ended() => return Err(End::Done),
-            link = Link::open(&self.id, &wish, attempts, &settings, self.client(sound), deadline) => link?,
+            link = Link::open(&self.id, &wish, attempts, names, &settings, client, deadline) => link?,
         };
         info!(parent: &self.span, "target accepts");
         let end = self.follow(&mut link, sound, &settings, attempts, status).await;
@@ -367,6 +368,7 @@ impl Link {
         id: &str,
         wish: &Wish,
         attempts: &mut Attempts,
+        names: &Arc<Names>,
         settings: &Settings,
         config: client::Config,
         deadline: tokio::time::Instant,
@@ -374,8 +376,8 @@ impl Link {
         let url = vendor::sign(&wish.target, &wish.push, attempts.key, unix_ms() / 1000);
         attempts.has_backup = url.has_backup();
         let late = |_| End::Retry(Reason::HandshakeFailed, "the target did not answer in time".into());
-        let socket =
-            tokio::time::timeout_at(deadline, connect::connect(&wish.target, settings)).await.map_err(late)??;
+        let connecting = connect::connect(&wish.target, names, settings, deadline);
+        let socket = tokio::time::timeout_at(deadline, connecting).await.map_err(late)??;
         let config = client::Config {
             app: url.app().to_owned(),
             stream: url.stream_with_query().expose().to_owned(),
