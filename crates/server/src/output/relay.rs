@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bywash_media::{Codec, Time, transcode};
+use bywash_media::{Codec, Time, Tracks, transcode};
 use bywash_rtmp::client::{self, Class, Client, Phase};
 use percent_encoding::percent_decode_str;
 use rand::Rng;
@@ -49,6 +49,12 @@ const SETTLED: Duration = Duration::from_secs(10);
 
 /// How long after a lost session a target that still holds it may call our name taken.
 const STALE_NAME: Duration = Duration::from_secs(60);
+
+/// How long the first connect waits for a track: what a stream is made of says whether enhanced RTMP is offered.
+const UNKNOWN_CODEC: Duration = Duration::from_secs(2);
+
+/// How long it waits for pictures where there is sound.
+const SOUND_ALONE: Duration = Duration::from_millis(500);
 
 /// What must be known to relay; a reload replaces it for the sessions that follow.
 pub struct Settings {
@@ -101,6 +107,8 @@ pub struct Relay {
 enum End {
     /// The stream is over, or the rule was withdrawn.
     Done,
+    /// The stream needs enhanced RTMP by now, which this connection has not offered.
+    Anew,
     /// The target may take us later: reset, timeout, busy.
     Retry(Reason, String),
     /// The target hung up or fell silent where some do so at a wrong signature: the other key may be taken, else it is as above.
@@ -123,6 +131,7 @@ impl Relay {
             let retry = self.settings.load().config.retry;
             let (reason, error, wait) = match end {
                 End::Done => break None,
+                End::Anew => continue,
                 End::Retry(reason, error) => (reason, error, attempts.wait(&retry)),
                 End::HungUp(reason, error) => (reason, error, attempts.wait_hung_up(&retry)),
                 End::Refused(reason, class, error) => (reason, error, attempts.wait_refused(class, &retry)),
@@ -149,14 +158,7 @@ impl Relay {
     }
 
     /// What we say of ourselves. Enhanced RTMP is mentioned only where the stream needs it: older servers may stumble over it.
-    fn client(&self, sound: Sound) -> client::Config {
-        let tracks = self.stream.tracks();
-        let codecs = [&tracks.video, &tracks.audio].map(|track| track.as_ref().map(|track| track.codec));
-        let enhanced = codecs.iter().flatten().any(|codec| match codec {
-            Codec::H265 | Codec::Av1 => true,
-            Codec::Opus => sound.takes(Codec::Opus),
-            Codec::H264 | Codec::Aac | Codec::Mp3 => false,
-        });
+    fn client(&self, enhanced: bool) -> client::Config {
         client::Config {
             agent: format!("FMLE/3.0 (compatible; bywash/{}; via={})", env!("CARGO_PKG_VERSION"), self.trace),
             fourcc: if enhanced { &["hvc1", "av01", "Opus"] } else { &[] },
@@ -182,6 +184,9 @@ impl Relay {
 
     /// A session from its connect on; gives the connection that is to be seen off once the stream is done.
     async fn session(&mut self, attempts: &mut Attempts, status: &mut Status) -> Result<Link, End> {
+        if status.retries == 0 {
+            unless_over(&self.stream, &self.wish, codecs_known(&self.stream)).await?;
+        }
         let settings = self.settings.load_full();
         let wish = self.wish.borrow_and_update().clone();
         let deadline = tokio::time::Instant::now() + settings.config.connect_timeout;
@@ -193,17 +198,23 @@ impl Relay {
             return Err(End::Retry(Reason::ServerError, error.to_string()));
         }
 
-        let mut withdrawn = self.wish.clone();
-        let (names, client) = (self.lane.names(), self.client(sound));
-        let mut link = tokio::select! { biased;
-            _ = withdrawn.wait_for(|_| false) => return Err(End::Done),
-            () = self.stream.ended() => return Err(End::Done),
-            link = Link::open(&self.id, &wish, attempts, names, &settings, client, deadline) => link?,
-        };
+        attempts.enhanced |= is_enhanced(&self.stream.tracks(), sound);
+        let client = self.client(attempts.enhanced);
+        let opening = Link::open(&self.id, &wish, attempts, self.lane.names(), &settings, client, deadline);
+        let mut link = unless_over(&self.stream, &self.wish, opening).await??;
         info!(parent: &self.span, "target accepts");
         let end = self.follow(&mut link, sound, &settings, attempts, status).await;
         match end {
             End::Done => return Ok(link),
+            End::Anew => {
+                info!(parent: &self.span, "the stream needs enhanced RTMP now: connecting anew");
+                if status.state == State::Relaying {
+                    status.state = State::Requesting;
+                    self.note(status);
+                }
+                attempts.lost_at = Some(Instant::now());
+                link.goodbye().await;
+            }
             End::Retry(..) | End::HungUp(..) if link.carries_since.is_some() => attempts.lost_at = Some(Instant::now()),
             End::Retry(..) | End::HungUp(..) | End::Refused(..) => {}
         }
@@ -257,6 +268,13 @@ impl Relay {
                         if let hub::Event::Lagged { frames } = event {
                             self.live.frames_dropped.fetch_add(frames, Ordering::Relaxed);
                             warn!(parent: &self.span, frames, "target too slow: skipped to a keyframe");
+                        }
+                        if let hub::Event::Tracks(tracks) = &event
+                            && !attempts.enhanced
+                            && is_enhanced(tracks, sound)
+                        {
+                            attempts.enhanced = true;
+                            return End::Anew;
                         }
                         let out = link.wire.out();
                         packer.pack(&event, |kind, timestamp, head, payload| {
@@ -330,6 +348,39 @@ impl Relay {
             self.note(status);
         }
     }
+}
+
+/// What comes of `work`, unless the stream ends or the rule is withdrawn before.
+async fn unless_over<T>(
+    stream: &hub::Stream,
+    wish: &watch::Receiver<Wish>,
+    work: impl Future<Output = T>,
+) -> Result<T, End> {
+    let mut withdrawn = wish.clone();
+    tokio::select! { biased;
+        _ = withdrawn.wait_for(|_| false) => Err(End::Done),
+        () = stream.ended() => Err(End::Done),
+        done = work => Ok(done),
+    }
+}
+
+/// Comes once the stream has pictures, or sound that stays alone, or nothing for long.
+async fn codecs_known(stream: &hub::Stream) {
+    let any = stream.tracks_are(|tracks| tracks.video.is_some() || tracks.audio.is_some());
+    if tokio::time::timeout(UNKNOWN_CODEC, any).await.is_ok() {
+        let pictures = stream.tracks_are(|tracks| tracks.video.is_some());
+        let _ = tokio::time::timeout(SOUND_ALONE, pictures).await;
+    }
+}
+
+/// Whether a target has to know enhanced RTMP for what it gets of these tracks.
+fn is_enhanced(tracks: &Tracks, sound: Sound) -> bool {
+    let codecs = [&tracks.video, &tracks.audio].into_iter().flatten().map(|track| track.codec);
+    codecs.into_iter().any(|codec| match codec {
+        Codec::H265 | Codec::Av1 => true,
+        Codec::Opus => sound.takes(Codec::Opus),
+        Codec::H264 | Codec::Aac | Codec::Mp3 => false,
+    })
 }
 
 /// A connection on which we publish.
@@ -593,11 +644,20 @@ struct Attempts {
     key: Key,
     has_backup: bool,
     backup_tried: bool,
+    /// The target is told of enhanced RTMP, once the stream has needed it.
+    enhanced: bool,
 }
 
 impl Default for Attempts {
     fn default() -> Attempts {
-        Attempts { down_since: None, lost_at: None, key: Key::Main, has_backup: false, backup_tried: false }
+        Attempts {
+            down_since: None,
+            lost_at: None,
+            key: Key::Main,
+            has_backup: false,
+            backup_tried: false,
+            enhanced: false,
+        }
     }
 }
 
