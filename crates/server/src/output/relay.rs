@@ -47,6 +47,12 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// some take nobody for long.
 const SETTLED: Duration = Duration::from_secs(10);
 
+/// A session that the target ends sooner than this after it took the stream may be a refusal.
+const BRIEF: Duration = Duration::from_secs(2);
+
+/// After so many of them in a row it is one.
+const BRIEF_IN_A_ROW: u32 = 3;
+
 /// How long after a lost session a target that still holds it may call our name taken.
 const STALE_NAME: Duration = Duration::from_secs(60);
 
@@ -133,6 +139,13 @@ impl Relay {
                 End::Done => break None,
                 End::Anew => continue,
                 End::Retry(reason, error) => (reason, error, attempts.wait(&retry)),
+                End::HungUp(reason, error) if attempts.brief >= BRIEF_IN_A_ROW => {
+                    let times = attempts.brief;
+                    let error = format!(
+                        "{error}, {times} times in a row at once after it took the stream: wrong signature or name?"
+                    );
+                    (reason, error, attempts.wait_refused(Class::Other, &retry))
+                }
                 End::HungUp(reason, error) => (reason, error, attempts.wait_hung_up(&retry)),
                 End::Refused(reason, class, error) => (reason, error, attempts.wait_refused(class, &retry)),
             };
@@ -184,6 +197,8 @@ impl Relay {
 
     /// A session from its connect on; gives the connection that is to be seen off once the stream is done.
     async fn session(&mut self, attempts: &mut Attempts, status: &mut Status) -> Result<Link, End> {
+        // What is not taken at all, or for longer, is no refusal.
+        let brief = std::mem::take(&mut attempts.brief);
         if status.retries == 0 {
             unless_over(&self.stream, &self.wish, codecs_known(&self.stream)).await?;
         }
@@ -203,7 +218,11 @@ impl Relay {
         let opening = Link::open(&self.id, &wish, attempts, self.lane.names(), &settings, client, deadline);
         let mut link = unless_over(&self.stream, &self.wish, opening).await??;
         info!(parent: &self.span, "target accepts");
+        let begin = Instant::now();
         let end = self.follow(&mut link, sound, &settings, attempts, status).await;
+        if matches!(end, End::HungUp(..)) && begin.elapsed() < BRIEF {
+            attempts.brief = brief + 1;
+        }
         match end {
             End::Done => return Ok(link),
             End::Anew => {
@@ -644,6 +663,8 @@ struct Attempts {
     key: Key,
     has_backup: bool,
     backup_tried: bool,
+    /// Sessions in a row that the target took and ended within [`BRIEF`].
+    brief: u32,
     /// The target is told of enhanced RTMP, once the stream has needed it.
     enhanced: bool,
 }
@@ -656,6 +677,7 @@ impl Default for Attempts {
             key: Key::Main,
             has_backup: false,
             backup_tried: false,
+            brief: 0,
             enhanced: false,
         }
     }
