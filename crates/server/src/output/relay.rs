@@ -489,7 +489,7 @@ impl Link {
                 client::Event::Publishing => {}
                 client::Event::Rejected { code, description, class } => {
                     let phase = self.client.phase();
-                    let error = mask(&format!("{code}: {description}"), &self.secrets, self.key.as_ref());
+                    let error = mask(&said(&code, &description), &self.secrets, self.key.as_ref());
                     let reason = match (class, phase) {
                         (_, Phase::Publishing) if class == Class::Other || self.has_settled() => {
                             return Err(self.lost(error));
@@ -555,6 +555,15 @@ fn saying(phase: Phase) -> &'static str {
         Phase::CreateStream => "instead of an answer to createStream",
         Phase::Publish => "instead of an answer to publish: wrong signature or name?",
         Phase::Publishing => "while it took the stream",
+    }
+}
+
+/// A refusal's code and words; some servers give neither.
+fn said(code: &str, description: &str) -> String {
+    match [code, description].map(str::trim) {
+        ["", ""] => "refused without a word".to_owned(),
+        ["", it] | [it, ""] => it.to_owned(),
+        [code, description] => format!("{code}: {description}"),
     }
 }
 
@@ -789,6 +798,18 @@ mod tests {
         let mut attempts = Attempts { lost_at: Some(Instant::now()), ..Attempts::default() };
         assert!(attempts.wait_refused(Class::BadName, &RETRY) <= Duration::from_millis(1200));
         assert!(attempts.wait_refused(Class::Auth, &RETRY) >= Duration::from_secs(24));
+    }
+
+    #[test]
+    fn a_refusal_has_words_whatever_the_target_leaves_out() {
+        for (code, description, want) in [
+            ("NetStream.Publish.BadName", "in use", "NetStream.Publish.BadName: in use"),
+            ("NetStream.Publish.BadName", "", "NetStream.Publish.BadName"),
+            ("", "closed by the server", "closed by the server"),
+            ("", " ", "refused without a word"),
+        ] {
+            assert_eq!(said(code, description), want);
+        }
     }
 
     #[test]
