@@ -3,7 +3,8 @@
 //! Each track follows its publisher's clock for as long as that is plausible: pauses, drift and the offset between
 //! the tracks stay as sent, the 32-bit wrap goes on. A step that arrival times do not explain is a new
 //! clock. It is joined to the line where arrival says the line would stand, and the other track joins it in the
-//! same place when its own timestamps step too; until then that track stays on the old clock.
+//! same place when its own timestamps step too; until then that track stays on the old clock. A clock that stands still or runs backwards
+//! for two seconds of frames is none, and arrival is all there is.
 //!
 //! Invariant: the times of a track rise by at least 1 ms from frame to frame, start at 0 or later, and
 //! run ahead of arrival by no more than [`AHEAD_MAX_MS`], 1 % for a fast clock, and 1 ms for each frame.
@@ -19,6 +20,9 @@ const APART_MS: i64 = 5_000;
 /// A longer step is held against the other track's clock, if that is another: the nearer to arrival wins.
 const SUSPECT_FORWARD_MS: i64 = 1_000;
 const SUSPECT_BACK_MS: i64 = 300;
+/// How long, and for how many frames, a clock may not rise and be believed.
+const STILL_MS: i64 = 2_000;
+const STILL_FRAMES: u32 = 8;
 /// How far a stream may be ahead of arrival altogether: a publisher that sends a file in one go.
 pub const AHEAD_MAX_MS: i64 = 60_000;
 
@@ -42,12 +46,27 @@ struct Lane {
     ahead: Option<Point>,
     /// The last time given out.
     dts: Option<i64>,
+    /// The last frame whose clock had risen, and to what had not been given out yet.
+    risen: Option<Point>,
+    /// Frames since then.
+    still: u32,
 }
 
 impl Lane {
     /// Whether a frame at `line` lies far before what has been given out.
     fn is_past(&self, line: i64) -> bool {
         self.dts.is_some_and(|given| line < given - SUSPECT_BACK_MS)
+    }
+
+    /// Whether the clock is ahead of where the last frame had it.
+    fn rises(&self, raw: u32) -> bool {
+        self.last.is_none_or(|last| raw.wrapping_sub(last.raw) as i32 > 0)
+    }
+
+    /// Where arrival says that a frame stands whose clock no longer rises.
+    fn stands_still(&self, raw: u32, arrival: i64) -> Option<i64> {
+        let risen = self.risen.filter(|_| self.still >= STILL_FRAMES && !self.rises(raw));
+        risen.filter(|risen| arrival - risen.arrival >= STILL_MS).map(|risen| risen.due(arrival))
     }
 }
 
@@ -108,7 +127,9 @@ impl Timeline {
         let dts = line.max(lane.dts.map_or(0, |dts| dts + 1));
         let point = Some(Point { raw: raw_ms, line, arrival });
         let ahead = if lane.is_past(line) { lane.ahead } else { point };
-        *lane = Lane { last: point, ahead, dts: Some(dts) };
+        let has_risen = lane.rises(raw_ms) && lane.dts.is_none_or(|given| line > given);
+        let (risen, still) = if has_risen { (point, 0) } else { (lane.risen, lane.still.saturating_add(1)) };
+        *lane = Lane { last: point, ahead, dts: Some(dts), risen, still };
         Time::from_millis(dts)
     }
 
@@ -152,6 +173,9 @@ const LEAD_MAX: Time = Time::from_millis(1_200);
 
 /// Where on the line a frame of `lane` stands.
 fn place(lane: &Lane, other: &Lane, reach: &Reach, start: (i64, i64), raw: u32, arrival: i64) -> i64 {
+    if let Some(due) = lane.stands_still(raw, arrival) {
+        return due;
+    }
     let floor = lane.dts.map_or(-APART_MS, |dts| dts - APART_MS);
     let allowed = floor..=reach.ceiling(arrival);
     let due = match lane.last.or(other.last) {
@@ -220,6 +244,30 @@ mod tests {
         // One frame alone is a slip.
         check("v0@0 v960@960 v0@1000 v1040@1040 v1080@1080", &[0, 960, 961, 1040, 1080]);
         check("v0@0 a0@1 v960@960 a960@961 v0@1000 a0@1001 v40@1040 a41@1042", &[0, 0, 960, 960, 961, 961, 1040, 1041]);
+    }
+
+    /// Stamps 25 pictures a second for six seconds, each with what `clock` makes of its arrival; gives the last time and the longest step.
+    fn stretched(clock: impl Fn(i64) -> i64) -> (i64, i64) {
+        let mut line = Timeline::new();
+        let mut stamp = |n: i64| line.stamp(Kind::Video, clock(n * 40) as u32, Time::from_millis(n * 40)).as_millis();
+        let times: Vec<i64> = (0..=150).map(&mut stamp).collect();
+        (times[150], times.windows(2).map(|two| two[1] - two[0]).max().unwrap())
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_or_runs_backwards_is_joined_where_arrival_says() {
+        for (what, clock) in [
+            ("still", (|_| 0) as fn(i64) -> i64),
+            ("still from there on", |time| time.min(1000)),
+            ("still, and goes on", |time| if time < 5000 { 0 } else { time - 5000 }),
+            ("backwards", |time| 10_000_000 - time),
+            ("slowly backwards", |time| 10_000_000 - time / 40),
+        ] {
+            let (end, step) = stretched(clock);
+            assert!((5_600..=6_040).contains(&end) && step <= 2_040, "{what}: ends at {end}, steps by {step}");
+        }
+        // A stall in the middle of a picture that comes in two messages is none.
+        check("v0 v40 v80 v80@3080 v120@3080 v160@3100", &[0, 40, 80, 81, 120, 160]);
     }
 
     #[test]

@@ -104,6 +104,7 @@ struct Shared {
     ended: CancellationToken,
     /// A reader would rather begin at a new keyframe than at an old one, or has none to begin at.
     keyframe_wanted: Notify,
+    tracks_set: Notify,
 }
 
 #[derive(Default)]
@@ -184,6 +185,7 @@ fn stream(live: Arc<live::Stream>, limit: usize, now: Instant) -> Stream {
         live,
         ended: CancellationToken::new(),
         keyframe_wanted: Notify::new(),
+        tracks_set: Notify::new(),
     };
     Stream { shared: Arc::new(shared) }
 }
@@ -265,6 +267,17 @@ impl Stream {
         self.shared.ring().tracks.back().map(|(_, tracks)| tracks.clone()).unwrap_or_default()
     }
 
+    /// Comes once the tracks are such; not at the end of a stream whose tracks never were.
+    pub async fn tracks_are(&self, such: impl Fn(&Tracks) -> bool) {
+        loop {
+            let set = self.shared.tracks_set.notified();
+            if such(&self.tracks()) {
+                return;
+            }
+            set.await;
+        }
+    }
+
     /// Asks the publisher for a keyframe, if it is of those that make them on demand.
     pub fn want_keyframe(&self) {
         self.shared.keyframe_wanted.notify_one();
@@ -292,6 +305,7 @@ impl Publisher {
         let tracks = Arc::new(tracks);
         *self.shared.live.tracks.write().expect("no holder panics") = tracks.clone();
         self.shared.ring().set_tracks(tracks);
+        self.shared.tracks_set.notify_waiters();
     }
 
     /// Adds a frame. Readers are woken for a picture; sound alone waits for [`HOLD`] of it.

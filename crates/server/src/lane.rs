@@ -6,6 +6,8 @@
 //!
 //! Invariant: a lane with nothing on it sleeps; it ticks only for who holds its [`Ticks`].
 
+mod names;
+
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,6 +20,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::sys::{self, Metronome};
+
+pub use self::names::Names;
 
 /// How often a lane's connections look after what no frame brings up: what was acknowledged, what is held back in vain. Each
 /// costs a wake-up, of which a stream has thirty a second.
@@ -48,6 +52,7 @@ pub struct Lane {
     load: Arc<AtomicU64>,
     beat: Arc<Pulse>,
     sweep: Arc<Pulse>,
+    names: Arc<Names>,
 }
 
 /// A tick of a lane that all share: a timer for each would wake the thread for each.
@@ -69,7 +74,8 @@ impl Lanes {
     /// Starts `count` threads.
     pub fn start(count: usize) -> std::io::Result<Lanes> {
         let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
-        let start = |n| Lane::start(n, stop.clone(), ended.clone().drop_guard());
+        let names = Names::new();
+        let start = |n| Lane::start(n, names.clone(), stop.clone(), ended.clone().drop_guard());
         let lanes = (0..count).map(start).collect::<Result<_, _>>()?;
         Ok(Lanes { lanes, stop, ended })
     }
@@ -96,11 +102,11 @@ impl Drop for Lanes {
 }
 
 impl Lane {
-    fn start(n: usize, stop: CancellationToken, ended: DropGuard) -> std::io::Result<Lane> {
-        // Name look-ups are the only blocking work here; a slow name server must not take every thread of the process.
-        let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(128).build()?;
+    fn start(n: usize, names: Arc<Names>, stop: CancellationToken, ended: DropGuard) -> std::io::Result<Lane> {
+        // Beside look-ups there is little that blocks here; a slow name server must not take every thread of the process.
+        let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(names::MOST + 16).build()?;
         let (beat, sweep) = (Pulse::new(BEAT), Pulse::new(SWEEP));
-        let lane = Lane { handle: runtime.handle().clone(), load: Arc::default(), beat, sweep };
+        let lane = Lane { handle: runtime.handle().clone(), load: Arc::default(), beat, sweep, names };
         let (load, mut used) = (lane.load.clone(), Duration::ZERO);
         let beats = runtime.spawn(lane.beat.clone().run(move |ticks| {
             let now = sys::thread_cpu_time();
@@ -136,6 +142,11 @@ impl Lane {
     /// The lane's runtime.
     pub fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// The look-ups of names, which all lanes share.
+    pub fn names(&self) -> &Arc<Names> {
+        &self.names
     }
 
     /// A tick each [`BEAT`].

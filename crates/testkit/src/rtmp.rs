@@ -81,6 +81,8 @@ pub enum Amf {
     Text(String),
     /// An object or ECMA array.
     Object(Vec<(String, Amf)>),
+    /// A strict array.
+    List(Vec<Amf>),
     /// Null, undefined, or a type that the tests do not use.
     Null,
 }
@@ -107,6 +109,21 @@ impl Amf {
         members.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value.as_text())
     }
 
+    /// The texts of a strict array that is a member of an object.
+    pub fn list(&self, name: &str) -> Vec<String> {
+        let Amf::Object(members) = self else { return Vec::new() };
+        let list = members.iter().find_map(|(key, value)| {
+            if let Amf::List(it) = value
+                && key == name
+            {
+                Some(it)
+            } else {
+                None
+            }
+        });
+        list.into_iter().flatten().map(|it| it.as_text().to_owned()).collect()
+    }
+
     fn write(&self, out: &mut Vec<u8>) {
         let name = |out: &mut Vec<u8>, text: &str| {
             out.extend((text.len() as u16).to_be_bytes());
@@ -129,6 +146,11 @@ impl Amf {
                     value.write(out);
                 }
                 out.extend([0, 0, 9]);
+            }
+            Amf::List(values) => {
+                out.push(10);
+                out.extend((values.len() as u32).to_be_bytes());
+                values.iter().for_each(|it| it.write(out));
             }
             Amf::Null => out.push(5),
         }
@@ -159,6 +181,10 @@ impl Amf {
                 }
                 take(rest, 3)?;
                 Some(Amf::Object(members))
+            }
+            10 => {
+                let count = u32::from_be_bytes(take(rest, 4)?.try_into().ok()?);
+                Some(Amf::List((0..count).map(|_| Amf::read(rest)).collect::<Option<_>>()?))
             }
             _ => Some(Amf::Null),
         }

@@ -91,6 +91,8 @@ pub struct Session {
     pub name: String,
     /// The application with its query.
     pub app: String,
+    /// Codecs of enhanced RTMP that `connect` named (`fourCcList`).
+    pub fourcc: Vec<String>,
     /// Its media messages.
     pub arrivals: Vec<Arrival>,
     /// The same whole, where the manner is to keep them.
@@ -254,7 +256,7 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
     let mut patient = Patient { socket: socket.try_clone()?, manner };
     rtmp::welcome(&mut patient)?;
     let mut reader = Reader::new(BufReader::with_capacity(64 << 10, patient));
-    let mut app = String::new();
+    let (mut app, mut fourcc) = (String::new(), Vec::new());
     let mut acknowledged = 0;
     loop {
         let message = reader.message()?;
@@ -304,7 +306,8 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
         let mut send = |stream, values: &[Amf]| socket.write_all(&Message::command(stream, values).chunks(4096));
         match values.first().map_or("", Amf::as_text) {
             "connect" => {
-                app = values.get(2).map_or("", |it| it.member("app")).to_owned();
+                let object = values.get(2).cloned().unwrap_or(Amf::Null);
+                (app, fourcc) = (object.member("app").to_owned(), object.list("fourCcList"));
                 let opening = [
                     Message::control(5, 2_500_000).chunks(128),
                     Message { kind: 6, payload: vec![0, 0x26, 0x25, 0xa0, 2], ..Message::default() }.chunks(128),
@@ -331,7 +334,12 @@ fn serve(mut socket: TcpStream, manner: &Mutex<Manner>, seen: &Mutex<Seen>, plac
                 if refusal.is_none() && hangs_up.is_none() {
                     let mut seen = lock(seen);
                     *place = Some(seen.sessions.len() as u32);
-                    seen.sessions.push(Session { name, app: app.clone(), ..Session::default() });
+                    seen.sessions.push(Session {
+                        name,
+                        app: app.clone(),
+                        fourcc: fourcc.clone(),
+                        ..Session::default()
+                    });
                 }
                 socket.write_all(&status(level, code, &words).chunks(4096))?;
                 if *lock(manner) == Manner::Chatty {

@@ -50,12 +50,13 @@ impl Packer {
         }
     }
 
-    /// Sends metadata and the headers of the tracks that changed, at the time of the first frame that needs them.
+    /// Sends metadata and the headers of the tracks that changed; these at the time of the first frame that needs them, metadata always at
+    /// zero: FFmpeg takes it for subtitles elsewhere, and waits for more of them.
     fn announce(&mut self, timestamp: u32, send: &mut impl FnMut(message::Kind, u32, &[u8], &Bytes)) {
         if same(&self.sent.video, &self.tracks.video) && same(&self.sent.audio, &self.tracks.audio) {
             return;
         }
-        send(message::Kind::Data, timestamp, &[], &self.metadata());
+        send(message::Kind::Data, 0, &[], &self.metadata());
         for track in [Kind::Video, Kind::Audio] {
             let (old, new) = (self.sent.get(track), self.tracks.get(track));
             let Some(new) = new.filter(|new| old != Some(new)) else { continue };
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_precedes_the_first_frame_and_only_what_changed_is_sent_again() {
+    fn a_header_precedes_the_first_frame_only_what_changed_is_sent_again_and_metadata_has_no_time() {
         let script = [
             tracks("one", true),
             frame(Kind::Video, 0),
@@ -172,7 +173,7 @@ mod tests {
             "Video frame 0",
             "Audio frame 10",
             "Video frame 40",
-            "Data header 41",
+            "Data header 0",
             "Video header 41",
             "Audio frame 41",
             "Video frame 0",

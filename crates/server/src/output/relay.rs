@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bywash_media::{Codec, Time, transcode};
+use bywash_media::{Codec, Time, Tracks, transcode};
 use bywash_rtmp::client::{self, Class, Client, Phase};
 use percent_encoding::percent_decode_str;
 use rand::Rng;
@@ -25,7 +25,7 @@ use self::connect::Socket;
 use crate::clock::unix_ms;
 use crate::config;
 use crate::hub;
-use crate::lane::Lane;
+use crate::lane::{Lane, Names};
 use crate::live;
 use crate::output::packer::Packer;
 use crate::output::source::Source;
@@ -47,8 +47,20 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// some take nobody for long.
 const SETTLED: Duration = Duration::from_secs(10);
 
+/// A session that the target ends sooner than this after it took the stream may be a refusal.
+const BRIEF: Duration = Duration::from_secs(2);
+
+/// After so many of them in a row it is one.
+const BRIEF_IN_A_ROW: u32 = 3;
+
 /// How long after a lost session a target that still holds it may call our name taken.
 const STALE_NAME: Duration = Duration::from_secs(60);
+
+/// How long the first connect waits for a track: what a stream is made of says whether enhanced RTMP is offered.
+const UNKNOWN_CODEC: Duration = Duration::from_secs(2);
+
+/// How long it waits for pictures where there is sound.
+const SOUND_ALONE: Duration = Duration::from_millis(500);
 
 /// What must be known to relay; a reload replaces it for the sessions that follow.
 pub struct Settings {
@@ -101,6 +113,8 @@ pub struct Relay {
 enum End {
     /// The stream is over, or the rule was withdrawn.
     Done,
+    /// The stream needs enhanced RTMP by now, which this connection has not offered.
+    Anew,
     /// The target may take us later: reset, timeout, busy.
     Retry(Reason, String),
     /// The target hung up or fell silent where some do so at a wrong signature: the other key may be taken, else it is as above.
@@ -123,7 +137,15 @@ impl Relay {
             let retry = self.settings.load().config.retry;
             let (reason, error, wait) = match end {
                 End::Done => break None,
+                End::Anew => continue,
                 End::Retry(reason, error) => (reason, error, attempts.wait(&retry)),
+                End::HungUp(reason, error) if attempts.brief >= BRIEF_IN_A_ROW => {
+                    let times = attempts.brief;
+                    let error = format!(
+                        "{error}, {times} times in a row at once after it took the stream: wrong signature or name?"
+                    );
+                    (reason, error, attempts.wait_refused(Class::Other, &retry))
+                }
                 End::HungUp(reason, error) => (reason, error, attempts.wait_hung_up(&retry)),
                 End::Refused(reason, class, error) => (reason, error, attempts.wait_refused(class, &retry)),
             };
@@ -149,14 +171,7 @@ impl Relay {
     }
 
     /// What we say of ourselves. Enhanced RTMP is mentioned only where the stream needs it: older servers may stumble over it.
-    fn client(&self, sound: Sound) -> client::Config {
-        let tracks = self.stream.tracks();
-        let codecs = [&tracks.video, &tracks.audio].map(|track| track.as_ref().map(|track| track.codec));
-        let enhanced = codecs.iter().flatten().any(|codec| match codec {
-            Codec::H265 | Codec::Av1 => true,
-            Codec::Opus => sound.takes(Codec::Opus),
-            Codec::H264 | Codec::Aac | Codec::Mp3 => false,
-        });
+    fn client(&self, enhanced: bool) -> client::Config {
         client::Config {
             agent: format!("FMLE/3.0 (compatible; bywash/{}; via={})", env!("CARGO_PKG_VERSION"), self.trace),
             fourcc: if enhanced { &["hvc1", "av01", "Opus"] } else { &[] },
@@ -182,6 +197,11 @@ impl Relay {
 
     /// A session from its connect on; gives the connection that is to be seen off once the stream is done.
     async fn session(&mut self, attempts: &mut Attempts, status: &mut Status) -> Result<Link, End> {
+        // What is not taken at all, or for longer, is no refusal.
+        let brief = std::mem::take(&mut attempts.brief);
+        if status.retries == 0 {
+            unless_over(&self.stream, &self.wish, codecs_known(&self.stream)).await?;
+        }
         let settings = self.settings.load_full();
         let wish = self.wish.borrow_and_update().clone();
         let deadline = tokio::time::Instant::now() + settings.config.connect_timeout;
@@ -193,16 +213,27 @@ impl Relay {
             return Err(End::Retry(Reason::ServerError, error.to_string()));
         }
 
-        let mut withdrawn = self.wish.clone();
-        let mut link = tokio::select! { biased;
-            _ = withdrawn.wait_for(|_| false) => return Err(End::Done),
-            () = self.stream.ended() => return Err(End::Done),
-            link = Link::open(&self.id, &wish, attempts, &settings, self.client(sound), deadline) => link?,
-        };
+        attempts.enhanced |= is_enhanced(&self.stream.tracks(), sound);
+        let client = self.client(attempts.enhanced);
+        let opening = Link::open(&self.id, &wish, attempts, self.lane.names(), &settings, client, deadline);
+        let mut link = unless_over(&self.stream, &self.wish, opening).await??;
         info!(parent: &self.span, "target accepts");
+        let begin = Instant::now();
         let end = self.follow(&mut link, sound, &settings, attempts, status).await;
+        if matches!(end, End::HungUp(..)) && begin.elapsed() < BRIEF {
+            attempts.brief = brief + 1;
+        }
         match end {
             End::Done => return Ok(link),
+            End::Anew => {
+                info!(parent: &self.span, "the stream needs enhanced RTMP now: connecting anew");
+                if status.state == State::Relaying {
+                    status.state = State::Requesting;
+                    self.note(status);
+                }
+                attempts.lost_at = Some(Instant::now());
+                link.goodbye().await;
+            }
             End::Retry(..) | End::HungUp(..) if link.carries_since.is_some() => attempts.lost_at = Some(Instant::now()),
             End::Retry(..) | End::HungUp(..) | End::Refused(..) => {}
         }
@@ -256,6 +287,13 @@ impl Relay {
                         if let hub::Event::Lagged { frames } = event {
                             self.live.frames_dropped.fetch_add(frames, Ordering::Relaxed);
                             warn!(parent: &self.span, frames, "target too slow: skipped to a keyframe");
+                        }
+                        if let hub::Event::Tracks(tracks) = &event
+                            && !attempts.enhanced
+                            && is_enhanced(tracks, sound)
+                        {
+                            attempts.enhanced = true;
+                            return End::Anew;
                         }
                         let out = link.wire.out();
                         packer.pack(&event, |kind, timestamp, head, payload| {
@@ -331,6 +369,39 @@ impl Relay {
     }
 }
 
+/// What comes of `work`, unless the stream ends or the rule is withdrawn before.
+async fn unless_over<T>(
+    stream: &hub::Stream,
+    wish: &watch::Receiver<Wish>,
+    work: impl Future<Output = T>,
+) -> Result<T, End> {
+    let mut withdrawn = wish.clone();
+    tokio::select! { biased;
+        _ = withdrawn.wait_for(|_| false) => Err(End::Done),
+        () = stream.ended() => Err(End::Done),
+        done = work => Ok(done),
+    }
+}
+
+/// Comes once the stream has pictures, or sound that stays alone, or nothing for long.
+async fn codecs_known(stream: &hub::Stream) {
+    let any = stream.tracks_are(|tracks| tracks.video.is_some() || tracks.audio.is_some());
+    if tokio::time::timeout(UNKNOWN_CODEC, any).await.is_ok() {
+        let pictures = stream.tracks_are(|tracks| tracks.video.is_some());
+        let _ = tokio::time::timeout(SOUND_ALONE, pictures).await;
+    }
+}
+
+/// Whether a target has to know enhanced RTMP for what it gets of these tracks.
+fn is_enhanced(tracks: &Tracks, sound: Sound) -> bool {
+    let codecs = [&tracks.video, &tracks.audio].into_iter().flatten().map(|track| track.codec);
+    codecs.into_iter().any(|codec| match codec {
+        Codec::H265 | Codec::Av1 => true,
+        Codec::Opus => sound.takes(Codec::Opus),
+        Codec::H264 | Codec::Aac | Codec::Mp3 => false,
+    })
+}
+
 /// A connection on which we publish.
 struct Link {
     wire: Wire<Socket>,
@@ -367,6 +438,7 @@ impl Link {
         id: &str,
         wish: &Wish,
         attempts: &mut Attempts,
+        names: &Arc<Names>,
         settings: &Settings,
         config: client::Config,
         deadline: tokio::time::Instant,
@@ -374,8 +446,8 @@ impl Link {
         let url = vendor::sign(&wish.target, &wish.push, attempts.key, unix_ms() / 1000);
         attempts.has_backup = url.has_backup();
         let late = |_| End::Retry(Reason::HandshakeFailed, "the target did not answer in time".into());
-        let socket =
-            tokio::time::timeout_at(deadline, connect::connect(&wish.target, settings)).await.map_err(late)??;
+        let connecting = connect::connect(&wish.target, names, settings, deadline);
+        let socket = tokio::time::timeout_at(deadline, connecting).await.map_err(late)??;
         let config = client::Config {
             app: url.app().to_owned(),
             stream: url.stream_with_query().expose().to_owned(),
@@ -417,7 +489,7 @@ impl Link {
                 client::Event::Publishing => {}
                 client::Event::Rejected { code, description, class } => {
                     let phase = self.client.phase();
-                    let error = mask(&format!("{code}: {description}"), &self.secrets, self.key.as_ref());
+                    let error = mask(&said(&code, &description), &self.secrets, self.key.as_ref());
                     let reason = match (class, phase) {
                         (_, Phase::Publishing) if class == Class::Other || self.has_settled() => {
                             return Err(self.lost(error));
@@ -483,6 +555,15 @@ fn saying(phase: Phase) -> &'static str {
         Phase::CreateStream => "instead of an answer to createStream",
         Phase::Publish => "instead of an answer to publish: wrong signature or name?",
         Phase::Publishing => "while it took the stream",
+    }
+}
+
+/// A refusal's code and words; some servers give neither.
+fn said(code: &str, description: &str) -> String {
+    match [code, description].map(str::trim) {
+        ["", ""] => "refused without a word".to_owned(),
+        ["", it] | [it, ""] => it.to_owned(),
+        [code, description] => format!("{code}: {description}"),
     }
 }
 
@@ -591,11 +672,23 @@ struct Attempts {
     key: Key,
     has_backup: bool,
     backup_tried: bool,
+    /// Sessions in a row that the target took and ended within [`BRIEF`].
+    brief: u32,
+    /// The target is told of enhanced RTMP, once the stream has needed it.
+    enhanced: bool,
 }
 
 impl Default for Attempts {
     fn default() -> Attempts {
-        Attempts { down_since: None, lost_at: None, key: Key::Main, has_backup: false, backup_tried: false }
+        Attempts {
+            down_since: None,
+            lost_at: None,
+            key: Key::Main,
+            has_backup: false,
+            backup_tried: false,
+            brief: 0,
+            enhanced: false,
+        }
     }
 }
 
@@ -705,6 +798,18 @@ mod tests {
         let mut attempts = Attempts { lost_at: Some(Instant::now()), ..Attempts::default() };
         assert!(attempts.wait_refused(Class::BadName, &RETRY) <= Duration::from_millis(1200));
         assert!(attempts.wait_refused(Class::Auth, &RETRY) >= Duration::from_secs(24));
+    }
+
+    #[test]
+    fn a_refusal_has_words_whatever_the_target_leaves_out() {
+        for (code, description, want) in [
+            ("NetStream.Publish.BadName", "in use", "NetStream.Publish.BadName: in use"),
+            ("NetStream.Publish.BadName", "", "NetStream.Publish.BadName"),
+            ("", "closed by the server", "closed by the server"),
+            ("", " ", "refused without a word"),
+        ] {
+            assert_eq!(said(code, description), want);
+        }
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! What publishers do to their timelines and codecs, and what the CDN sees of it.
 
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use bywash_testkit::publisher::{Flow, Pace, smaller_sequence_header};
 use bywash_testkit::sink::Arrival;
-use bywash_testkit::{Manner, Publisher, Server, Setup, Sink, eventually, secs};
+use bywash_testkit::{Manner, Media, Process, Publisher, Scratch, Server, Setup, Sink, eventually, media, secs};
 
 /// Publishes three seconds of 25 pictures and 50 audio packets a second whose timestamps `bend` has changed; gives
 /// what the CDN got of them.
@@ -101,4 +102,27 @@ fn metadata_of_the_publisher_reaches_nobody_as_media() {
     publisher.raw(8, 0, vec![0xaf]).expect("the publish goes on");
     let _flow = Flow::start(vec![publisher], Pace::FULL);
     sink.wait_for("show", secs(5));
+}
+
+#[test]
+fn an_ffmpeg_that_comes_late_finds_the_tracks_and_waits_for_no_other() {
+    let (server, dir) = (Server::start(Setup::default()), Scratch::new());
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    let sink = Sink::start(Manner::Take);
+    server.relay("show", &sink.url("show"));
+    // What comes from here on is well behind the beginning.
+    eventually("two seconds go by", secs(15), || (sink.pictures("show") > 50).then_some(()));
+    let (played, target) = (server.rtmp("show"), format!("rtmp://127.0.0.1:{}/live/show", bywash_testkit::port()));
+    for input in [&["-i", &played][..], &["-listen", "1", "-i", &target]] {
+        let file = dir.join("taken.mkv");
+        let mut ffmpeg = Command::new("ffmpeg");
+        ffmpeg.args(["-v", "error", "-y", "-t", "2"]).args(input).args(["-c", "copy"]).arg(&file);
+        let mut taking = Process::start(ffmpeg.stdin(Stdio::null()));
+        if input.contains(&"-listen") {
+            server.relay("show", &target);
+        }
+        let code = eventually("it has taken its two seconds", secs(20), || taking.exit_code());
+        let judged = media::judge(&file);
+        assert!(code == 0 && judged.video.is_some() && judged.audio.is_some(), "{input:?}: {code} {judged:?}");
+    }
 }

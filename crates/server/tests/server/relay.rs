@@ -1,10 +1,13 @@
 //! A stream goes to its CDN, and comes back to it after everything that can happen in between.
 
+use std::sync::atomic::AtomicI64;
 use std::time::{Duration, Instant};
 
 use bywash_testkit::flv::Tag;
 use bywash_testkit::publisher::{Flow, Pace};
 use bywash_testkit::{Manner, Media, Nginx, Publisher, Server, Setup, Sink, eventually, media, secs, stays};
+
+use crate::record::{clip, publish, with_hevc};
 
 #[test]
 fn relay_to_nginx_decodes_clean() {
@@ -191,4 +194,33 @@ fn a_paused_cdn_gets_whole_pictures_afterwards() {
         let tags = media::assert_clean(&file);
         assert!(tags.iter().any(Tag::is_frame));
     }
+}
+
+/// Publishes three seconds of sound, and pictures of this codec from `from` ms on, where a rule waits for them; gives what each connection
+/// offered of enhanced RTMP, and whether it was ended in order.
+fn offered(hevc: bool, from: i64) -> Vec<(bool, bool)> {
+    let (sink, server) = (Sink::start(Manner::Take), Server::start(Setup::server("publish.grace = \"0s\"")));
+    server.relay("show", &sink.url("show"));
+    let mut clip = if hevc { with_hevc("320x180", 3000) } else { clip(Media::Plain, 3000) };
+    clip.iter_mut().filter(|it| it.0 == 9).for_each(|it| it.1 += from);
+    clip.sort_by_key(|it| it.1);
+    assert!(publish(&server.rtmp("show"), &clip, &AtomicI64::new(0)), "the publish goes on");
+    assert!(sink.pictures("show") > 60, "{} pictures", sink.pictures("show"));
+    assert_eq!(server.rule("show", &sink.url("show")).expect("the rule")["Retries"], 0);
+    let sessions = sink.sessions();
+    assert_eq!(sink.connects().len(), sessions.len());
+    sessions.iter().map(|it| (it.fourcc.iter().any(|it| it == "hvc1"), it.unpublished)).collect()
+}
+
+#[test]
+fn enhanced_rtmp_is_offered_to_a_target_that_gets_it_and_to_no_other() {
+    assert_eq!(offered(true, 0).iter().map(|it| it.0).collect::<Vec<_>>(), [true]);
+    assert_eq!(offered(false, 0).iter().map(|it| it.0).collect::<Vec<_>>(), [false]);
+}
+
+#[test]
+fn a_stream_that_comes_to_need_enhanced_rtmp_goes_on_in_a_session_that_offers_it() {
+    let offered = offered(true, 1500);
+    assert_eq!(offered.iter().map(|it| it.0).collect::<Vec<_>>(), [false, true]);
+    assert!(offered[0].1, "the first is ended in order");
 }

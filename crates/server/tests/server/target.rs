@@ -89,6 +89,7 @@ fn a_silent_name_server_delays_only_who_asks_it() {
         server.rule("show", &named(7)).filter(|rule| rule["UpdateReason"] != 0)
     });
     assert_eq!(rule["UpdateReason"], 2, "{rule}");
+    assert!(rule["LastError"].as_str().is_some_and(|it| it.contains("cdn-7.example was not resolved")), "{rule}");
     let before = sink.pictures("show");
     stays("the others are real-time", secs(3), || {
         let asked = std::time::Instant::now();
@@ -158,6 +159,34 @@ fn a_push_refused_by_hanging_up_is_tried_with_the_backup_key() {
         sink.wait_for("show", secs(10));
         assert_eq!((sink.connects().len(), sink.sessions().len()), (2, 1), "late: {late}");
     }
+}
+
+#[test]
+fn a_target_that_hangs_up_whenever_it_took_the_stream_is_tried_slowly() {
+    let (sink, server) = (Sink::start(Manner::Checks { key: "a key", late: true }), Server::start(Setup::default()));
+    let url = sink.url("show");
+    let _flow = live(&server, Pace::SMALL);
+    server.relay("show", &url);
+    let tried = |n: usize| {
+        let tried = |rule: &serde_json::Value| rule["Retries"] == n && sink.connects().len() == n;
+        eventually("it is tried", secs(10), || server.rule("show", &url).filter(tried))
+    };
+    let waits = |rule: &serde_json::Value| rule["NextRetryTime"].as_i64().expect("a time") - now_ms();
+    let rule = tried(2);
+    assert!(waits(&rule) < 2_000, "{rule}");
+    let rule = tried(3);
+    assert!(waits(&rule) > 20_000, "{rule}");
+    assert!(rule["LastError"].as_str().is_some_and(|it| it.contains("3 times in a row")), "{rule}");
+
+    // One that is away was no refusal.
+    sink.shut();
+    server.ok("RetryCDNTransferRule", &[("StreamId", "show"), ("CDNUrl", &url)]);
+    let away = |rule: &serde_json::Value| rule["UpdateReason"] == 2;
+    let rule = eventually("it is away", secs(5), || server.rule("show", &url).filter(away));
+    assert!(waits(&rule) < 4_000, "{rule}");
+    sink.open();
+    sink.set(Manner::Take);
+    sink.wait_for("show", secs(5));
 }
 
 #[test]

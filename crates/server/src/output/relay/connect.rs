@@ -23,6 +23,7 @@ use tokio_rustls::client::TlsStream;
 use super::{End, Settings};
 use crate::address;
 use crate::config::pem;
+use crate::lane::Names;
 use crate::store::Reason;
 use crate::vendor::Target;
 use crate::{sys, tls};
@@ -42,12 +43,15 @@ pub enum Socket {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Connects to the first address of `target` that answers.
-pub async fn connect(target: &Target, settings: &Settings) -> Result<Socket, End> {
+/// Connects to the first address of `target` that answers, once `names` has found one by `deadline`.
+pub async fn connect(
+    target: &Target,
+    names: &Arc<Names>,
+    settings: &Settings,
+    deadline: tokio::time::Instant,
+) -> Result<Socket, End> {
     let unreachable = |error: String| End::Retry(Reason::HandshakeFailed, error);
-    let found = tokio::net::lookup_host((target.host(), target.port())).await;
-    let found: Vec<SocketAddr> =
-        found.map_err(|error| unreachable(format!("cannot resolve {}: {error}", target.host())))?.collect();
+    let found = names.find(target.host(), target.port(), deadline).await.map_err(unreachable)?;
     let allowed = |addr: &SocketAddr| settings.config.allow_private_targets || address::is_public(addr.ip());
     let addresses: Vec<_> = found.iter().copied().filter(allowed).collect();
     if addresses.is_empty() {
