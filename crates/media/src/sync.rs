@@ -23,6 +23,14 @@ const BACK_MAX: Time = Time::from_millis(1_000);
 /// A track that is silent for so long while the other comes in time has paused; nothing holds packets that long for
 /// one track alone.
 const PAUSE: Time = Time::from_millis(3_000);
+/// A track that is silent for so long, while its timestamps count less than a quarter of it, may have paused.
+const GAP: Time = Time::from_millis(250);
+/// By how much it comes later than it says, then …
+const LATE: Time = Time::from_millis(100);
+/// … and for how long, as what was held back catches up. Pictures may wait for an encoder, or for what was sent before them;
+/// sound that comes after a gap does not.
+const SURE: Time = Time::from_millis(500);
+const SURE_SOUND: Time = Time::from_millis(100);
 /// How far a report may stand from those before it, besides [`DRIFT`].
 const REPORT_NOISE: Time = Time::from_millis(50);
 /// A wall clock that shows so little of a second shows whole seconds only: werift writes milliseconds where the fraction belongs.
@@ -60,6 +68,9 @@ struct Lane {
     doubt: Option<Report>,
     /// How often its reports have agreed of late, see [`TRUST`].
     trust: i64,
+    late: Option<Late>,
+    /// The last pause, until a report says whether it was one.
+    moved: Option<Moved>,
     order: Order,
     /// The last time given out.
     out: Option<Time>,
@@ -91,6 +102,29 @@ struct Point {
     arrival: Time,
 }
 
+/// Frames that come later than they say, though those of the other track do not.
+#[derive(Clone, Copy, Debug)]
+struct Late {
+    since: Time,
+    /// They began behind a [`GAP`].
+    gap: bool,
+    /// How much greater than the other track's the delay was before.
+    apart: Time,
+    /// By how much the first one was late.
+    first: Time,
+    /// The least delay since, of this track and of the other.
+    own: Time,
+    other: Time,
+}
+
+/// By how much a pause put a track later, when, and the least delay that was known then.
+#[derive(Clone, Copy, Debug)]
+struct Moved {
+    by: Time,
+    at: Time,
+    floor: Time,
+}
+
 /// What reports say.
 #[derive(Clone, Copy, Debug)]
 struct Report {
@@ -116,16 +150,20 @@ impl Sync {
             Kind::Video => (&mut self.video, &mut self.audio),
             Kind::Audio => (&mut self.audio, &mut self.video),
         };
-        let Some(last) = lane.last.filter(|_| ntp.as_nanos().rem_euclid(1_000_000_000) >= FRACTION_MIN.as_nanos())
-        else {
-            return;
-        };
+        // Where a late track stands is not known before it is known whether it paused.
+        let says = lane.late.is_none() && ntp.as_nanos().rem_euclid(1_000_000_000) >= FRACTION_MIN.as_nanos();
+        let Some(last) = lane.last.filter(|_| says) else { return };
         let media = last.at(rate, rtp);
         let now = last.media + (arrival - last.arrival);
         if distance(media, now) > PLAUSIBLE + PLAUSIBLE {
             return;
         }
         let new = Report { ahead: ntp - media, ntp, arrival, count: 1 };
+        if let (Some(known), Some(moved)) = (lane.report, lane.moved.take()) {
+            // Its clock went on: it was late, and pictures go back to their place as pictures go.
+            let back = Report { ahead: known.ahead - moved.by, ..known };
+            lane.report = Some(if !known.agrees(&new) && back.agrees(&new) { back } else { known });
+        }
         match (lane.report, lane.doubt) {
             // The same once more, or overtaken by a newer one.
             (Some(known), _) if known.agrees(&new) && ntp <= known.ntp => return,
@@ -164,6 +202,7 @@ impl Sync {
             Kind::Audio => &mut self.audio,
         };
         (lane.last, lane.suspect, lane.report, lane.doubt) = (None, None, None, None);
+        (lane.late, lane.moved) = (None, None);
     }
 
     /// The time on the line of a frame of `track`, whose clock has `rate` Hz, with timestamp `rtp`, that came at `arrival`.
@@ -173,8 +212,10 @@ impl Sync {
             Kind::Audio => (&mut self.audio, &self.video),
         };
         let before = lane.last.map(|last| last.media);
-        let media = lane.place(other, rate, rtp, arrival);
-        lane.floors.add(arrival, arrival - media);
+        let media = lane.place(track, other, rate, rtp, arrival);
+        if lane.late.is_none() {
+            lane.floors.add(arrival, arrival - media);
+        }
         let offset = match (track, lane.offset, other.offset) {
             (_, None, None) => Time::ZERO - media,
             // At its first frame the track's own clock is arrival.
@@ -224,7 +265,7 @@ impl Sync {
 impl Lane {
     /// Where a frame stands on the track's own clock. This goes on over the 32-bit wrap and over what was lost, and where
     /// the sender sets its clock, it goes on with arrival.
-    fn place(&mut self, other: &Lane, rate: u32, rtp: u32, arrival: Time) -> Time {
+    fn place(&mut self, track: Kind, other: &Lane, rate: u32, rtp: u32, arrival: Time) -> Time {
         let due = arrival - self.floors.lowest;
         let Some(last) = self.last else {
             self.order = Order::default();
@@ -237,12 +278,16 @@ impl Lane {
         };
         let stood = due - last.at(rate, rtp) >= PAUSE && arrival - last.arrival >= PAUSE;
         if stood && other.last.is_some_and(|it| other.flows(it, arrival)) {
-            self.order = Order::default();
+            (self.order, self.late) = (Order::default(), None);
             self.last = Some(Point { rtp, media: due, arrival });
             return due;
         }
         match fits(last).or_else(|| fits(self.suspect?)) {
-            Some(point) => {
+            Some(mut point) => {
+                if let Some(stood) = self.paused(track, other, last, point) {
+                    self.order = Order::default();
+                    point.media = point.media + stood;
+                }
                 self.last = Some(point);
                 if self.suspect.take().is_some() {
                     self.order = Order::default();
@@ -250,11 +295,56 @@ impl Lane {
                 point.media
             }
             None => {
-                self.order = Order::default();
+                (self.order, self.late) = (Order::default(), None);
                 self.suspect = Some(Point { rtp, media: due, arrival });
                 due
             }
         }
+    }
+
+    /// By how much the track's clock has stood, if `new`, which follows `last`, makes it sure that it has. What was sent later does not come
+    /// earlier: a track that is late while the other one is not was not held back on the way.
+    fn paused(&mut self, track: Kind, other: &Lane, last: Point, new: Point) -> Option<Time> {
+        let before = self.late.take();
+        let others = other.last.filter(|it| new.arrival - it.arrival < PAUSE)?;
+        let apart = before.map(|it| it.apart).or_else(|| self.floors.less(&other.floors))?;
+        let (own, beside) = (new.delay(), others.delay());
+        if let Some(moved) = &mut self.moved
+            && track == Kind::Audio
+            && own < moved.floor
+            && new.arrival - moved.at < PAUSE
+        {
+            // It comes still earlier: so much of it was held back after all.
+            let back = (moved.floor - own).min(moved.by);
+            moved.by = moved.by - back;
+            return Some(Time::ZERO - back);
+        }
+        // Beside the other track, and beside what it was: it is not late because the other comes sooner than before.
+        let lowest = self.floors.lowest;
+        let lag_of = |own: Time, beside: Time| (own - beside - apart).min(own - lowest);
+        let lag = lag_of(own, beside);
+        let passed = new.arrival - last.arrival;
+        let gap = passed >= GAP && (new.media - last.media).as_nanos() < passed.as_nanos() / 4;
+        if lag < LATE || (before.is_none() && !gap && track == Kind::Video) {
+            return None;
+        }
+        let begins = Late { since: new.arrival, gap, apart, first: lag, own, other: beside };
+        let late = before.filter(|_| !gap).unwrap_or(begins);
+        let late = Late { own: late.own.min(own), other: late.other.min(beside), ..late };
+        let stood = lag_of(late.own, late.other);
+        if stood.as_nanos() < late.first.as_nanos() * 2 / 3 {
+            // It catches up.
+            self.late = (track == Kind::Audio).then_some(begins);
+            return None;
+        }
+        let sure = if late.gap && track == Kind::Audio { SURE_SOUND } else { SURE };
+        let overtaken = (new.arrival - others.arrival).as_nanos() <= lag.as_nanos() / 2;
+        if !overtaken || new.arrival - late.since < sure {
+            self.late = Some(late);
+            return None;
+        }
+        self.moved = Some(Moved { by: stood, at: new.arrival, floor: late.own - stood });
+        Some(stood)
     }
 
     /// What its reports say, if another one has borne that out and they do not keep contradicting each other.
@@ -264,7 +354,7 @@ impl Lane {
 
     /// Whether frames of this track come, and in time; `last` is the newest.
     fn flows(&self, last: Point, now: Time) -> bool {
-        let late = last.arrival - last.media - self.floors.lowest;
+        let late = last.delay() - self.floors.lowest;
         now - last.arrival < PAUSE && late < PAUSE
     }
 }
@@ -284,6 +374,11 @@ impl Order {
 }
 
 impl Point {
+    /// How long it took, on the track's own clock.
+    fn delay(&self) -> Time {
+        self.arrival - self.media
+    }
+
     /// Where `rtp` of the same clock stands; half the range forward and half back.
     fn at(&self, rate: u32, rtp: u32) -> Time {
         self.media + Time::from_ticks(i64::from(rtp.wrapping_sub(self.rtp) as i32), rate.max(1))
@@ -350,6 +445,8 @@ fn distance(a: Time, b: Time) -> Time {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -505,7 +602,13 @@ mod tests {
         wall: fn(f64, f64) -> f64,
         /// Time and delay of steps of the network, in seconds.
         steps: &'static [(f64, f64)],
-        /// From when the offset must hold.
+        /// The track that pauses, and when and for how long.
+        pauses: (usize, &'static [(f64, f64)]),
+        /// Its clock stands then.
+        stands: bool,
+        /// For how long a track holds back what it captures at a time.
+        held: fn(usize, f64) -> f64,
+        /// From when the offset must hold; but not before a second after a pause.
         settled: f64,
         /// How long, in seconds.
         length: f64,
@@ -520,6 +623,9 @@ mod tests {
         reported: NEVER,
         wall: |at, dice| at + 0.004 * (dice - 0.5),
         steps: &[],
+        pauses: (1, &[]),
+        stands: false,
+        held: |_, _| 0.0,
         settled: 3.0,
         length: 120.0,
     };
@@ -540,6 +646,8 @@ mod tests {
         let mut frame = case.start;
         let mut report = [case.reports[0].max(case.start[0]), case.reports[1].max(case.start[1])];
         let mut arrived = [0.0; 2];
+        // What is under way, by its arrival: when it was captured, on which track, and what a report says.
+        let mut way: VecDeque<(f64, f64, usize, Option<f64>)> = VecDeque::new();
         let mut last = [None; 2];
         let mut worst: f64 = 0.0;
         loop {
@@ -547,39 +655,67 @@ mod tests {
             if next > case.length {
                 return worst;
             }
+            while let Some((arrival, at, n, ntp)) = way.pop_front_if(|first| first.0 <= next) {
+                let (kind, rate) = [(Kind::Video, 90_000), (Kind::Audio, 48_000)][n];
+                // Within a pause a sender reckons that its clock goes on.
+                let over = |it: &&(f64, f64), at: f64| it.0 + it.1 <= at;
+                let stood = |at: f64| match case.pauses {
+                    (track, pauses) if case.stands && track == n => {
+                        pauses.iter().filter(|it| over(it, at)).map(|it| it.1).sum()
+                    }
+                    _ => 0.0,
+                };
+                let ticks = ((at - stood(at)) * (1.0 + case.drift[n] / 1e6) * f64::from(rate)) as u64;
+                let rtp = (ticks + [4_294_000_000, 77][n]) as u32;
+                if let Some(ntp) = ntp {
+                    line.report(kind, rate, rtp, time(ntp), time(arrival));
+                    continue;
+                }
+                let stamp = line.stamp(kind, rate, rtp, time(arrival));
+                assert_eq!(stamp.cts, Time::ZERO, "at {at} s");
+                let stamped = stamp.dts.as_nanos() as f64 / 1e9;
+                if let Some((before, stamped_before)) = last[n] {
+                    let passed = (at - stood(at)) - (before - stood(before));
+                    let least = if n == 0 { (1.0 - SLEW_MAX) * passed - 1e-3 } else { 0.0 };
+                    assert!(stamped - stamped_before > least, "track {n} is squeezed at {at} s");
+                }
+                last[n] = Some((at, stamped));
+                let settles = |it: &(f64, f64)| it.0 <= at && at <= it.0 + it.1 + 1.0;
+                if let [Some((video, pictures)), Some((audio, sound))] = last
+                    && at > case.settled
+                    && !case.pauses.1.iter().any(settles)
+                {
+                    worst = worst.max(((pictures - sound) - (video - audio)).abs());
+                }
+            }
             let n = usize::from(frame[1].min(report[1]) < frame[0].min(report[0]));
-            let (kind, rate) = [(Kind::Video, 90_000), (Kind::Audio, 48_000)][n];
-            let rtp = |at: f64| {
-                let ticks = (at * (1.0 + case.drift[n] / 1e6) * f64::from(rate)) as u64;
-                (ticks + [4_294_000_000, 77][n]) as u32
-            };
             let delay = case.steps.iter().rfind(|step| step.0 <= next).map_or(0.02, |step| step.1);
             let (lost, late) = (roll() < 0.03, -0.015 * (1.0 - roll()).ln());
+            let mut arrival = next + delay + late;
+            let mut ntp = None;
             if report[n] <= frame[n] {
                 report[n] += [1.0, 5.0][n] * (0.5 + roll());
-                if !lost && next < case.reported {
-                    let ntp = 1e6 + (case.wall)(next * (1.0 + case.drift[2] / 1e6), roll());
-                    line.report(kind, rate, rtp(next), time(ntp), time(next + delay + late));
+                if lost || next >= case.reported {
+                    continue;
                 }
-                continue;
+                ntp = Some(1e6 + (case.wall)(next * (1.0 + case.drift[2] / 1e6), roll()));
+            } else {
+                frame[n] += [1.0 / 30.0, 0.02][n];
+                let within = |it: &(f64, f64)| it.0 <= next && next < it.0 + it.1;
+                if lost || (n == case.pauses.0 && case.pauses.1.iter().any(within)) {
+                    continue;
+                }
+                let encode = if n == 0 { case.encode } else { 0.0 };
+                // What was held back goes out at once and comes so.
+                let held = (case.held)(n, next);
+                if held > 0.0 {
+                    arrival = next + delay + held;
+                }
+                // A jitter buffer gives frames in order.
+                arrival = f64::max(arrived[n], arrival + encode);
+                arrived[n] = arrival;
             }
-            frame[n] += [1.0 / 30.0, 0.02][n];
-            if lost {
-                continue;
-            }
-            // A jitter buffer gives frames in order.
-            let encode = if n == 0 { case.encode } else { 0.0 };
-            arrived[n] = f64::max(arrived[n], next + encode + delay + late);
-            let stamp = line.stamp(kind, rate, rtp(next), time(arrived[n]));
-            assert_eq!(stamp.cts, Time::ZERO, "at {next} s");
-            let stamped = stamp.dts.as_nanos() as f64 / 1e9;
-            assert!(last[n].is_none_or(|(_, before)| stamped > before), "at {next} s");
-            last[n] = Some((next, stamped));
-            if let [Some((video, pictures)), Some((audio, sound))] = last
-                && next > case.settled
-            {
-                worst = worst.max(((pictures - sound) - (video - audio)).abs());
-            }
+            way.insert(way.partition_point(|it| it.0 <= arrival), (arrival, next, n, ntp));
         }
     }
 
@@ -614,6 +750,54 @@ mod tests {
             ),
         ];
         within_40_ms(&cases);
+    }
+
+    #[test]
+    fn a_second_after_any_pause_sound_and_pictures_are_together() {
+        const FLAPS: [(f64, f64); 10] = {
+            let (mut flaps, mut n) = ([(0.0, 0.6); 10], 0);
+            while n < flaps.len() {
+                flaps[n].0 = 8.0 + 1.2 * n as f64;
+                n += 1;
+            }
+            flaps
+        };
+        for pauses in [&[(7.0, 0.3)], &[(7.0, 1.0)], &[(7.0, 2.5)], &[(5.9, 2.0)], &FLAPS as &[_]] {
+            for (track, stands) in [(1, true), (1, false), (0, true), (0, false)] {
+                for reports in [PLAIN.reports, [NEVER; 2]] {
+                    let case = Case { pauses: (track, pauses), stands, reports, length: 60.0, ..PLAIN };
+                    within_40_ms(&[(&format!("track {track}, {pauses:?}, stands: {stands}, {reports:?}"), case)]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_held_back_is_no_pause() {
+        // For 0.8 s of each ten.
+        fn hold(at: f64) -> f64 {
+            if at % 10.0 < 9.0 { 0.0 } else { (9.8 - at % 10.0).max(0.0) }
+        }
+        fn from_20_to_24(at: f64, held: f64) -> f64 {
+            if (20.0..24.0).contains(&at) { held } else { 0.0 }
+        }
+        within_40_ms(&[
+            // What it is taken for at first, the next report corrects, at a tenth of the pace.
+            ("pictures stay late", Case { held: |n, at| [from_20_to_24(at, 0.8), 0.0][n], settled: 34.0, ..PLAIN }),
+            (
+                "sound catches up slowly",
+                Case { held: |n, at| [0.0, from_20_to_24(at, 0.8 - (at - 20.0) / 5.0)][n], settled: 30.0, ..PLAIN },
+            ),
+        ]);
+        for reports in [PLAIN.reports, [NEVER; 2]] {
+            within_40_ms(&[
+                // Two reports, of which one may be lost, and a second to move by.
+                ("sound comes in chunks", Case { held: |n, at| [0.0, 1.0 - at % 1.0][n], settled: 30.0, ..PLAIN }),
+                ("the way stands", Case { held: |_, at| hold(at), reports, settled: 8.0, ..PLAIN }),
+                ("pictures wait", Case { held: |n, at| [hold(at), 0.0][n], reports, settled: 8.0, ..PLAIN }),
+                ("sound waits", Case { held: |n, at| [0.0, hold(at)][n], reports, settled: 8.0, ..PLAIN }),
+            ]);
+        }
     }
 
     #[test]

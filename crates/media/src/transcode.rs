@@ -38,6 +38,8 @@ const RISE: Time = Time::from_millis(5);
 const HOLE_MAX: Time = Time::from_millis(5_000);
 /// Sound that comes for a time that has been filled by more than this already is dropped.
 const EARLY: Time = Time::from_millis(-60);
+/// But if it comes so for so long, and does not catch up as what was held back does, all that it is late by is added to its times.
+const EARLY_MAX: Time = Time::from_millis(1_000);
 /// A publisher's timestamps differ from its sample count by so much without a meaning.
 const TOLERANCE: Time = Time::from_millis(1);
 /// A hole that differs by less from a number of packets is of as many.
@@ -168,6 +170,10 @@ pub struct Transcoder {
     feed: Feed,
     clock: Option<Clock>,
     hole: Hole,
+    /// The first packet that was dropped since the last that was not: its time, and how far that was ahead.
+    early: Option<(Time, Time)>,
+    /// What is added to the times of packets, see [`EARLY_MAX`]. Each hole makes it less.
+    slip: Time,
     /// Scratch.
     pcm: Vec<f32>,
     packets: Vec<Bytes>,
@@ -207,6 +213,8 @@ impl Transcoder {
             feed: Feed::new(encoder),
             clock: None,
             hole: Hole::default(),
+            early: None,
+            slip: Time::ZERO,
             pcm: Vec::new(),
             packets: Vec::new(),
         }
@@ -245,9 +253,15 @@ impl Transcoder {
         let Some(samples) = source.decoder.samples(&frame.payload) else { return };
         let length = Time::from_ticks(samples as i64, source.decoder.rate());
         let ahead = frame.dts - self.clock_at(frame.dts, out).end;
+        self.slip = self.slip.min(Time::ZERO - ahead).max(Time::ZERO);
+        let mut ahead = ahead + self.slip;
         if ahead < EARLY {
-            return;
+            if !self.comes_no_sooner(frame.dts, ahead) {
+                return;
+            }
+            (self.slip, ahead) = (self.slip - ahead, Time::ZERO);
         }
+        self.early = None;
         if ahead.as_nanos() > length.as_nanos() * 3 / 4 {
             // Packets like this one were lost, if the times allow it: it may know the last of them, but not a part of it.
             let lost =
@@ -260,7 +274,7 @@ impl Transcoder {
         let source = self.source.as_mut().expect("it was there a moment ago");
         // What does not decode counts as lost: the next packet tells how much is missing.
         if source.decoder.decode(&frame.payload, &mut pcm).is_ok() {
-            self.clock.as_mut().expect("it was set above").follow(frame.dts, length);
+            self.clock.as_mut().expect("it was set above").follow(frame.dts + self.slip, length);
             if self.hole.filled >= self.hole.limit() {
                 let rise = (RISE.as_ticks(RATE) as usize * CHANNELS).min(pcm.len());
                 ramp(&mut pcm[..rise], |at| at);
@@ -269,6 +283,16 @@ impl Transcoder {
             self.feed(&pcm, out);
         }
         self.pcm = pcm;
+    }
+
+    /// Whether packets have come too early for long enough, up to this one.
+    fn comes_no_sooner(&mut self, dts: Time, ahead: Time) -> bool {
+        let (since, first) = *self.early.get_or_insert((dts, ahead));
+        let passed = dts - since;
+        if passed >= EARLY_MAX {
+            self.early = None;
+        }
+        passed >= EARLY_MAX && (ahead - first).as_nanos() < passed.as_nanos() / 2
     }
 
     /// No sound has come for the time until `until`, and none will: fills it.

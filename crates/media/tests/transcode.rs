@@ -347,6 +347,43 @@ fn time_that_nobody_speaks_in_is_silent_as_it_passes() {
 }
 
 #[test]
+fn sound_that_keeps_coming_for_time_that_is_over_is_heard() {
+    let (track, packets) = opus_packets(&stereo(10.0, tone(440.0)));
+    let mut transcoder = Transcoder::new(encoder(Codec::Aac, BIT_RATE).unwrap());
+    transcoder.set_source(Some(&track)).unwrap();
+    let mut out = Vec::new();
+    for (n, packet) in packets.iter().take(500).enumerate() {
+        let now = n as i64 * 20;
+        transcoder.fill(Time::from_millis(now + 4_000), &mut out);
+        transcoder.push(&frame(now, packet), &mut out);
+    }
+    transcoder.finish(&mut out);
+    assert_unbroken(&out, 1024, 200_000);
+    let pcm = heard(&transcoder.track(), &out);
+    for second in 6..13 {
+        assert!(loudness(&pcm[second * 48_000..][..48_000]) > 0.15, "second {second}");
+    }
+}
+
+#[test]
+fn what_was_held_back_does_not_move_what_comes_after_it() {
+    let (track, packets) = opus_packets(&stereo(8.0, |n| if n < 6 * 48_000 { 0.0 } else { tone(440.0)(n) }));
+    let mut transcoder = Transcoder::new(encoder(Codec::Aac, BIT_RATE).unwrap());
+    transcoder.set_source(Some(&track)).unwrap();
+    let mut out = Vec::new();
+    for (n, packet) in packets.iter().enumerate() {
+        if n == 50 {
+            transcoder.fill(Time::from_millis(4_000), &mut out);
+        }
+        transcoder.push(&frame(n as i64 * 20, packet), &mut out);
+    }
+    transcoder.finish(&mut out);
+    // The encoder's own 6.5 ms are in the times of what it made.
+    let onset = onset(&heard(&transcoder.track(), &out)).abs_diff(6 * 48_000);
+    assert!(onset < 960, "{onset} samples off");
+}
+
+#[test]
 fn a_hole_of_minutes_is_left_and_the_line_begins_anew() {
     let (track, packets) = opus_packets(&stereo(1.0, tone(440.0)));
     let mut transcoder = Transcoder::new(encoder(Codec::Aac, BIT_RATE).unwrap());

@@ -205,6 +205,30 @@ fn a_flash_and_a_beep_stay_together() {
 }
 
 #[test]
+fn a_flash_and_a_beep_are_together_again_after_a_pause_of_the_sound() {
+    let (nginx, server, scratch) = (Nginx::start(), Server::start(Setup::default()), Scratch::new());
+    let (pictures, sound) = flash::files(&scratch, 20);
+    let browser = Browser::with_files(&pictures, &sound);
+    let (page, _) = publish(&browser, &server, &nginx, flash::WATCH, 300);
+    page.eval(
+        "(async () => {
+          const sender = session.pc.getSenders().find((it) => it.track?.kind === 'audio');
+          const sound = sender.track;
+          await sender.replaceTrack(null);
+          await new Promise((done) => setTimeout(done, 1000));
+          await sender.replaceTrack(sound);
+        })()",
+    );
+    let file = nginx.wait_for("cam", 1150);
+    let given = flash::noted(&page.eval("flashes"), &page.eval("beeps"));
+    let got = flash::recorded(&file);
+    assert!(given.len() > 8 && got.len() > 8, "given {given:.1?}, recorded {got:.1?}");
+    // The pause takes a beep or two away.
+    let near = got.iter().filter(|it| (**it - given[given.len() / 2]).abs() < 40.0).count();
+    assert!(near * 4 > got.len() * 3, "given {given:.1?}, recorded {got:.1?}");
+}
+
+#[test]
 fn demo_shows_what_a_browser_publishes() {
     let (dir, browser) = (Scratch::new(), Browser::start());
     let mut demo = Command::new(binary());
