@@ -75,9 +75,10 @@ impl Offer {
         }
         session.choose(purpose)?;
         let text = session.write(purpose)?;
-        let Some(user) = value(&text, "a=ice-ufrag:").map(str::to_owned) else {
-            return malformed("the offer has no a=ice-ufrag");
-        };
+        let creds = creds(&text)?;
+        if value(&text, "a=setup:") == Some("holdconn") {
+            return unacceptable("the offer's a=setup:holdconn asks for no connection; actpass does");
+        }
         let flows = |kind| session.sections.iter().any(|section| section.kind == kind && section.flows(purpose));
         let mut formats: Vec<Format> = session.taken().flat_map(|section| section.formats.iter().copied()).collect();
         formats.sort_by_key(Format::rank);
@@ -87,7 +88,7 @@ impl Offer {
             replies: session.sections.iter().map(|section| section.reply(purpose)).collect(),
             bundle: session.bundle.iter().map(|mid| (*mid).to_owned()).collect(),
             formats,
-            user,
+            user: creds.ufrag,
             video: flows("video"),
             audio: flows("audio"),
         };
@@ -133,23 +134,28 @@ impl Fragment {
     pub fn parse(body: &[u8]) -> Result<Fragment, Unfit> {
         let text = text(body)?;
         sections(text)?;
-        let (Some(user), Some(password)) = (value(text, "a=ice-ufrag:"), value(text, "a=ice-pwd:")) else {
-            return malformed("the fragment has no a=ice-ufrag and a=ice-pwd");
-        };
-        // RFC 8839 §5.4.
-        let token = |it: &str, least| {
-            (least..=256).contains(&it.len())
-                && it.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'+' | b'/'))
-        };
-        // Firefox and libdatachannel keep to it, but some write - and _ as well.
-        if !token(&user.replace(['-', '_'], "+"), 4) || !token(&password.replace(['-', '_'], "+"), 22) {
-            return malformed("the fragment's ICE credentials are malformed");
-        }
+        let creds = creds(text)?;
         let candidates = text.lines().filter_map(|line| line.trim_end().strip_prefix("a="));
         let candidates = candidates.filter(|line| line.starts_with("candidate:"));
         let candidates = candidates.filter_map(|line| Candidate::from_sdp_string(line).ok()).collect();
-        Ok(Fragment { creds: IceCreds { ufrag: user.to_owned(), pass: password.to_owned() }, candidates })
+        Ok(Fragment { creds, candidates })
     }
+}
+
+/// The client's ICE credentials (RFC 8839 §5.4).
+fn creds(text: &str) -> Result<IceCreds, Unfit> {
+    let read = |name: &str, least: usize| {
+        let Some(token) = value(text, name) else {
+            return malformed(format!("there is no {}", name.trim_end_matches(':')));
+        };
+        // Firefox and libdatachannel keep to the RFC, but some write - and _ as well.
+        let legal = |c: u8| c.is_ascii_alphanumeric() || b"+/-_".contains(&c);
+        match (least..=256).contains(&token.len()) && token.bytes().all(legal) {
+            true => Ok(token.to_owned()),
+            false => malformed(format!("{name} has {least} to 256 of A-Z a-z 0-9 + /")),
+        }
+    };
+    Ok(IceCreds { ufrag: read("a=ice-ufrag:", 4)?, pass: read("a=ice-pwd:", 22)? })
 }
 
 /// Has the engine take an offer: its first, or the same again with other credentials. Gives the answer.
@@ -187,11 +193,12 @@ fn finished(answer: &str, offer: &Offer) -> Result<String, Unfit> {
     }
     let sections: Vec<&str> = parts.collect();
     let candidates: String = sections.iter().flat_map(|part| part.split_inclusive('\n')).filter(is_candidate).collect();
+    let cname = sections.iter().find_map(|part| part.split_once(" cname:")?.1.lines().next()).unwrap_or_default();
     let mut sections = sections.into_iter();
     for reply in &offer.replies {
         let section = if reply.taken { sections.next() } else { None };
         match section.filter(|section| section.contains("\r\na=rtpmap:")) {
-            Some(section) => reply.accept(section, offer, &candidates, &mut text),
+            Some(section) => reply.accept(section, offer, (&candidates, cname), &mut text),
             None if reply.flows => {
                 return unacceptable(format!("the offer's {} cannot be carried in any of its formats", reply.kind));
             }
@@ -376,11 +383,16 @@ impl<'a> Session<'a> {
             let lines = place.into_iter().flatten().filter(|line| line.starts_with(name));
             text.extend(lines.flat_map(|line| [line, "\r\n"]));
         }
+        // The engine takes these names for what it sends itself. Sound and pictures are of one stream: players keep them together by that.
+        let stream = format!("{:016x}", rand::random::<u64>());
         let candidates = each().chain([&self.lines]).flatten().filter(|line| line.starts_with("a=candidate:"));
         text.extend(candidates.flat_map(|line| [line, "\r\n"]));
         let mut meanings = HashMap::new();
         for section in self.taken() {
             section.write(purpose, &mut text, &mut meanings)?;
+            if purpose == Purpose::Play {
+                text.push_str(&format!("a=msid:{stream} {}\r\n", section.engine_mid()));
+            }
         }
         Ok(text)
     }
@@ -565,8 +577,12 @@ impl Section<'_> {
         }
         // The engine would name a section in its packets as it knows it.
         let renamed = purpose == Purpose::Play && *self.engine_mid() != *mid;
-        let anew =
-            |line: &str| WRITTEN.iter().any(|it| line.starts_with(it)) || (renamed && line.ends_with(":sdes:mid"));
+        // Who is told that pictures lie on their side here turns them itself: further on nobody would know.
+        let unknown = |line: &str| match purpose {
+            Purpose::Publish => line.ends_with(":3gpp:video-orientation"),
+            Purpose::Play => line.starts_with("a=msid:") || (renamed && line.ends_with(":sdes:mid")),
+        };
+        let anew = |line: &str| WRITTEN.iter().any(|it| line.starts_with(it)) || unknown(line);
         text.extend(self.lines.iter().filter(|line| !anew(line)).flat_map(|line| [line, "\r\n"]));
         Ok(())
     }
@@ -591,7 +607,8 @@ struct Reply {
 }
 
 impl Reply {
-    fn accept(&self, section: &str, offer: &Offer, candidates: &str, text: &mut String) {
+    /// Writes out what the engine says of it; with what is the same in all sections: candidates, and the name of the clock.
+    fn accept(&self, section: &str, offer: &Offer, (candidates, cname): (&str, &str), text: &mut String) {
         let opus = section.lines().find_map(|line| line.strip_prefix("a=rtpmap:")?.strip_suffix(" opus/48000/2"));
         let opus = opus.map(|pt| format!("a=fmtp:{pt} "));
         for line in section.lines().filter(|line| !is_candidate(line)) {
@@ -606,7 +623,10 @@ impl Reply {
                 },
                 // We send nothing that these could be of.
                 _ if line.starts_with("a=msid:") && offer.purpose == Purpose::Publish => continue,
-                _ => text.push_str(line),
+                _ => match line.split_once(" cname:") {
+                    Some((ssrc, _)) => text.extend([ssrc, " cname:", cname]),
+                    None => text.push_str(line),
+                },
             }
             if opus.as_ref().is_some_and(|opus| line.starts_with(opus)) {
                 text.push_str(";stereo=1;sprop-stereo=1");
@@ -1068,6 +1088,39 @@ mod tests {
     }
 
     #[test]
+    fn sound_and_pictures_are_of_one_stream_and_one_clock() {
+        let ours = |offer: &str| {
+            let answer = reply(&offer.replace("sendonly", "recvonly"), Purpose::Play).unwrap();
+            let of = |mark: &str| {
+                let names = answer.lines().filter_map(|line| line.split_once(mark)?.1.split(' ').next());
+                names.map(str::to_owned).collect::<Vec<_>>()
+            };
+            let (streams, clocks) = (of("msid:"), of(" cname:"));
+            assert!(streams.len() >= 4 && streams.iter().all(|it| *it == streams[0]), "{answer}");
+            assert!(clocks.len() >= 2 && clocks.iter().all(|it| *it == clocks[0]), "{answer}");
+            assert!(answer.contains(&format!("a=msid-semantic: WMS {}\r\n", streams[0])), "{answer}");
+            let tracks: HashSet<_> = answer.lines().filter_map(|line| line.strip_prefix("a=msid:")).collect();
+            assert_eq!(tracks.len(), 2, "{answer}");
+            streams[0].clone()
+        };
+        let plain = PLAIN.offer();
+        // What the client calls its own is nothing to us.
+        let named = plain.replace("a=rtcp-mux", "a=rtcp-mux\r\na=msid:mine its-track");
+        assert!(ours(&plain) != ours(&plain) && ours(&named) != "mine");
+    }
+
+    #[test]
+    fn a_publisher_turns_its_pictures_itself() {
+        let turned = "a=extmap:4 urn:3gpp:video-orientation\r\n";
+        let offer = PLAIN.offer().replace(
+            "a=rtpmap:97",
+            &format!("{turned}a=extmap:5 http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time\r\na=rtpmap:97"),
+        );
+        let answer = reply(&offer, Purpose::Publish).unwrap();
+        assert!(!answer.contains("video-orientation") && answer.contains("a=extmap:5 "), "{answer}");
+    }
+
+    #[test]
     fn the_answer_asks_for_stereo_and_for_dtx_where_offered() {
         let with = answer(("", "")).unwrap();
         assert!(with.contains("stereo=1;sprop-stereo=1;usedtx=1\r\n") && with.contains("useinbandfec=1"), "{with}");
@@ -1098,6 +1151,11 @@ mod tests {
         check(("opus/48000/2", "PCMU/8000"), "(PCMU) will do; this audio codec");
         check(("ice-ufrag", "ice-x"), "no a=ice-ufrag");
         check(("v=0", "v=1"), "not SDP");
+        check(("ice-pwd", "ice-x"), "no a=ice-pwd");
+        check(("ice-ufrag:abcd", "ice-ufrag:abc"), "a=ice-ufrag: has 4 to 256");
+        check(("ice-pwd:0123456789abcdef01234567", "ice-pwd:0123456789abcdef01234"), "a=ice-pwd: has 22 to 256");
+        check(("ice-ufrag:abcd", "ice-ufrag:ab d"), "a=ice-ufrag: has 4 to 256");
+        check(("actpass", "holdconn"), "a=setup:holdconn");
         check(("opus/48000", "opus/16000"), "(opus) will do");
         check(("SAVPF 111|", "SAVPF 97|a=rtpmap:97 opus/48000/2|"), "payload type 97");
         let video = answer(("H264/90000", "VP9/90000")).unwrap();
