@@ -153,6 +153,7 @@ proptest! {
         }
         let _ = (h264::Sps::parse(bytes), h265::Sps::parse(bytes), av1::record_size(bytes), aac::Config::parse(bytes));
         let _ = (opus::Head::parse(bytes), opus::duration(bytes), mp3::Header::parse(bytes));
+        h265::break_link(&mut bytes.to_vec());
         for length_size in 1..=4 {
             if let Some(frame) = nal::normalize(Bytes::copy_from_slice(bytes), length_size) {
                 let whole: usize = nal::nals(&frame, 4).map(|unit| 4 + unit.len()).sum();
