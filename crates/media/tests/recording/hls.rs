@@ -231,7 +231,7 @@ fn a_torn_ts_segment_is_repaired() {
         let segment = &segments[n % segments.len()];
         let cut = segment[..dice.below(segment.len())].to_vec();
         let size = cut.len() as u64;
-        let Some((_, done)) = Disk(cut.clone()).finish(|file| ts::finish(file)) else {
+        let Some((_, done)) = Disk(cut.clone()).finish(ts::finish) else {
             assert!(cut.len() < 80_000, "{}", cut.len());
             continue;
         };
