@@ -1,9 +1,9 @@
 //! From frames to changes of files: all formats of a recording in one pass, without waiting and without a disk.
 //!
 //! A file has the tracks that it began with. Where they change, all files are cut and begin anew; of HLS the same list goes on behind
-//! a discontinuity, as long as its kind of segments can carry them and has the same kinds of tracks. Cuts are at key frames, of sound where pictures pause, and sound that comes behind the
-//! cut but belongs before it goes there. Where only the sound changes, the new files begin with it at once and the old ones have the pictures up to the next
-//! key frame; HLS has the new sound from that on.
+//! a discontinuity, as long as its kind of segments can carry them and it has as many. Cuts are at key frames, of sound where pictures
+//! pause, and sound that comes behind the cut but belongs before it goes there. Where only the sound changes, new files begin with it at
+//! once and the old ones go on with the pictures up to the next key frame; HLS waits for that.
 //!
 //! Invariant: nothing is opened before the tracks are known, or have had time to become so; a change of the sound costs no picture.
 
@@ -345,6 +345,7 @@ impl Take {
         if waits && leads {
             let opened = self.open(frame.dts, |format| format == Format::M3u8);
             self.turn(opened.first().map(|&(file, _)| file));
+            self.gap = false;
         } else if waits && frame.track == Kind::Audio {
             // Sound that the list has no form for.
             return;
