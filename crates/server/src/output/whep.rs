@@ -49,7 +49,7 @@ struct Output {
     waiting: VecDeque<Frame>,
     /// When the last picture that went out is shown.
     shown: Option<Time>,
-    /// Where on this host's clock the line of the stream begins.
+    /// Where on this host's clock the line of the stream begins, as far as is known: no frame was sent before its time.
     epoch: Option<Instant>,
 }
 
@@ -85,7 +85,7 @@ impl Output {
                 }
             }
             if let Some(frame) = self.waiting.pop_front() {
-                self.send(peer, &frame)?;
+                self.send(peer, &frame, Instant::now())?;
                 continue;
             }
             if peer.feed()? {
@@ -146,7 +146,17 @@ impl Output {
         }
     }
 
-    fn send(&mut self, peer: &mut Peer, frame: &Frame) -> Result<(), RtcError> {
+    /// When on this host's clock a frame was made, for the sender reports: at the latest now, and on the same line as all others. A
+    /// player keeps sound and pictures together by them.
+    fn made(&mut self, shown: Time, now: Instant) -> Instant {
+        let line = Duration::from_nanos(shown.as_nanos().max(0) as u64);
+        let begun = now.checked_sub(line).unwrap_or(now);
+        let epoch = self.epoch.map_or(begun, |epoch| epoch.min(begun));
+        self.epoch = Some(epoch);
+        epoch + line
+    }
+
+    fn send(&mut self, peer: &mut Peer, frame: &Frame, now: Instant) -> Result<(), RtcError> {
         let (mid, codec, clock) = match frame.track {
             Kind::Video => (self.video, RtpCodec::H264, Frequency::NINETY_KHZ),
             Kind::Audio => (self.audio, RtpCodec::Opus, Frequency::FORTY_EIGHT_KHZ),
@@ -154,10 +164,9 @@ impl Output {
         let Some(mid) = mid else { return Ok(()) };
         let Some(pt) = payload_type(peer, mid, codec) else { return Ok(()) };
         let shown = frame.dts + frame.cts;
-        let line = Duration::from_nanos(shown.as_nanos().max(0) as u64);
-        let epoch = *self.epoch.get_or_insert_with(|| Instant::now().checked_sub(line).unwrap_or_else(Instant::now));
+        let made = self.made(shown, now);
         let ticks = shown.as_ticks(clock.get()).max(0) as u64;
-        peer.write(mid, pt, epoch + line, MediaTime::new(ticks, clock), Arc::from(&frame.payload[..]))
+        peer.write(mid, pt, made, MediaTime::new(ticks, clock), Arc::from(&frame.payload[..]))
     }
 }
 
@@ -215,5 +224,19 @@ mod tests {
         check("K0+80 K40+160 80+40 120+0 160+80", &[80, 200, 240]);
         // Another encoder that does not reorder.
         check("K0+80 40+160 K80+0 120+0 160+0 200+0 240+0", &[80, 200, 201, 240]);
+    }
+
+    #[test]
+    fn frames_are_told_to_be_made_on_one_line_and_never_later_than_they_go_out() {
+        let (begin, mut output) = (Instant::now() + Duration::from_secs(100), Output::default());
+        let mut lines = Vec::new();
+        // Old pictures beside sound that is live, a packet that comes sooner after it was made than all before it, and others.
+        for (at, ms) in [(0, 0), (5, 3_000), (20, 60), (1_000, 3_000), (1_000, 4_000), (1_500, 4_040), (1_510, 4_510)] {
+            let now = begin + Duration::from_millis(at);
+            let made = output.made(Time::from_millis(ms), now);
+            assert!(made <= now, "{at} {ms}");
+            lines.push(made - Duration::from_millis(ms as u64));
+        }
+        assert!(lines[1..].iter().all(|line| lines[1].duration_since(*line) <= Duration::from_millis(5)), "{lines:?}");
     }
 }

@@ -1,6 +1,7 @@
 """A WebRTC client on aiortc: publishes a test picture by WHIP, or plays by WHEP, until stdin ends.
 
-Prints "connected" once media flows; a player prints "pictures N sounds M" as they are decoded.
+Prints "connected" once media flows; a player prints "pictures N sounds M" as they are decoded, and "apart MS" for how far apart
+sound and pictures are by the sender reports.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import urllib.request
 
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack, MediaStreamError, VideoStreamTrack
+from aiortc.rtcrtpreceiver import RTCRtpReceiver
+from aiortc.rtp import RtcpSrPacket
 
 parser = argparse.ArgumentParser()
 parser.add_argument("url")
@@ -57,6 +60,21 @@ async def follow(track):
         pass
 
 
+# By the last report of each kind: when its RTP clock was at 0, in seconds. Both clocks count from the beginning of the stream.
+begins = {}
+handle = RTCRtpReceiver._handle_rtcp_packet
+
+
+async def handle_and_note(receiver, packet):
+    if isinstance(packet, RtcpSrPacket):
+        info, rate = packet.sender_info, {"video": 90000, "audio": 48000}[receiver._RTCRtpReceiver__kind]
+        begins[rate] = info.ntp_timestamp / 2**32 - info.rtp_timestamp / rate
+    await handle(receiver, packet)
+
+
+RTCRtpReceiver._handle_rtcp_packet = handle_and_note
+
+
 async def main():
     peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
     only_h264 = [it for it in RTCRtpSender.getCapabilities("video").codecs if it.mimeType in ("video/H264", "video/rtx")]
@@ -89,6 +107,8 @@ async def main():
         await asyncio.wait([ended], timeout=0.5)
         if args.play:
             say("pictures", counts["video"], "sounds", counts["audio"])
+            if len(begins) == 2:
+                say("apart", round(1000 * abs(begins[90000] - begins[48000])))
     await loop.run_in_executor(None, request, "DELETE", session)
     os._exit(0)
 

@@ -164,6 +164,23 @@ fn whep_plays_what_rtmp_publishes() {
 }
 
 #[test]
+fn a_player_can_keep_sound_and_pictures_together_by_the_sender_reports() {
+    let server = Server::start(Setup::default());
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    eventually("the stream is live", secs(5), || {
+        (server.ok("DescribeStreams", &[("StreamId", "show")])["Total"] == 1).then_some(())
+    });
+    let player = Client::aiortc(&server.whep("show"), &["--play"]);
+    // A report tells of sound each five seconds.
+    eventually("they agree", secs(20), || {
+        let said = player.said();
+        let apart = said.lines().rev().find_map(|line| line.strip_prefix("apart ")?.parse::<u32>().ok());
+        apart.filter(|ms| *ms <= 40)
+    });
+    player.end();
+}
+
+#[test]
 fn pictures_go_by_the_section_that_carries_them() {
     let (cdn, server) = (Nginx::start(), Server::start(Setup::default()));
     server.relay("show", &cdn.url("show"));
