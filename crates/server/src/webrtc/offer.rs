@@ -187,11 +187,12 @@ fn finished(answer: &str, offer: &Offer) -> Result<String, Unfit> {
     }
     let sections: Vec<&str> = parts.collect();
     let candidates: String = sections.iter().flat_map(|part| part.split_inclusive('\n')).filter(is_candidate).collect();
+    let cname = sections.iter().find_map(|part| part.split_once(" cname:")?.1.lines().next()).unwrap_or_default();
     let mut sections = sections.into_iter();
     for reply in &offer.replies {
         let section = if reply.taken { sections.next() } else { None };
         match section.filter(|section| section.contains("\r\na=rtpmap:")) {
-            Some(section) => reply.accept(section, offer, &candidates, &mut text),
+            Some(section) => reply.accept(section, offer, (&candidates, cname), &mut text),
             None if reply.flows => {
                 return unacceptable(format!("the offer's {} cannot be carried in any of its formats", reply.kind));
             }
@@ -376,11 +377,16 @@ impl<'a> Session<'a> {
             let lines = place.into_iter().flatten().filter(|line| line.starts_with(name));
             text.extend(lines.flat_map(|line| [line, "\r\n"]));
         }
+        // The engine takes these names for what it sends itself. Sound and pictures are of one stream: players keep them together by that.
+        let stream = format!("{:016x}", rand::random::<u64>());
         let candidates = each().chain([&self.lines]).flatten().filter(|line| line.starts_with("a=candidate:"));
         text.extend(candidates.flat_map(|line| [line, "\r\n"]));
         let mut meanings = HashMap::new();
         for section in self.taken() {
             section.write(purpose, &mut text, &mut meanings)?;
+            if purpose == Purpose::Play {
+                text.push_str(&format!("a=msid:{stream} {}\r\n", section.engine_mid()));
+            }
         }
         Ok(text)
     }
@@ -565,8 +571,10 @@ impl Section<'_> {
         }
         // The engine would name a section in its packets as it knows it.
         let renamed = purpose == Purpose::Play && *self.engine_mid() != *mid;
-        let anew =
-            |line: &str| WRITTEN.iter().any(|it| line.starts_with(it)) || (renamed && line.ends_with(":sdes:mid"));
+        let unknown = |line: &str| {
+            purpose == Purpose::Play && line.starts_with("a=msid:") || renamed && line.ends_with(":sdes:mid")
+        };
+        let anew = |line: &str| WRITTEN.iter().any(|it| line.starts_with(it)) || unknown(line);
         text.extend(self.lines.iter().filter(|line| !anew(line)).flat_map(|line| [line, "\r\n"]));
         Ok(())
     }
@@ -591,7 +599,8 @@ struct Reply {
 }
 
 impl Reply {
-    fn accept(&self, section: &str, offer: &Offer, candidates: &str, text: &mut String) {
+    /// Writes out what the engine says of it; with what is the same in all sections: candidates, and the name of the clock.
+    fn accept(&self, section: &str, offer: &Offer, (candidates, cname): (&str, &str), text: &mut String) {
         let opus = section.lines().find_map(|line| line.strip_prefix("a=rtpmap:")?.strip_suffix(" opus/48000/2"));
         let opus = opus.map(|pt| format!("a=fmtp:{pt} "));
         for line in section.lines().filter(|line| !is_candidate(line)) {
@@ -606,7 +615,10 @@ impl Reply {
                 },
                 // We send nothing that these could be of.
                 _ if line.starts_with("a=msid:") && offer.purpose == Purpose::Publish => continue,
-                _ => text.push_str(line),
+                _ => match line.split_once(" cname:") {
+                    Some((ssrc, _)) => text.extend([ssrc, " cname:", cname]),
+                    None => text.push_str(line),
+                },
             }
             if opus.as_ref().is_some_and(|opus| line.starts_with(opus)) {
                 text.push_str(";stereo=1;sprop-stereo=1");
@@ -1073,6 +1085,69 @@ mod tests {
         assert!(with.contains("stereo=1;sprop-stereo=1;usedtx=1\r\n") && with.contains("useinbandfec=1"), "{with}");
         let without = answer((";usedtx=1", "")).unwrap();
         assert!(without.contains("sprop-stereo=1\r\n"), "{without}");
+    }
+
+    #[test]
+    fn sound_and_pictures_are_of_one_stream_and_one_clock() {
+        let ours = |offer: &str| {
+            let answer = reply(&offer.replace("sendonly", "recvonly"), Purpose::Play).unwrap();
+            let of = |mark: &str| {
+                let names = answer.lines().filter_map(|line| line.split_once(mark)?.1.split(' ').next());
+                names.map(str::to_owned).collect::<Vec<_>>()
+            };
+            let (streams, clocks) = (of("msid:"), of(" cname:"));
+            assert!(streams.len() >= 4 && streams.iter().all(|it| *it == streams[0]), "{answer}");
+            assert!(clocks.len() >= 2 && clocks.iter().all(|it| *it == clocks[0]), "{answer}");
+            assert!(answer.contains(&format!("a=msid-semantic: WMS {}\r\n", streams[0])), "{answer}");
+            let tracks: HashSet<_> = answer.lines().filter_map(|line| line.strip_prefix("a=msid:")).collect();
+            assert_eq!(tracks.len(), 2, "{answer}");
+            streams[0].clone()
+        };
+        let plain = PLAIN.offer();
+        // What the client calls its own is nothing to us.
+        let named = plain.replace("a=rtcp-mux", "a=rtcp-mux\r\na=msid:mine its-track");
+        assert!(ours(&plain) != ours(&plain) && ours(&named) != "mine");
+    }
+
+    #[test]
+    fn the_answer_asks_for_stereo_and_for_dtx_where_offered() {
+        let with = answer(("", "")).unwrap();
+        assert!(with.contains("stereo=1;sprop-stereo=1;usedtx=1\r\n") && with.contains("useinbandfec=1"), "{with}");
+        let without = answer((";usedtx=1", "")).unwrap();
+        assert!(without.contains("sprop-stereo=1\r\n"), "{without}");
+    }
+
+    #[test]
+    fn sound_and_pictures_are_of_one_stream_and_one_clock() {
+        let ours = |offer: &str| {
+            let answer = reply(&offer.replace("sendonly", "recvonly"), Purpose::Play).unwrap();
+            let of = |mark: &str| {
+                let names = answer.lines().filter_map(|line| line.split_once(mark)?.1.split(' ').next());
+                names.map(str::to_owned).collect::<Vec<_>>()
+            };
+            let (streams, clocks) = (of("msid:"), of(" cname:"));
+            assert!(streams.len() >= 4 && streams.iter().all(|it| *it == streams[0]), "{answer}");
+            assert!(clocks.len() >= 2 && clocks.iter().all(|it| *it == clocks[0]), "{answer}");
+            assert!(answer.contains(&format!("a=msid-semantic: WMS {}\r\n", streams[0])), "{answer}");
+            let tracks: HashSet<_> = answer.lines().filter_map(|line| line.strip_prefix("a=msid:")).collect();
+            assert_eq!(tracks.len(), 2, "{answer}");
+            streams[0].clone()
+        };
+        let plain = PLAIN.offer();
+        // What the client calls its own is nothing to us.
+        let named = plain.replace("a=rtcp-mux", "a=rtcp-mux\r\na=msid:mine its-track");
+        assert!(ours(&plain) != ours(&plain) && ours(&named) != "mine");
+    }
+
+    #[test]
+    fn a_publisher_turns_its_pictures_itself() {
+        let turned = "a=extmap:4 urn:3gpp:video-orientation\r\n";
+        let offer = PLAIN.offer().replace(
+            "a=rtpmap:97",
+            &format!("{turned}a=extmap:5 http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time\r\na=rtpmap:97"),
+        );
+        let answer = reply(&offer, Purpose::Publish).unwrap();
+        assert!(!answer.contains("video-orientation") && answer.contains("a=extmap:5 "), "{answer}");
     }
 
     #[test]
