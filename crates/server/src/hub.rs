@@ -266,6 +266,12 @@ impl Stream {
         self.shared.ring().tracks.back().map(|(_, tracks)| tracks.clone()).unwrap_or_default()
     }
 
+    /// When the newest frame of a kind was, if the ring still has one.
+    pub fn newest(&self, kind: Kind) -> Option<Time> {
+        let ring = self.shared.ring();
+        ring.frames.iter().rev().find(|it| it.frame.track == kind).map(|it| it.frame.dts)
+    }
+
     /// Asks the publisher for a keyframe, if it is of those that make them on demand.
     pub fn want_keyframe(&self) {
         self.shared.keyframe_wanted.notify_one();

@@ -121,6 +121,11 @@ impl Source {
         self.rendition.as_ref()?.trouble()
     }
 
+    /// See [`Stream::newest`]. A rendition may not be there yet.
+    pub fn newest(&self, kind: Kind) -> Option<Time> {
+        self.stream.newest(kind)
+    }
+
     /// Asks the publisher for a keyframe, if it is of those that make them on demand.
     pub fn want_keyframe(&self) {
         self.stream.want_keyframe();

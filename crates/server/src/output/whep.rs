@@ -29,6 +29,13 @@ const ESTABLISH: Duration = Duration::from_secs(15);
 /// How far a player may fall behind before it skips to a keyframe.
 const MAX_LAG: Time = Time::from_millis(2_000);
 
+/// How much sound from before a player came it is sent: it plays all of it before what is live, and has to hurry then.
+const SOUND_BACK: Time = Time::from_millis(100);
+
+/// How much faster than they were made pictures from before a player came go out, and how long that may take.
+const CATCH_UP_SPEED: u32 = 2;
+const CATCH_UP_MAX: Duration = Duration::from_secs(10);
+
 /// Carries a session from its answer to its end.
 pub async fn run(mut peer: Peer, stream: Stream, sound: Sound, renditions: Arc<Renditions>, lane: Lane) {
     info!("player joins");
@@ -46,7 +53,9 @@ struct Output {
     /// The section of each kind: the first that asks for it.
     video: Option<Mid>,
     audio: Option<Mid>,
+    /// What goes out now.
     waiting: VecDeque<Frame>,
+    late: Late,
     /// When the last picture that went out is shown.
     shown: Option<Time>,
     /// Where on this host's clock the line of the stream begins, as far as is known: no frame was sent before its time.
@@ -68,7 +77,11 @@ impl Output {
         loop {
             while let Some(event) = peer.poll()? {
                 match event {
-                    Event::Connected => source = Some(begin()?),
+                    Event::Connected => {
+                        let begun = begin()?;
+                        self.late = Late::until(&begun);
+                        source = Some(begun);
+                    }
                     Event::IceConnectionStateChange(IceConnectionState::Disconnected) if source.is_some() => {
                         return Ok(());
                     }
@@ -84,6 +97,10 @@ impl Output {
                     _ => {}
                 }
             }
+            if let Some((tracks, frame)) = self.late.next(Instant::now()) {
+                let packed = self.packed(&tracks, frame);
+                self.waiting.extend(packed);
+            }
             if let Some(frame) = self.waiting.pop_front() {
                 self.send(peer, &frame, Instant::now())?;
                 continue;
@@ -91,6 +108,7 @@ impl Output {
             if peer.feed()? {
                 continue;
             }
+            let late = self.late.due();
             tokio::select! {
                 turn = peer.turn() => if let Turn::End(_) = turn? { return Ok(()) },
                 more = ready(&mut source, &mut batch) => {
@@ -99,16 +117,19 @@ impl Output {
                             hub::Event::Tracks(tracks) => self.tracks = tracks,
                             // A change of tracks is told by the parameter sets of the keyframe that follows it.
                             hub::Event::Frame(frame) => {
-                                let packed = self.packed(frame);
+                                let tracks = self.tracks.clone();
+                                let frame = self.late.pass(&tracks, frame, Instant::now());
+                                let packed = frame.and_then(|frame| self.packed(&tracks, frame));
                                 self.waiting.extend(packed);
                             }
-                            hub::Event::Lagged { .. } => {}
+                            hub::Event::Lagged { .. } => self.late = source.as_ref().map(Late::until).unwrap_or_default(),
                         }
                     }
                     if !more? {
                         return Ok(());
                     }
                 }
+                () = at(late) => {}
                 () = &mut beats => {
                     if source.is_none() && since.elapsed() > ESTABLISH {
                         info!("no media connection in time");
@@ -121,8 +142,8 @@ impl Output {
 
     /// A frame as RTP carries it: pictures as Annex B, with the parameter sets before each keyframe. `None` for other codecs and for
     /// pictures that step back.
-    fn packed(&mut self, frame: Frame) -> Option<Frame> {
-        let track = self.tracks.get(frame.track)?;
+    fn packed(&mut self, tracks: &Tracks, frame: Frame) -> Option<Frame> {
+        let track = tracks.get(frame.track)?;
         match track.codec {
             Codec::Opus => Some(frame),
             Codec::H264 => {
@@ -170,6 +191,68 @@ impl Output {
     }
 }
 
+/// Pictures that a player is sent late: it begins with a keyframe, and what has followed that lies behind what is live. All at once they
+/// would be more than many a line takes, so they go out one by one, only faster than they were made; sound does not wait for them.
+#[derive(Default)]
+struct Late {
+    /// The newest frame of each kind as the player came.
+    live: [Option<Time>; 2],
+    /// The picture that was the first to wait, and since when.
+    first: Option<(Time, Instant)>,
+    pictures: VecDeque<(Arc<Tracks>, Frame)>,
+}
+
+impl Late {
+    /// For who begins to read `source` now.
+    fn until(source: &Source) -> Late {
+        Late { live: [Kind::Video, Kind::Audio].map(|kind| source.newest(kind)), ..Late::default() }
+    }
+
+    /// Gives back what goes out at once, and keeps what has to wait. Old sound is neither.
+    fn pass(&mut self, tracks: &Arc<Tracks>, frame: Frame, now: Instant) -> Option<Frame> {
+        let live = self.live[frame.track as usize];
+        if frame.track == Kind::Audio {
+            return Some(frame).filter(|frame| live.is_none_or(|live| frame.dts >= live - SOUND_BACK));
+        }
+        // Who has this needs nothing from before.
+        if frame.key {
+            self.pictures.clear();
+        }
+        if self.pictures.is_empty() {
+            if live.is_none_or(|live| frame.dts >= live) {
+                return Some(frame);
+            }
+            self.first = Some((frame.dts, now));
+        }
+        self.pictures.push_back((tracks.clone(), frame));
+        None
+    }
+
+    /// When the next picture is to go.
+    fn due(&self) -> Option<Instant> {
+        let ((_, next), (first, since)) = (self.pictures.front()?, self.first?);
+        let span = |to: Time| Duration::from_nanos((to - first).as_nanos().max(0) as u64);
+        let behind = self.live[Kind::Video as usize].map_or(Duration::ZERO, span);
+        // What is made in the meantime has to go in it as well.
+        let takes = (behind / (CATCH_UP_SPEED - 1)).min(CATCH_UP_MAX);
+        let share = takes.as_secs_f64() / (behind + takes).as_secs_f64().max(f64::EPSILON);
+        Some(since + span(next.dts).mul_f64(share))
+    }
+
+    /// The next picture, if it is time.
+    fn next(&mut self, now: Instant) -> Option<(Arc<Tracks>, Frame)> {
+        if self.due()? > now { None } else { self.pictures.pop_front() }
+    }
+}
+
+/// Waits until then, or forever.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// What the client calls the codec.
 fn payload_type(peer: &mut Peer, mid: Mid, codec: RtpCodec) -> Option<Pt> {
     let writer = peer.rtc().writer(mid)?;
@@ -199,19 +282,27 @@ mod tests {
 
     use super::*;
 
-    /// Packs pictures written `<decoded>+<later shown>`, `K` before keyframes; compares when those that go out are shown.
-    fn check(script: &str, want: &[i64]) {
+    fn tracks() -> Arc<Tracks> {
         let mut tracks = Tracks::default();
         let format = Format::Video { width: 16, height: 16 };
         tracks.set(Track { codec: Codec::H264, config: Bytes::new(), format });
-        let mut output = Output { tracks: Arc::new(tracks), ..Output::default() };
+        Arc::new(tracks)
+    }
+
+    fn frame(track: Kind, ms: i64, key: bool) -> Frame {
+        let payload = Bytes::from_static(&[0, 0, 0, 1, 0x41]);
+        Frame { track, dts: Time::from_millis(ms), cts: Time::ZERO, key, payload }
+    }
+
+    /// Packs pictures written `<decoded>+<later shown>`, `K` before keyframes; compares when those that go out are shown.
+    fn check(script: &str, want: &[i64]) {
+        let (tracks, mut output) = (tracks(), Output::default());
         let picture = |step: &str| {
             let (dts, cts) = step.trim_start_matches('K').split_once('+').expect("two times");
-            let [dts, cts] = [dts, cts].map(|ms| Time::from_millis(ms.parse().expect("milliseconds")));
-            let payload = Bytes::from_static(&[0, 0, 0, 1, 0x41]);
-            Frame { track: Kind::Video, dts, cts, key: step.starts_with('K'), payload }
+            let [dts, cts] = [dts, cts].map(|ms| ms.parse().expect("milliseconds"));
+            Frame { cts: Time::from_millis(cts), ..frame(Kind::Video, dts, step.starts_with('K')) }
         };
-        let sent = script.split(' ').filter_map(|step| output.packed(picture(step)));
+        let sent = script.split(' ').filter_map(|step| output.packed(&tracks, picture(step)));
         let shown: Vec<_> = sent.map(|frame| (frame.dts + frame.cts).as_millis()).collect();
         assert_eq!(shown, want, "{script}");
     }
@@ -224,6 +315,48 @@ mod tests {
         check("K0+80 K40+160 80+40 120+0 160+80", &[80, 200, 240]);
         // Another encoder that does not reorder.
         check("K0+80 40+160 K80+0 120+0 160+0 200+0 240+0", &[80, 200, 201, 240]);
+    }
+
+    /// A player comes as a stream with a picture and a packet each 20 ms, and a keyframe each `interval` ms, is `age` ms behind its first
+    /// keyframe. Its pictures come late until `live` ms on, no more than `pace` of them within 100 ms; its sound never does.
+    fn check_late(age: i64, interval: i64, live: i64, pace: usize) {
+        let (tracks, begin, newest) = (tracks(), Instant::now(), Some(Time::from_millis(age)));
+        let mut late = Late { live: [newest; 2], ..Late::default() };
+        let made = |ms| [frame(Kind::Video, ms, ms % interval == 0), frame(Kind::Audio, ms, true)];
+        let mut stream = (0..).step_by(20).flat_map(made).peekable();
+        let (mut sent, mut next) = (Vec::new(), 0);
+        for at in 0..2 * interval {
+            let now = begin + Duration::from_millis(at as u64);
+            let come = std::iter::from_fn(|| stream.next_if(|frame| frame.dts.as_millis() <= age + at));
+            let mut out: Vec<_> = come.filter_map(|frame| late.pass(&tracks, frame, now)).collect();
+            out.extend(std::iter::from_fn(|| late.next(now)).map(|(_, frame)| frame));
+            for frame in out {
+                let ms = frame.dts.as_millis();
+                let behind = age + at - ms;
+                if frame.track == Kind::Audio {
+                    assert!(behind <= SOUND_BACK.as_millis(), "sound of {ms} goes out {at} ms on");
+                    continue;
+                }
+                assert!(ms == next || frame.key, "{ms} for {next}");
+                next = ms + 20;
+                if behind >= 20 {
+                    sent.push(at);
+                } else {
+                    assert_eq!(late.due(), None, "a timer for who has caught up");
+                }
+            }
+        }
+        let within = |from: i64| sent.iter().filter(|at| (from..from + 100).contains(*at)).count();
+        let most = sent.iter().map(|at| within(*at)).max();
+        assert_eq!((sent.last(), most), (Some(&live), Some(pace)), "{age} of {interval}");
+    }
+
+    #[test]
+    fn who_comes_late_hears_what_is_live_and_sees_soon_what_was_before_but_not_all_at_once() {
+        check_late(400, 2_000, 380, 10);
+        // The next keyframe needs nothing from before.
+        check_late(1_500, 2_000, 490, 10);
+        check_late(30_000, 60_000, 9_990, 20);
     }
 
     #[test]
