@@ -400,6 +400,8 @@ const BURST_MAX: usize = 32;
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use bytes::BytesMut;
     use str0m::change::SdpAnswer;
     use str0m::media::{Direction, Frequency, MediaKind};
@@ -464,12 +466,16 @@ mod tests {
         }
     }
 
-    /// Publishes Opus packets of one byte, 1, 2, 3, to a port that listens on `listen`; says which came, until the client says goodbye.
-    async fn check(listen: &str, connect: &str, tcp: bool, want: &[u8]) {
+    async fn bind(listen: &str) -> (Arc<Port>, PathBuf) {
         let folder = std::env::temp_dir().join(format!("bywash-peer-{}", rand::random::<u64>()));
         std::fs::create_dir_all(&folder).unwrap();
         let config = config::Webrtc { listen: listen.parse().unwrap(), ..config::Config::default().webrtc };
-        let port = Port::bind(&config, &folder).await.unwrap();
+        (Port::bind(&config, &folder).await.unwrap(), folder)
+    }
+
+    /// Publishes Opus packets of one byte, 1, 2, 3, to a port that listens on `listen`; says which came, until the client says goodbye.
+    async fn check(listen: &str, connect: &str, tcp: bool, want: &[u8]) {
+        let (port, folder) = bind(listen).await;
         let server = SocketAddr::new(connect.parse().unwrap(), port.address().port());
         let stop = CancellationToken::new();
         let serving = tokio::spawn(port.clone().serve(stop.clone()));
@@ -567,5 +573,33 @@ mod tests {
         ] {
             check(listen, connect, tcp, &want).await;
         }
+    }
+
+    #[tokio::test]
+    async fn who_ends_a_session_hears_of_it_once_its_place_is_free() {
+        let (port, folder) = bind("127.0.0.1:0").await;
+        let mut client = Rtc::new(Instant::now());
+        client.add_local_candidate(Candidate::host("127.0.0.1:9".parse().unwrap(), "udp").unwrap());
+        let mut api = client.sdp_api();
+        api.add_media(MediaKind::Audio, Direction::SendOnly, None, None, None);
+        let offer = api.apply().unwrap().0.to_sdp_string();
+        let offer = Offer::parse(offer.as_bytes(), Purpose::Publish).unwrap();
+        let (key, lanes) = (StreamKey::published(1, "show").unwrap(), Lanes::start(1).unwrap());
+        let (mut peer, _) = Peer::open(&port, key.clone(), offer, Purpose::Publish, lanes.pick()).unwrap();
+        let id = peer.id();
+        let asks = async { port.order(id, &key, Command::End(true)).await && !port.knows(id, &key) };
+        let session = async {
+            loop {
+                while peer.poll().unwrap().is_some() {}
+                if peer.turn().await.unwrap() == Turn::End(true) {
+                    break;
+                }
+            }
+            // What a publisher has to do still.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            drop(peer);
+        };
+        assert!(tokio::join!(asks, session).0);
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

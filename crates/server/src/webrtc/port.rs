@@ -70,6 +70,9 @@ const TCP_QUEUE: usize = 64;
 /// How long a publisher must be silent before another may take its place.
 const SILENCE: Duration = Duration::from_secs(4);
 
+/// How long a session may take to end once it is told to.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
 /// The sockets and the table of sessions.
 pub struct Port {
     udp: std::net::UdpSocket,
@@ -111,6 +114,11 @@ pub struct Counters {
     pub nacks: Counter,
     /// Places where something was lost of what a publisher sent, and did not come again.
     pub gaps: Counter,
+}
+
+/// Waits for the end of a session that was told to end; false if it does not come soon.
+async fn gone(orders: &mpsc::Sender<Command>) -> bool {
+    tokio::time::timeout(END_PATIENCE, orders.closed()).await.is_ok()
 }
 
 /// `webrtc.max_sessions` is reached.
@@ -221,11 +229,8 @@ impl Port {
             table.iter().find(|(_, entry)| silent(entry)).map(|(_, entry)| entry.orders.clone())
         };
         let Some(orders) = silent else { return false };
-        let gone = async {
-            let _ = orders.send(Command::End(false)).await;
-            orders.closed().await;
-        };
-        tokio::time::timeout(Duration::from_secs(2), gone).await.is_ok()
+        let _ = orders.send(Command::End(false)).await;
+        gone(&orders).await
     }
 
     /// Whether there is such a session. `key` is what its address says.
@@ -233,13 +238,17 @@ impl Port {
         self.table().get(id).is_some_and(|entry| entry.key == *key)
     }
 
-    /// Gives a session an order; false if there is no such session. `key` is what its address says.
+    /// Gives a session an order; false if there is no such session. `key` is what its address says. One that is to end has ended then:
+    /// whoever asked for that may publish anew at once.
     pub async fn order(&self, id: Id, key: &StreamKey, command: Command) -> bool {
         let orders = self.table().get(id).filter(|entry| entry.key == *key).map(|entry| entry.orders.clone());
-        match orders {
-            Some(orders) => orders.send(command).await.is_ok(),
-            None => false,
+        let Some(orders) = orders else { return false };
+        let ends = matches!(command, Command::End(_));
+        let taken = orders.send(command).await.is_ok();
+        if taken && ends {
+            gone(&orders).await;
         }
+        taken
     }
 
     pub(super) fn open(
