@@ -19,7 +19,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use bywash_media::{Codec, StreamKey};
+use bywash_media::{Codec, StreamKey, transcode};
 use tokio::sync::oneshot;
 use tracing::{Instrument, info, info_span, warn};
 
@@ -271,14 +271,22 @@ impl Doors {
             Purpose::Play => {
                 let stream =
                     self.hub.get(&key).ok_or_else(|| refused(StatusCode::NOT_FOUND, "the stream is not live"))?;
-                let video = stream.tracks().video.as_ref().map(|track| track.codec);
+                let tracks = stream.tracks();
+                let video = tracks.video.as_ref().map(|track| track.codec);
                 if let Some(codec) = video.filter(|codec| *codec != Codec::H264) {
                     let reason = format!("the stream has {codec} pictures: WHEP plays H.264");
                     return Err(refused(StatusCode::NOT_ACCEPTABLE, reason));
                 }
                 let sound = Sound::Opus { bit_rate: OPUS_BIT_RATE };
-                if !sound.fits(&stream.tracks()) {
+                if !sound.fits(&tracks) {
                     sound.check().map_err(|error| refused(StatusCode::NOT_ACCEPTABLE, error))?;
+                }
+                // Beside pictures it is left out.
+                if let (None, Some(track)) = (&tracks.video, &tracks.audio)
+                    && !sound.takes(track.codec)
+                {
+                    let reason = |error| format!("{error}; WHEP plays Opus, and AAC as Opus");
+                    transcode::decoder(track).map_err(|error| refused(StatusCode::NOT_ACCEPTABLE, reason(error)))?;
                 }
                 let (mut session, answer) = Peer::open(&self.port, key.clone(), offer, purpose, &lane)?;
                 let (id, tag) = (session.id(), session.tag());

@@ -75,9 +75,10 @@ impl Offer {
         }
         session.choose(purpose)?;
         let text = session.write(purpose)?;
-        let Some(user) = value(&text, "a=ice-ufrag:").map(str::to_owned) else {
-            return malformed("the offer has no a=ice-ufrag");
-        };
+        let creds = creds(&text)?;
+        if value(&text, "a=setup:") == Some("holdconn") {
+            return unacceptable("the offer's a=setup:holdconn asks for no connection; actpass does");
+        }
         let flows = |kind| session.sections.iter().any(|section| section.kind == kind && section.flows(purpose));
         let mut formats: Vec<Format> = session.taken().flat_map(|section| section.formats.iter().copied()).collect();
         formats.sort_by_key(Format::rank);
@@ -87,7 +88,7 @@ impl Offer {
             replies: session.sections.iter().map(|section| section.reply(purpose)).collect(),
             bundle: session.bundle.iter().map(|mid| (*mid).to_owned()).collect(),
             formats,
-            user,
+            user: creds.ufrag,
             video: flows("video"),
             audio: flows("audio"),
         };
@@ -133,23 +134,28 @@ impl Fragment {
     pub fn parse(body: &[u8]) -> Result<Fragment, Unfit> {
         let text = text(body)?;
         sections(text)?;
-        let (Some(user), Some(password)) = (value(text, "a=ice-ufrag:"), value(text, "a=ice-pwd:")) else {
-            return malformed("the fragment has no a=ice-ufrag and a=ice-pwd");
-        };
-        // RFC 8839 §5.4.
-        let token = |it: &str, least| {
-            (least..=256).contains(&it.len())
-                && it.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'+' | b'/'))
-        };
-        // Firefox and libdatachannel keep to it, but some write - and _ as well.
-        if !token(&user.replace(['-', '_'], "+"), 4) || !token(&password.replace(['-', '_'], "+"), 22) {
-            return malformed("the fragment's ICE credentials are malformed");
-        }
+        let creds = creds(text)?;
         let candidates = text.lines().filter_map(|line| line.trim_end().strip_prefix("a="));
         let candidates = candidates.filter(|line| line.starts_with("candidate:"));
         let candidates = candidates.filter_map(|line| Candidate::from_sdp_string(line).ok()).collect();
-        Ok(Fragment { creds: IceCreds { ufrag: user.to_owned(), pass: password.to_owned() }, candidates })
+        Ok(Fragment { creds, candidates })
     }
+}
+
+/// The client's ICE credentials (RFC 8839 §5.4).
+fn creds(text: &str) -> Result<IceCreds, Unfit> {
+    let read = |name: &str, least: usize| {
+        let Some(token) = value(text, name) else {
+            return malformed(format!("there is no {}", name.trim_end_matches(':')));
+        };
+        // Firefox and libdatachannel keep to the RFC, but some write - and _ as well.
+        let legal = |c: u8| c.is_ascii_alphanumeric() || b"+/-_".contains(&c);
+        match (least..=256).contains(&token.len()) && token.bytes().all(legal) {
+            true => Ok(token.to_owned()),
+            false => malformed(format!("{name} has {least} to 256 of A-Z a-z 0-9 + /")),
+        }
+    };
+    Ok(IceCreds { ufrag: read("a=ice-ufrag:", 4)?, pass: read("a=ice-pwd:", 22)? })
 }
 
 /// Has the engine take an offer: its first, or the same again with other credentials. Gives the answer.
@@ -1082,14 +1088,6 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_asks_for_stereo_and_for_dtx_where_offered() {
-        let with = answer(("", "")).unwrap();
-        assert!(with.contains("stereo=1;sprop-stereo=1;usedtx=1\r\n") && with.contains("useinbandfec=1"), "{with}");
-        let without = answer((";usedtx=1", "")).unwrap();
-        assert!(without.contains("sprop-stereo=1\r\n"), "{without}");
-    }
-
-    #[test]
     fn sound_and_pictures_are_of_one_stream_and_one_clock() {
         let ours = |offer: &str| {
             let answer = reply(&offer.replace("sendonly", "recvonly"), Purpose::Play).unwrap();
@@ -1123,6 +1121,14 @@ mod tests {
     }
 
     #[test]
+    fn the_answer_asks_for_stereo_and_for_dtx_where_offered() {
+        let with = answer(("", "")).unwrap();
+        assert!(with.contains("stereo=1;sprop-stereo=1;usedtx=1\r\n") && with.contains("useinbandfec=1"), "{with}");
+        let without = answer((";usedtx=1", "")).unwrap();
+        assert!(without.contains("sprop-stereo=1\r\n"), "{without}");
+    }
+
+    #[test]
     fn sound_that_is_sent_twice_is_taken_and_never_asked_for_by_who_does_not_offer_it() {
         // As Chromium does; and as a sender that would rather.
         for payloads in ["111 63", "63 111"] {
@@ -1145,6 +1151,11 @@ mod tests {
         check(("opus/48000/2", "PCMU/8000"), "(PCMU) will do; this audio codec");
         check(("ice-ufrag", "ice-x"), "no a=ice-ufrag");
         check(("v=0", "v=1"), "not SDP");
+        check(("ice-pwd", "ice-x"), "no a=ice-pwd");
+        check(("ice-ufrag:abcd", "ice-ufrag:abc"), "a=ice-ufrag: has 4 to 256");
+        check(("ice-pwd:0123456789abcdef01234567", "ice-pwd:0123456789abcdef01234"), "a=ice-pwd: has 22 to 256");
+        check(("ice-ufrag:abcd", "ice-ufrag:ab d"), "a=ice-ufrag: has 4 to 256");
+        check(("actpass", "holdconn"), "a=setup:holdconn");
         check(("opus/48000", "opus/16000"), "(opus) will do");
         check(("SAVPF 111|", "SAVPF 97|a=rtpmap:97 opus/48000/2|"), "payload type 97");
         let video = answer(("H264/90000", "VP9/90000")).unwrap();

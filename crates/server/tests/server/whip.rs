@@ -8,7 +8,7 @@ use std::time::Instant;
 use bywash_media::Codec;
 use bywash_media::codec::nal;
 use bywash_testkit::server::{APP, PUBLISH_KEY, publish_query};
-use bywash_testkit::{Manner, Media, Nginx, Receiver, Scratch, Server, Setup, Sink, eventually, media, secs};
+use bywash_testkit::{Manner, Media, Nginx, Process, Receiver, Scratch, Server, Setup, Sink, eventually, media, secs};
 
 use crate::client::Client;
 use crate::enhanced::{decodes, enhanced};
@@ -242,6 +242,9 @@ fn whip_refuses_with_a_reason() {
         ("interleaved H.264", mode2, 406, "(H264) will do"),
         ("a player", good.replace("sendonly", "recvonly"), 406, "sendonly"),
         ("no credentials", good.replace("a=ice-", "a=x-"), 400, "ice-ufrag"),
+        ("a short user", good.replace("ufrag:abcd", "ufrag:a"), 400, "4 to 256"),
+        ("a short password", good.replace("pwd:0123456789abcdef", "pwd:"), 400, "22 to 256"),
+        ("no connection wanted", good.replace("actpass", "holdconn"), 406, "holdconn"),
         ("no fingerprint", good.replace("a=fingerprint", "a=x"), 400, "fingerprint"),
         ("no mid", good.replace("a=mid:", "a=x:"), 406, "a=group:BUNDLE"),
     ];
@@ -279,6 +282,21 @@ fn whip_refuses_with_a_reason() {
     eventually("sessions that never connect make room", secs(25), || {
         (post(&server, "third", "", &good).expect("an answer").0 == 201).then_some(())
     });
+}
+
+#[test]
+fn whep_refuses_a_stream_of_which_nothing_could_be_heard() {
+    let server = Server::start(Setup::default());
+    let mut ffmpeg = Command::new("ffmpeg");
+    ffmpeg.args(["-v", "error", "-re", "-f", "lavfi", "-i", "sine", "-c:a", "libmp3lame", "-f", "flv"]);
+    let _publishing = Process::start(ffmpeg.arg(server.rtmp("show")).stdin(Stdio::null()).stderr(Stdio::null()));
+    let described = || server.ok("DescribeStreams", &[("StreamId", "show")]);
+    eventually("its sound is known", secs(10), || (described()["Streams"][0]["AudioCodec"] == "MP3").then_some(()));
+    let offer = offer().replace("sendonly", "recvonly");
+    let path = format!("/whep/v1/{APP}/show");
+    let answer = server.request("POST", &path, &["Content-Type: application/sdp"], offer.as_bytes());
+    let (status, _, text) = answer.expect("an answer");
+    assert_eq!((status, text.contains("MP3")), (406, true), "{text}");
 }
 
 #[test]
