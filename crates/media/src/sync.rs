@@ -658,12 +658,10 @@ mod tests {
             while let Some((arrival, at, n, ntp)) = way.pop_front_if(|first| first.0 <= next) {
                 let (kind, rate) = [(Kind::Video, 90_000), (Kind::Audio, 48_000)][n];
                 // Within a pause a sender reckons that its clock goes on.
-                let over = |it: &&(f64, f64), at: f64| it.0 + it.1 <= at;
-                let stood = |at: f64| match case.pauses {
-                    (track, pauses) if case.stands && track == n => {
-                        pauses.iter().filter(|it| over(it, at)).map(|it| it.1).sum()
-                    }
-                    _ => 0.0,
+                let stood = |at: f64| -> f64 {
+                    let (track, pauses) = case.pauses;
+                    let over = pauses.iter().filter(|it| case.stands && track == n && it.0 + it.1 <= at);
+                    over.map(|it| it.1).sum()
                 };
                 let ticks = ((at - stood(at)) * (1.0 + case.drift[n] / 1e6) * f64::from(rate)) as u64;
                 let rtp = (ticks + [4_294_000_000, 77][n]) as u32;

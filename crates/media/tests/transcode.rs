@@ -378,9 +378,9 @@ fn what_was_held_back_does_not_move_what_comes_after_it() {
         transcoder.push(&frame(n as i64 * 20, packet), &mut out);
     }
     transcoder.finish(&mut out);
-    // The encoder's own 6.5 ms are in the times of what it made.
-    let onset = onset(&heard(&transcoder.track(), &out)).abs_diff(6 * 48_000);
-    assert!(onset < 960, "{onset} samples off");
+    // 60 ms are not dropped, and go away slowly; the encoder's own delay comes on top.
+    let late = onset(&heard(&transcoder.track(), &out)).abs_diff(6 * 48_000);
+    assert!(late < 70 * 48, "{late} samples off");
 }
 
 #[test]

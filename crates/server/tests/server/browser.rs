@@ -215,7 +215,7 @@ fn a_flash_and_a_beep_are_together_again_after_a_pause_of_the_sound() {
           const sender = session.pc.getSenders().find((it) => it.track?.kind === 'audio');
           const sound = sender.track;
           await sender.replaceTrack(null);
-          await new Promise((done) => setTimeout(done, 1000));
+          await new Promise((done) => setTimeout(done, 700));
           await sender.replaceTrack(sound);
         })()",
     );
@@ -223,8 +223,9 @@ fn a_flash_and_a_beep_are_together_again_after_a_pause_of_the_sound() {
     let given = flash::noted(&page.eval("flashes"), &page.eval("beeps"));
     let got = flash::recorded(&file);
     assert!(given.len() > 8 && got.len() > 8, "given {given:.1?}, recorded {got:.1?}");
-    // The pause takes a beep or two away.
-    let near = got.iter().filter(|it| (**it - given[given.len() / 2]).abs() < 40.0).count();
+    // The pause takes a beep or two away. Chromium's sound comes a packet or two later than before it, and a busy machine's 30 ms
+    // are there already; what the pause must not leave is 300 ms, 700 less a whole second.
+    let near = got.iter().filter(|it| (**it - given[given.len() / 2]).abs() < 80.0).count();
     assert!(near * 4 > got.len() * 3, "given {given:.1?}, recorded {got:.1?}");
 }
 
