@@ -1,5 +1,6 @@
 //! The server under test, as its users have it: a process, its configuration file, its API.
 
+use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -441,6 +442,16 @@ pub fn binary() -> PathBuf {
     near.expect("the bywash binary beside this one: cargo build")
 }
 
+/// A command that runs the server's binary, or by another's help. Variables of its name configure it; what is meant for the tests is not
+/// meant for it.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"BYWASH_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
 fn spawn(dir: &Scratch, loud: bool, resolver: Option<&Path>, log: Log) -> (Process, Option<UnixStream>) {
     let file = |path: PathBuf| {
         Stdio::from(OpenOptions::new().create(true).append(true).open(path).expect("a file to write to"))
@@ -458,20 +469,16 @@ fn spawn(dir: &Scratch, loud: bool, resolver: Option<&Path>, log: Log) -> (Proce
         }
     };
     let mut serve = match resolver {
-        None => Command::new(binary()),
+        None => command(binary()),
         // The process that is started becomes the server.
         Some(file) => {
-            let mut alone = Command::new("unshare");
+            let mut alone = command("unshare");
             alone.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\""]);
             alone.arg(file).arg(binary());
             alone
         }
     };
     serve.arg("serve").arg("--config").arg(dir.join("bywash.toml")).stdout(output).stderr(errors);
-    // Variables of this name configure the server; what is meant for the tests is not meant for it.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"BYWASH_")) {
-        serve.env_remove(name);
-    }
     let mut process = Process::start(serve.env("BYWASH_LOG", if loud { "trace" } else { "info" }));
     if log == Log::Gone {
         (process.child().stdout, process.child().stderr) = (None, None);

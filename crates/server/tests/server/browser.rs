@@ -2,11 +2,11 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use bywash_testkit::browser::Page;
 use bywash_testkit::media::{assert_clean, count};
-use bywash_testkit::server::{APP, binary};
+use bywash_testkit::server::{APP, binary, command};
 use bywash_testkit::{
     Browser, Firefox, Manner, Media, Nginx, Process, Scratch, Server, Setup, Sink, eventually, flash, flv, secs,
 };
@@ -232,7 +232,7 @@ fn a_flash_and_a_beep_are_together_again_after_a_pause_of_the_sound() {
 #[test]
 fn demo_shows_what_a_browser_publishes() {
     let (dir, browser) = (Scratch::new(), Browser::start());
-    let mut demo = Command::new(binary());
+    let mut demo = command(binary());
     demo.args(["demo", "--whip", "--for", "10s"]).current_dir(dir.join("")).stdin(Stdio::null()).stdout(Stdio::piped());
     // Another demonstration may look for free ports at the same moment.
     for key in ["http", "rtmp", "webrtc"] {

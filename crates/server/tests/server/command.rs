@@ -3,12 +3,12 @@
 use std::process::{Command, Output, Stdio};
 
 use bywash_testkit::publisher::{Flow, Pace};
-use bywash_testkit::server::{APP, binary};
+use bywash_testkit::server::{APP, binary, command};
 use bywash_testkit::{Manner, Process, Publisher, Receiver, Scratch, Server, Setup, Sink, eventually, secs};
 use serde_json::Value;
 
 fn bywash(args: &[&str]) -> Command {
-    let mut command = Command::new(binary());
+    let mut command = command(binary());
     command.args(args).stdin(Stdio::null());
     command
 }
@@ -192,7 +192,7 @@ fn demo(dir: &Scratch, command: &mut Command) -> String {
 fn demo_shows_whole_media() {
     let dir = Scratch::new();
     // Ended from outside, as by Ctrl-C.
-    let mut command = Command::new("timeout");
+    let mut command = command("timeout");
     command.args(["--preserve-status", "--signal=TERM", "6"]).arg(binary()).arg("demo");
     // Another demonstration may look for free ports at the same moment.
     for key in ["http", "rtmp", "webrtc"] {
@@ -205,7 +205,7 @@ fn demo_shows_whole_media() {
 #[test]
 fn demo_ends_where_nobody_reads_on() {
     let dir = Scratch::new();
-    let mut command = Command::new("sh");
+    let mut command = command("sh");
     command.arg("-c").arg(format!("{} demo --for 30s | head -n 3", binary().display()));
     let (code, out, errors) = run(command.env("TMPDIR", dir.join("")));
     assert!(code == Some(0) && errors.contains("Broken pipe") && !errors.contains("panicked"), "{out}{errors}");

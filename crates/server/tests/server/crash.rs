@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use bywash_testkit::publisher::{Flow, Pace};
-use bywash_testkit::server::binary;
+use bywash_testkit::server::{binary, command};
 use bywash_testkit::{Log, Manner, Publisher, Receiver, Scratch, Server, Setup, Sink, eventually, secs, stays};
 
 fn live(server: &Server, name: &str) -> Flow {
@@ -122,7 +122,7 @@ fn a_second_server_leaves_the_data_of_the_first_alone() {
     let ports = ["http", "rtmp", "webrtc"].map(|it| format!("--set={it}.listen=127.0.0.1:{}", bywash_testkit::port()));
     let (config, data) = (config.to_str().expect("text"), data.to_str().expect("text"));
     for args in [["serve", "--config", config], ["demo", "--data-dir", data]] {
-        let output = Command::new(binary()).args(args).args(&ports).output().expect("the binary runs");
+        let output = command(binary()).args(args).args(&ports).output().expect("the binary runs");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
         assert!(said.contains("another bywash uses the folder") && said.contains("--data-dir"), "{said}");
