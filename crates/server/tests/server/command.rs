@@ -180,6 +180,11 @@ fn check_warns_of_addresses_that_lead_nowhere() {
     assert!(out.contains("warning: app 1234567890 has a secret of the example"), "{out}");
 }
 
+/// Ports of its own for a demonstration: another may look for free ones at the same moment.
+fn ports() -> [String; 3] {
+    ["http", "rtmp", "webrtc"].map(|it| format!("--set={it}.listen=127.0.0.1:{}", bywash_testkit::port()))
+}
+
 /// Runs the demonstration in `dir`, with temporary folders of its own; gives what it printed.
 fn demo(dir: &Scratch, command: &mut Command) -> String {
     std::fs::create_dir(dir.join("tmp")).expect("a folder");
@@ -194,11 +199,7 @@ fn demo_shows_whole_media() {
     // Ended from outside, as by Ctrl-C.
     let mut command = command("timeout");
     command.args(["--preserve-status", "--signal=TERM", "6"]).arg(binary()).arg("demo");
-    // Another demonstration may look for free ports at the same moment.
-    for key in ["http", "rtmp", "webrtc"] {
-        command.arg("--set").arg(format!("{key}.listen=127.0.0.1:{}", bywash_testkit::port()));
-    }
-    let out = demo(&dir, &mut command);
+    let out = demo(&dir, command.args(ports()));
     assert!(out.contains("CreatCDNTransferRule"), "it shows the call it made: {out}");
 }
 
@@ -206,7 +207,7 @@ fn demo_shows_whole_media() {
 fn demo_ends_where_nobody_reads_on() {
     let dir = Scratch::new();
     let mut command = command("sh");
-    command.arg("-c").arg(format!("{} demo --for 30s | head -n 3", binary().display()));
+    command.arg("-c").arg(format!("{} demo --for 30s {} | head -n 3", binary().display(), ports().join(" ")));
     let (code, out, errors) = run(command.env("TMPDIR", dir.join("")));
     assert!(code == Some(0) && errors.contains("Broken pipe") && !errors.contains("panicked"), "{out}{errors}");
     assert_eq!(std::fs::read_dir(dir.join("")).expect("a folder").count(), 0, "it leaves nothing");
