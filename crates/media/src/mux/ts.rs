@@ -106,7 +106,7 @@ const fn carries(codec: Codec) -> bool {
 }
 
 /// Whether HLS players take these tracks in MPEG-TS: H.265 they take in [`fmp4`](super::fmp4) alone.
-pub fn fits(tracks: &Tracks) -> bool {
+fn fits(tracks: &Tracks) -> bool {
     tracks.video.as_ref().is_none_or(|video| video.codec == Codec::H264)
         && tracks.audio.as_ref().is_none_or(|audio| carries(audio.codec))
 }
@@ -132,15 +132,10 @@ impl Writer {
         Some(writer)
     }
 
-    /// For a stream that goes on with these tracks; the counters go on too, which readers hold to even where a list tells of a
-    /// discontinuity. `None` as of [`new`](Self::new).
-    pub fn followed_by(&self, tracks: &Tracks) -> Option<Writer> {
-        Writer::going_on(tracks, self.counters)
-    }
-
-    /// For a stream with these tracks behind what has counted so far. `None` as of [`new`](Self::new).
+    /// For a list of HLS that goes on with these tracks behind what has counted so far: readers hold to the counters even where a
+    /// list tells of a discontinuity. `None` as of [`new`](Self::new), and where players do not take the tracks so.
     pub fn going_on(tracks: &Tracks, counters: Counters) -> Option<Writer> {
-        Some(Writer { counters, ..Writer::new(tracks)? })
+        Some(Writer { counters, ..Writer::new(tracks).filter(|_| fits(tracks))? })
     }
 
     /// With what the next segment goes on.

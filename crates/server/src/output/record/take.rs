@@ -537,8 +537,9 @@ enum Segments {
 }
 
 impl Segments {
-    fn new(tracks: &Tracks) -> Segments {
-        match ts::Writer::new(tracks).filter(|_| ts::fits(tracks)) {
+    /// Behind those that have counted so far.
+    fn new(tracks: &Tracks, counters: ts::Counters) -> Segments {
+        match ts::Writer::going_on(tracks, counters) {
             Some(writer) => Segments::Ts(writer),
             None => Segments::Fmp4(fmp4::Writer::new(tracks)),
         }
@@ -550,7 +551,7 @@ impl Hls {
         Hls {
             file,
             tracks: tracks.clone(),
-            mux: Segments::new(tracks),
+            mux: Segments::new(tracks, ts::Counters::default()),
             parts: Vec::new(),
             piece: Vec::new(),
             since: None,
@@ -568,7 +569,8 @@ impl Hls {
     fn carries(&self, tracks: &Tracks) -> bool {
         let has = |tracks: &Tracks| (tracks.video.is_some(), tracks.audio.is_some());
         has(&self.tracks) == has(tracks)
-            && matches!(self.mux, Segments::Ts(_)) == matches!(Segments::new(tracks), Segments::Ts(_))
+            && matches!(self.mux, Segments::Ts(_))
+                == matches!(Segments::new(tracks, ts::Counters::default()), Segments::Ts(_))
     }
 
     /// Ends the segment where its frames end; a new stretch follows.
@@ -661,14 +663,12 @@ impl Hls {
 
     /// Ends the segment; what follows has these tracks.
     fn end(&mut self, next: &Tracks, out: &mut Vec<Op>) {
+        let mut counters = ts::Counters::default();
         if let Segments::Ts(writer) = &mut self.mux {
             writer.end(&mut self.piece);
+            counters = writer.counters();
         }
-        let next = match &self.mux {
-            Segments::Ts(writer) => writer.followed_by(next).map_or_else(|| Segments::new(next), Segments::Ts),
-            Segments::Fmp4(_) => Segments::new(next),
-        };
-        if let Segments::Fmp4(writer) = std::mem::replace(&mut self.mux, next) {
+        if let Segments::Fmp4(writer) = std::mem::replace(&mut self.mux, Segments::new(next, counters)) {
             writer.flush(&mut self.parts);
         }
         let Some(begun) = self.begun.take() else { return };
