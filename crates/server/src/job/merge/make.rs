@@ -184,8 +184,12 @@ impl Merging {
         let parts = self.request.parts.len();
         for (n, part) in self.request.parts.iter().enumerate() {
             let source = &self.sources[&part.file];
-            if source.format == Format::M3u8 && !is_one_line(&source.path)? {
-                self.copy_segments(writer, n, &mut joint)?;
+            let list = match source.format {
+                Format::M3u8 => Some(Playlist::parse(&fs::read_to_string(&source.path)?)),
+                _ => None,
+            };
+            if let Some(list) = list.filter(|list| !is_one_line(list)) {
+                self.copy_segments(writer, n, &mut joint, list)?;
             } else {
                 let input = Input::open(source, &self.scratch, self.room)?;
                 tracks = input.index.tracks();
@@ -197,10 +201,9 @@ impl Merging {
     }
 
     /// Takes over the segments of an HLS recording that a piece touches.
-    fn copy_segments(&self, writer: &mut Writer, n: usize, joint: &mut Joint) -> Result<(), Failure> {
+    fn copy_segments(&self, writer: &mut Writer, n: usize, joint: &mut Joint, list: Playlist) -> Result<(), Failure> {
         let part = &self.request.parts[n];
         let source = &self.sources[&part.file];
-        let list = Playlist::parse(&fs::read_to_string(&source.path)?);
         let folder = source.path.parent().unwrap_or(Path::new(""));
         let (begin, end) = (Time::from_millis(part.begin_ms), part.end_ms.map(Time::from_millis));
         let (mut at, mut taken, mut maps) = (Time::ZERO, 0, Vec::new());
@@ -210,12 +213,15 @@ impl Merging {
             if until <= begin || end.is_some_and(|end| from >= end) {
                 continue;
             }
+            let mut init = None;
             let map = match &segment.map {
                 Some(map) => {
                     let nth = maps.iter().position(|it| it == map).unwrap_or(maps.len());
                     let name = format!("{n}-{nth}.mp4");
                     if nth == maps.len() {
-                        writer.apply(Change::Beside(name.clone(), fs::read(folder.join(map))?.into()))?;
+                        let bytes = Bytes::from(fs::read(folder.join(map))?);
+                        init = Some(bytes.clone());
+                        writer.apply(Change::Beside(name.clone(), bytes))?;
                         maps.push(map.clone());
                     }
                     Some(name)
@@ -226,7 +232,6 @@ impl Merging {
             let discontinuity = segment.discontinuity || taken == 0;
             let mut bytes = fs::read(folder.join(&segment.uri))?;
             if taken == 0 {
-                let init = segment.map.as_ref().map(|map| fs::read(folder.join(map))).transpose()?;
                 joint.begin(n, init.as_deref(), &mut bytes)?;
             }
             if map.is_none() {
@@ -250,7 +255,7 @@ impl Merging {
         let source = &self.sources[&part.file];
         let tracks = input.index.tracks();
         let (frames, duration) = merge::frames(&piece(part, &input.index))?;
-        let mut mux = match ts::Writer::going_on(&tracks, joint.counters).filter(|_| ts::fits(&tracks)) {
+        let mut mux = match ts::Writer::going_on(&tracks, joint.counters) {
             Some(mux) => Mux::Ts(mux),
             None => Mux::Fragments(fmp4::Writer::going_on(&tracks)),
         };
@@ -334,10 +339,9 @@ fn piece<'a>(part: &Part, index: &'a Index) -> Piece<'a> {
 
 /// Whether this list is of fMP4 whose times rise from its beginning to its end. They are to go on in a merge: where they begin anew FFmpeg
 /// drops the first pictures, though a discontinuity tells of it.
-fn is_one_line(list: &Path) -> io::Result<bool> {
-    let list = Playlist::parse(&fs::read_to_string(list)?);
+fn is_one_line(list: &Playlist) -> bool {
     let map = list.segments.first().and_then(|it| it.map.as_ref());
-    Ok(map.is_some() && list.segments.iter().skip(1).all(|it| it.map.as_ref() == map && !it.discontinuity))
+    map.is_some() && list.segments.iter().skip(1).all(|it| it.map.as_ref() == map && !it.discontinuity)
 }
 
 fn is_h265(tracks: &Tracks) -> bool {
