@@ -1,6 +1,11 @@
-//! Which IP addresses are of the public internet: the only ones pushed to unless the operator allows others.
+//! What addresses of peers and targets are: which are of the public internet, the only ones pushed to unless the operator allows others.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// A peer as everybody writes it: an IPv4 one of a listener on both families comes inside an IPv6 address.
+pub fn canonical(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
+}
 
 /// Whether `ip` is a host of the public internet: not loopback, private, link-local, shared, multicast or
 /// reserved (RFC 6890), neither itself nor inside an IPv6 address that carries an IPv4 one.

@@ -25,6 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use crate::address::canonical;
 use crate::config::{self, pem};
 
 /// Connections at once; one more is answered 503.
@@ -70,8 +71,7 @@ pub async fn serve(
             () = stop.cancelled() => break,
         };
         let (socket, peer) = match accepted {
-            // An IPv4 peer of a listener on both families.
-            Ok((socket, peer)) => (socket, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
+            Ok((socket, peer)) => (socket, canonical(peer)),
             Err(error) => {
                 // Out of descriptors, most of all: those that end make room.
                 tracing::warn!(%error, "accept");

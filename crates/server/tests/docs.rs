@@ -174,9 +174,9 @@ const ARROWS: &[(&str, &str)] = &[
     ("callback", "config secret store"),
     ("clock", ""),
     ("config", "secret vendor"),
-    ("http", "config"),
+    ("http", "address config"),
     ("hub", "live"),
-    ("ingest", "clock config hub lane metrics output plan rendition sys token webrtc wire"),
+    ("ingest", "address clock config hub lane metrics output plan rendition sys token webrtc wire"),
     ("job", "callback clock config object segment space store tls"),
     ("lane", "sys"),
     ("live", ""),
@@ -196,7 +196,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("tls", ""),
     ("token", "config secret"),
     ("vendor", "config secret"),
-    ("webrtc", "config lane secret sys token"),
+    ("webrtc", "address config lane secret sys token"),
     ("wire", ""),
 ];
 

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug, info, info_span, warn};
 
 use super::claim;
+use crate::address::canonical;
 use crate::clock::{unix_s, until};
 use crate::config::{App, Apps};
 use crate::hub::Hub;
@@ -78,8 +79,7 @@ pub async fn serve(listener: TcpListener, doors: Arc<Doors>, stop: CancellationT
             accepted = listener.accept() => accepted,
         };
         let (tcp, peer) = match accepted {
-            // An IPv4 peer of a listener on both families.
-            Ok((tcp, peer)) => (tcp, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
+            Ok((tcp, peer)) => (tcp, canonical(peer)),
             Err(error) => {
                 // Out of file descriptors, most likely: those that are open will free some.
                 warn!(%error, "cannot accept an rtmp connection");

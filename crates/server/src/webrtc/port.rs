@@ -33,6 +33,7 @@ use tracing::{debug, info, warn};
 use super::demux::{Entry, Id, Packets, Table};
 use super::peer::Command;
 use super::{certificate, framing};
+use crate::address::canonical;
 use crate::config;
 use crate::lane::Lane;
 use crate::sys::{self, Metronome};
@@ -289,7 +290,7 @@ impl Port {
 
     /// Whether someone who calls from `ip` is told of an address that is not only this machine's.
     pub fn reaches(&self, ip: IpAddr) -> bool {
-        ip.to_canonical().is_loopback() || self.addresses.iter().any(|it| !it.ip().is_loopback())
+        ip.is_loopback() || self.addresses.iter().any(|it| !it.ip().is_loopback())
     }
 
     pub(super) fn candidates(&self) -> impl Iterator<Item = Candidate> {
@@ -394,7 +395,7 @@ impl Port {
         let mut table = self.table();
         for (meta, data) in metas.iter().zip(memory.chunks(READ)).take(count) {
             let data = &data[..meta.len];
-            let source = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
+            let source = canonical(meta.addr);
             let stride = meta.stride.clamp(1, READ);
             let waited = meta.timestamp.map_or(Duration::ZERO, |at| wall.saturating_sub(at)).min(WAITED_MAX);
             let at = now.checked_sub(waited).unwrap_or(now);
@@ -423,7 +424,7 @@ impl Port {
                 Ok(_) if connections.len() >= 2 * self.max_sessions => {}
                 Ok((tcp, peer)) => {
                     let local = tcp.local_addr().ok().map(|it| it.ip());
-                    let source = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                    let source = canonical(peer);
                     let destination = self.candidate(local, &source);
                     let port = self.clone();
                     connections.spawn(async move {
