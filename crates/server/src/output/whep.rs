@@ -17,6 +17,7 @@ use str0m::media::{Frequency, MediaKind, MediaTime, Mid, Pt};
 use str0m::{Event, IceConnectionState, RtcError};
 use tracing::info;
 
+use crate::clock::until;
 use crate::hub::{self, Stream};
 use crate::lane::Lane;
 use crate::output::source::Source;
@@ -129,7 +130,7 @@ impl Output {
                         return Ok(());
                     }
                 }
-                () = at(late) => {}
+                () = until(late) => {}
                 () = &mut beats => {
                     if source.is_none() && since.elapsed() > ESTABLISH {
                         info!("no media connection in time");
@@ -242,14 +243,6 @@ impl Late {
     /// The next picture, if it is time.
     fn next(&mut self, now: Instant) -> Option<(Arc<Tracks>, Frame)> {
         if self.due()? > now { None } else { self.pictures.pop_front() }
-    }
-}
-
-/// Waits until then, or forever.
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time.into()).await,
-        None => std::future::pending().await,
     }
 }
 
