@@ -133,10 +133,7 @@ impl Server {
         let rtmp_listener = bind(config.rtmp.listen, "rtmp.listen").await?;
         let (http, rtmp) = (http_listener.local_addr()?, rtmp_listener.local_addr()?);
         let relay = Arc::new(ArcSwap::from_pointee(relay_settings(&config)?));
-        std::fs::create_dir_all(&config.data_dir).with_context(|| {
-            let folder = config.data_dir.display();
-            format!("create data_dir {folder}: set `data_dir` (--data-dir) to a folder that can be written")
-        })?;
+        config.create_data_dir()?;
         let lock = lock(&config.data_dir)?;
         let objects = Objects::new(&config.media, &config.data_dir)?;
         let port = Port::bind(&config.webrtc, &config.data_dir).await?;

@@ -31,10 +31,7 @@ impl Config {
         let file = self.data_dir.join(FILE);
         let created = !file.exists();
         if created {
-            fs::create_dir_all(&self.data_dir).with_context(|| {
-                let folder = self.data_dir.display();
-                format!("create data_dir {folder}: set `data_dir` (--data-dir) to a folder that can be written")
-            })?;
+            self.create_data_dir()?;
             create(&file).with_context(|| format!("create {}", file.display()))?;
         }
         let app = load(&self.data_dir)?.with_context(|| format!("{} is gone again", file.display()))?;
@@ -42,6 +39,14 @@ impl Config {
         let id = app.id;
         self.apps = vec![app];
         Ok(Some(DevApp { id, file, created }))
+    }
+
+    /// Makes `data_dir`, if need be.
+    pub fn create_data_dir(&self) -> anyhow::Result<()> {
+        fs::create_dir_all(&self.data_dir).with_context(|| {
+            let folder = self.data_dir.display();
+            format!("create data_dir {folder}: set `data_dir` (--data-dir) to a folder that can be written")
+        })
     }
 }
 
