@@ -499,8 +499,8 @@ impl Config {
         // As examples/bywash.toml has them.
         let example = |app: &&App| {
             let push = app.cdn.push.iter().map(|it| &it.key);
-            let secrets = [&app.server_secret, &app.callback_secret, &app.publish_key].into_iter().chain(push);
-            secrets.into_iter().any(|it| it.expose().starts_with("change-me"))
+            let mut secrets = [&app.server_secret, &app.callback_secret, &app.publish_key].into_iter().chain(push);
+            secrets.any(|it| it.expose().starts_with("change-me"))
         };
         let examples = self.apps.iter().filter(example).map(|app| {
             format!(

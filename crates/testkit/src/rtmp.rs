@@ -105,23 +105,18 @@ impl Amf {
 
     /// A text member of an object, or an empty one.
     pub fn member(&self, name: &str) -> &str {
-        let Amf::Object(members) = self else { return "" };
-        members.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value.as_text())
+        self.find(name).map_or("", Amf::as_text)
     }
 
     /// The texts of a strict array that is a member of an object.
     pub fn list(&self, name: &str) -> Vec<String> {
-        let Amf::Object(members) = self else { return Vec::new() };
-        let list = members.iter().find_map(|(key, value)| {
-            if let Amf::List(it) = value
-                && key == name
-            {
-                Some(it)
-            } else {
-                None
-            }
-        });
-        list.into_iter().flatten().map(|it| it.as_text().to_owned()).collect()
+        let Some(Amf::List(list)) = self.find(name) else { return Vec::new() };
+        list.iter().map(|it| it.as_text().to_owned()).collect()
+    }
+
+    fn find(&self, name: &str) -> Option<&Amf> {
+        let Amf::Object(members) = self else { return None };
+        members.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
     fn write(&self, out: &mut Vec<u8>) {

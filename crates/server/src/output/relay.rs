@@ -394,8 +394,8 @@ async fn codecs_known(stream: &hub::Stream) {
 
 /// Whether a target has to know enhanced RTMP for what it gets of these tracks.
 fn is_enhanced(tracks: &Tracks, sound: Sound) -> bool {
-    let codecs = [&tracks.video, &tracks.audio].into_iter().flatten().map(|track| track.codec);
-    codecs.into_iter().any(|codec| match codec {
+    let mut codecs = [&tracks.video, &tracks.audio].into_iter().flatten().map(|track| track.codec);
+    codecs.any(|codec| match codec {
         Codec::H265 | Codec::Av1 => true,
         Codec::Opus => sound.takes(Codec::Opus),
         Codec::H264 | Codec::Aac | Codec::Mp3 => false,
@@ -664,6 +664,7 @@ impl Progress {
 }
 
 /// What is remembered from one session to the next.
+#[derive(Default)]
 struct Attempts {
     /// Since when the target has taken no stream for as long as [`SETTLED`].
     down_since: Option<Instant>,
@@ -676,20 +677,6 @@ struct Attempts {
     brief: u32,
     /// The target is told of enhanced RTMP, once the stream has needed it.
     enhanced: bool,
-}
-
-impl Default for Attempts {
-    fn default() -> Attempts {
-        Attempts {
-            down_since: None,
-            lost_at: None,
-            key: Key::Main,
-            has_backup: false,
-            backup_tried: false,
-            brief: 0,
-            enhanced: false,
-        }
-    }
 }
 
 impl Attempts {

@@ -17,9 +17,10 @@ use crate::config::{Push, Vendor};
 use crate::secret::Secret;
 
 /// Which of a domain's two keys signs. Vendors accept either at any time; the backup is for the hour in which the main one is changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Key {
     /// The key that every push domain has.
+    #[default]
     Main,
     /// The second key; the main one where there is no second.
     Backup,
