@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use bywash_media::{StreamKey, Tracks};
 
+use crate::store::Status;
+
 /// All that runs.
 #[derive(Default)]
 pub struct Live {
@@ -71,10 +73,15 @@ pub struct Relay {
     pub bytes: Meter,
     /// Frames skipped because the target was too slow.
     pub frames_dropped: AtomicU64,
-    /// 0 no relay, 1 requesting, 2 relaying.
-    pub state: AtomicU64,
-    /// Connections tried again.
-    pub retries: AtomicU64,
+    /// How it goes: what its row says as soon as that is written. See [`Relay::status`].
+    pub status: Mutex<Status>,
+}
+
+impl Relay {
+    /// How it goes.
+    pub fn status(&self) -> Status {
+        self.status.lock().expect("no holder panics").clone()
+    }
 }
 
 /// A recording's counters.

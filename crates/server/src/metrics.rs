@@ -109,11 +109,11 @@ impl Collector for Running {
         counter("relay_acknowledged", acknowledged, Some(&Unit::Bytes), &|relay| relay.bytes.total())?;
         let dropped = "Frames skipped since the target was too slow";
         counter("relay_frames_dropped", dropped, None, &|relay| load(&relay.frames_dropped))?;
-        counter("relay_retries", "Connections tried again", None, &|relay| load(&relay.retries))?;
+        counter("relay_retries", "Connections tried again", None, &|relay| relay.status().retries as u64)?;
         let state = "0 no relay, 1 requesting, 2 relaying";
         let mut family = encoder.encode_descriptor("relay_state", state, None, gauge.metric_type())?;
         for ((key, _), relay) in &relays {
-            ConstGauge::new(load(&relay.state) as i64).encode(family.encode_family(&relay_labels(key, relay))?)?;
+            ConstGauge::new(relay.status().state as i64).encode(family.encode_family(&relay_labels(key, relay))?)?;
         }
         // Recordings of one stream under several names are one line.
         let mut by_stream = BTreeMap::<_, (u64, u64)>::new();

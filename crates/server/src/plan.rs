@@ -3,9 +3,12 @@
 //! One task looks after all streams. Publishers ask it for a place; actions, publishers that leave and relays whose state changes leave a word in the
 //! [`Inbox`]. It answers by the same few steps whether a call, a publish, a crash or a restart was the cause.
 //!
+//! It waits for no disk: what happened is noted in its ledger, which is written beside all else.
+//!
 //! Invariant: only this module starts and stops relays and recordings. A change of state and the callbacks that it owes
-//! are one transaction; where the store fails, what happened is kept and written later, and what runs goes on.
+//! are one transaction; where the store fails or stalls, what happened is kept and written later, and what runs goes on.
 
+mod ledger;
 mod record;
 #[cfg(test)]
 mod tests;
@@ -19,13 +22,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bywash_media::{Environment, StreamKey};
+use bywash_media::StreamKey;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, info_span, warn};
 
-use crate::callback::{self, Close};
+use crate::callback::Close;
 use crate::clock::{unix_ms, until};
 use crate::config::Apps;
 use crate::hub::{self, Hub};
@@ -34,15 +37,13 @@ use crate::live;
 use crate::output::record::Note;
 use crate::output::relay::{self, Relay, Wish};
 use crate::rendition::Renditions;
-use crate::store::{self, File, Origin, Reason, Record, Rule, Session, State, Status, Store, Tx};
+use crate::store::{self, File, Reason, Session, State, Status, Store, Tx};
 use crate::vendor::{self, Target};
 
+use self::ledger::{Desk, Due, Ended, Entry, Ledger};
 use self::record::Recording;
 
 pub use self::record::Settings as RecordSettings;
-
-/// How long a failing store is left alone before it is tried again.
-const STORE_RETRY: Duration = Duration::from_secs(1);
 
 /// How long a relay or a recording is left alone whose task has failed, which is a fault of ours.
 const REST: Duration = Duration::from_secs(5);
@@ -55,6 +56,9 @@ const HOPS: usize = 8;
 
 /// How long closed streams and old sequences are remembered at the least.
 const HISTORY: Duration = Duration::from_secs(24 * 3600);
+
+/// How many ends of a stream may wait to be written. Who comes then takes the last of them back, and the stream goes on.
+const ENDS: usize = 3;
 
 /// What plan works with.
 pub struct Parts {
@@ -277,11 +281,14 @@ impl Plan {
 /// A stream id that is live, or whose rows say so.
 struct Place {
     session: Session,
-    /// The rows do not know the session yet.
+    /// The rows do not know the session, or not as it is, and that is noted.
     unwritten: bool,
-    /// stream_create is owed, with the next write if the rows do not know the session yet, and with it stream_close.
+    /// Its publisher has sent something.
     announced: bool,
-    recreate: bool,
+    /// stream_create is owed with the next write of the session.
+    owes_create: bool,
+    /// One is written, whoever published then.
+    heard: bool,
     /// `None` after a restart, until its publisher comes back.
     stream: Option<Live>,
     /// When the stream ends if nobody publishes it; none while somebody does.
@@ -312,6 +319,10 @@ struct Running {
     task: tokio::task::Id,
     /// What the rows and the customer know.
     told: Status,
+    /// A status is to be written soon,
+    noted: bool,
+    /// or is on its way.
+    on_its_way: bool,
     /// It has said goodbye.
     ended: bool,
 }
@@ -322,33 +333,11 @@ impl Running {
     }
 }
 
-/// What ran when the server stopped.
-struct Stopped {
-    rules: Vec<Rule>,
-    records: Vec<Record>,
-}
-
-impl Stopped {
-    /// Notes that none of it runs, and owes what is to be told of that.
-    async fn note(&self, tx: &mut Tx, apps: &Apps) -> Result<(), store::Error> {
-        const WHY: &str = "the server stopped";
-        let now_ms = unix_ms();
-        for rule in &self.rules {
-            let mut status = Status::new(State::None, Reason::ServerError);
-            (status.state_ms, status.last_error) = (now_ms, WHY.into());
-            let noted = tx.rule_note(&rule.key, &rule.address, &status).await?;
-            if let Some(app) = apps.get(rule.key.app()).filter(|_| noted) {
-                let masked = masked(&rule.url);
-                tx.owe(callback::relay_state(&app, &rule.key, &masked, &status, now_ms), now_ms).await?;
-            }
-        }
-        record::note_stopped(tx, apps, &self.records, WHY).await
-    }
-}
-
 struct Keeper {
     parts: Parts,
     plan: Plan,
+    ledger: Ledger,
+    desk: Arc<Desk>,
     places: HashMap<StreamKey, Place>,
     /// By number, so that a word from an older relay of the same address is known as such.
     relays: HashMap<u64, Running>,
@@ -359,32 +348,41 @@ struct Keeper {
     woken: BTreeSet<StreamKey>,
     /// and those whose turn it is. Who is woken again and again comes after all that were woken before.
     turn: Vec<StreamKey>,
-    /// Recordings are to be looked for that are over.
+    /// Recordings are to be looked for that are over,
     settle: bool,
-    /// What the last run left running, until the rows say that it does not run.
-    stopped: Mutex<Option<Arc<Stopped>>>,
+    /// once what was found is written.
+    settling: bool,
     /// Statuses that wait to be written.
     pending: BTreeMap<u64, Status>,
-    /// Streams whose rows could not be read or written.
-    unwritten: BTreeSet<StreamKey>,
+    /// Sessions whose end is not written yet, by their streams and `seq`.
+    ending: BTreeSet<(StreamKey, i64)>,
     /// Recordings that run, by number.
     recordings: BTreeMap<u64, Recording>,
-    /// What they have told and the rows do not know yet.
-    words: Vec<(u64, Note)>,
     /// Those that finish files that a stop has cut.
     finishing: JoinSet<()>,
     /// When a recording's time may be over, or the store is asked again for such.
     due_at: Option<Instant>,
     numbers: u64,
-    write_at: Option<Instant>,
+    /// When counts of retries are written.
+    counts_at: Option<Instant>,
     drained: Option<oneshot::Sender<()>>,
 }
 
 impl Keeper {
     fn new(parts: Parts) -> (Keeper, mpsc::Receiver<Request>) {
         let (requests, asked) = mpsc::channel(256);
+        let desk = Desk {
+            store: parts.store.clone(),
+            apps: parts.apps.clone(),
+            urls: parts.record.urls.clone(),
+            bucket: parts.record.bucket,
+            public_url: parts.public_url.clone(),
+            rtmp_base: parts.rtmp_base.clone(),
+        };
         let keeper = Keeper {
             parts,
+            ledger: Ledger::default(),
+            desk: Arc::new(desk),
             plan: Plan { inbox: Arc::default(), requests, marker: rand::random() },
             places: HashMap::new(),
             relays: HashMap::new(),
@@ -393,15 +391,14 @@ impl Keeper {
             woken: BTreeSet::new(),
             turn: Vec::new(),
             settle: false,
-            stopped: Mutex::default(),
+            settling: false,
             pending: BTreeMap::new(),
-            unwritten: BTreeSet::new(),
+            ending: BTreeSet::new(),
             recordings: BTreeMap::new(),
-            words: Vec::new(),
             finishing: JoinSet::new(),
             due_at: None,
             numbers: 0,
-            write_at: None,
+            counts_at: None,
             drained: None,
         };
         (keeper, asked)
@@ -411,16 +408,14 @@ impl Keeper {
     /// it there is, a publisher waits for one stream's rows and not for all.
     async fn run(mut self, mut asked: mpsc::Receiver<Request>) {
         let mut tidied = Instant::now();
-        loop {
-            let quiet = self.relays.is_empty() && self.pending.is_empty();
-            if self.drained.is_some() && quiet && self.recordings.is_empty() && self.words.is_empty() {
-                break;
-            }
+        while !self.is_over() {
+            self.write_down();
             let wake_at = self.next_deadline();
-            let more = self.settle || !self.woken.is_empty() || !self.turn.is_empty();
+            let more = self.may_settle() || !self.woken.is_empty() || !self.turn.is_empty();
             tokio::select! { biased;
-                () = until(wake_at) => self.on_time().await,
-                Some(ended) = self.running.join_next_with_id() => self.task_ended(ended).await,
+                () = until(wake_at) => self.on_time(),
+                Some(written) = self.ledger.written() => self.written(written),
+                Some(ended) = self.running.join_next_with_id() => self.task_ended(ended),
                 Some(_) = self.finishing.join_next() => {}
                 Some(request) = asked.recv() => match request {
                     Request::Publish(arrival, reply) => {
@@ -428,22 +423,22 @@ impl Keeper {
                         let _ = reply.send(self.publish(*arrival).await);
                     }
                     Request::Reload => {
-                        self.readdress().await;
-                        self.end_strays().await;
+                        self.ledger.note(Entry::Readdress);
+                        self.end_strays();
                         self.woken.extend(self.places.keys().cloned());
                     }
                     Request::Drain(reply) => {
                         self.drained = Some(reply);
-                        self.drain().await;
+                        self.drain();
                     }
                 },
-                () = self.plan.inbox.come.notified() => self.read_inbox().await,
+                () = self.plan.inbox.come.notified() => self.read_inbox(),
                 () = ready(()), if more => {}
             }
             self.take_turn().await;
             if tidied.elapsed() > HISTORY / 24 {
                 tidied = Instant::now();
-                self.tidy().await;
+                self.tidy();
             }
         }
         if let Some(reply) = self.drained.take() {
@@ -451,12 +446,25 @@ impl Keeper {
         }
     }
 
+    fn is_over(&self) -> bool {
+        let quiet = self.drained.is_some() && self.relays.is_empty() && self.recordings.is_empty();
+        quiet && (self.ledger.is_empty() || self.ledger.can_be_left())
+    }
+
+    /// Until all is written, or the store refuses.
+    async fn write_all(&mut self) {
+        self.write_down();
+        while let Some(written) = self.ledger.written().await {
+            self.written(written);
+            self.write_down();
+        }
+    }
+
     /// After a start: nothing runs, whatever the rows say. Streams that were live wait for their publishers.
     async fn recover(&mut self) -> Result<(), store::Error> {
-        self.readdress().await;
         let grace = **self.parts.grace.load();
         let look = async |tx: &mut Tx| {
-            let stopped = Stopped { rules: tx.rules_running().await?, records: tx.records_running().await? };
+            let stopped = Entry::Stopped(tx.rules_running().await?, tx.records_running().await?);
             Ok((tx.streams_open().await?, tx.files_open().await?, stopped))
         };
         let (sessions, files, stopped) = self.read(look).await?;
@@ -465,7 +473,8 @@ impl Keeper {
             let place = Place {
                 unwritten: false,
                 announced: true,
-                recreate: true,
+                owes_create: false,
+                heard: true,
                 stream: None,
                 ends_at: Some(Instant::now() + grace),
                 // It was sent there already, and a call may have put an end to that.
@@ -479,27 +488,10 @@ impl Keeper {
             self.finish_cut(File { interrupted: true, ..file });
         }
         self.settle = true;
-        *self.lock_stopped() = Some(Arc::new(stopped));
-        self.write_stopped().await;
+        self.ledger.note(stopped);
+        self.ledger.note(Entry::Readdress);
+        self.write_all().await;
         Ok(())
-    }
-
-    /// The configuration may have changed: callbacks that are not delivered yet go to where their apps take them now.
-    async fn readdress(&self) {
-        let apps = self.parts.apps.all();
-        let written = self
-            .write(async |tx| {
-                for app in &apps {
-                    for environment in [Environment::Production, Environment::Test] {
-                        tx.outbox_readdress(app, environment).await?;
-                    }
-                }
-                Ok(())
-            })
-            .await;
-        if let Err(error) = written {
-            error!(%error, "callbacks that wait still go to where they went before");
-        }
     }
 
     async fn publish(&mut self, arrival: Arrival) -> Result<Hold, Refusal> {
@@ -512,7 +504,7 @@ impl Keeper {
             return Err(Refusal::Loop);
         }
         // The last publisher's leaving may still be in the inbox.
-        self.read_inbox().await;
+        self.read_inbox();
         let now = Instant::now();
         let now_ms = unix_ms();
         let read = self.read(async |tx| Ok((tx.forbidden(&key).await?, tx.stream_next_seq(&key).await?))).await;
@@ -526,6 +518,12 @@ impl Keeper {
         };
         if forbidden {
             return Err(Refusal::Forbidden);
+        }
+        let ends = self.ending.range((key.clone(), 0)..=(key.clone(), i64::MAX));
+        let (ends, last) = ends.fold((0, 0), |(ends, _), (_, seq)| (ends + 1, *seq));
+        let seq = seq.max(last + 1);
+        if ends >= ENDS {
+            self.take_back_end(&key);
         }
         let since_ms = self.places.get(&key).map_or(now_ms, |place| place.session.created_ms);
         let info = live::Stream::new(arrival.protocol, arrival.address.to_string(), since_ms);
@@ -541,8 +539,7 @@ impl Keeper {
             Some(place) => {
                 info!(stream = %key, from = %arrival.address, "publisher is back");
                 // The same stream goes on, and a customer who has heard of it hears so: stream_create with `recreate`.
-                place.recreate |= place.announced && !place.unwritten;
-                (place.announced, place.unwritten) = (false, true);
+                (place.announced, place.owes_create) = (false, false);
                 (place.stream, place.ends_at) = (Some(live), None);
                 let session = &mut place.session;
                 session.user_id = arrival.user;
@@ -564,9 +561,10 @@ impl Keeper {
                 };
                 let place = Place {
                     session,
-                    unwritten: true,
+                    unwritten: false,
                     announced: false,
-                    recreate: false,
+                    owes_create: false,
+                    heard: false,
                     stream: Some(live),
                     ends_at: None,
                     default_target: None,
@@ -575,40 +573,45 @@ impl Keeper {
                 self.places.insert(key.clone(), place);
             }
         }
-        self.write_session(&key).await;
+        self.note_session(&key);
         self.make_so(&key).await;
         Ok(Hold { publisher, cut, word: Word { inbox: self.plan.inbox.clone(), key, number, how: Leave::Lost } })
     }
 
-    async fn read_inbox(&mut self) {
+    fn read_inbox(&mut self) {
         let news = self.plan.inbox.take();
         for (key, (number, cid)) in news.began {
             if self.holds(&key, number) {
-                self.announce(&key, cid).await;
+                self.announce(&key, cid);
             }
         }
         for (key, number, how) in news.left {
             if self.holds(&key, number) {
-                self.left(&key, how).await;
+                self.left(&key, how);
             }
         }
-        let mut urgent = false;
         for (number, status) in news.statuses {
-            let Some(relay) = self.relays.get(&number) else { continue };
-            urgent |= !relay.has_told(&status);
-            self.pending.insert(number, status);
+            self.note_status(number, status);
         }
-        self.words.extend(news.recordings);
-        self.write_words().await;
-        if urgent {
-            self.write_statuses().await;
-        } else if !self.pending.is_empty() {
-            self.write_at.get_or_insert(Instant::now() + LAZY);
+        for (number, word) in news.recordings {
+            self.note_word(number, word);
         }
         // Nothing runs for a stream that is not live, and when it is published its rows are read. But its recordings may be over.
         self.settle |= !news.woken.is_empty();
         let live = news.woken.into_iter().filter(|key| self.is_live(key)).collect::<Vec<_>>();
         self.woken.extend(live);
+    }
+
+    /// A change of state is written at once, counts a little later.
+    fn note_status(&mut self, number: u64, status: Status) {
+        let Some(relay) = self.relays.get_mut(&number) else { return };
+        let news = !relay.has_told(&status) || relay.on_its_way;
+        self.pending.insert(number, status);
+        if !news {
+            self.counts_at.get_or_insert(Instant::now() + LAZY);
+        } else if !std::mem::replace(&mut relay.noted, true) {
+            self.ledger.note_that(Due::Status(number));
+        }
     }
 
     fn is_live(&self, key: &StreamKey) -> bool {
@@ -620,13 +623,13 @@ impl Keeper {
         self.places.get(key).and_then(|place| place.stream.as_ref()).is_some_and(|live| live.number == number)
     }
 
-    async fn left(&mut self, key: &StreamKey, how: Leave) {
+    fn left(&mut self, key: &StreamKey, how: Leave) {
         let grace = **self.parts.grace.load();
         let Some(place) = self.places.get_mut(key) else { return };
         place.close = how.into();
         // A publisher that says goodbye does not come back in a moment.
         if how == Leave::Finished || grace.is_zero() || self.drained.is_some() {
-            self.end(key, how.into()).await;
+            self.end(key, how.into());
         } else {
             info!(stream = %key, ?how, grace_ms = grace.as_millis() as u64, "publisher is gone; waiting for it");
             place.ends_at = Some(Instant::now() + grace);
@@ -634,80 +637,62 @@ impl Keeper {
     }
 
     /// Ends a stream: its outputs finish what they have, and the customer is told.
-    async fn end(&mut self, key: &StreamKey, close: Close) {
+    fn end(&mut self, key: &StreamKey, close: Close) {
         self.parts.hub.end(key);
         let Some(place) = self.places.remove(key) else { return };
         info!(stream = %key, ?close, "stream ends");
-        let now_ms = unix_ms();
-        let end = async |tx: &mut Tx| {
-            if place.unwritten {
-                self.open(tx, &place, now_ms).await?;
-            }
-            tx.stream_close(key, now_ms).await?;
-            tx.rules_delete_default(key).await?;
-            tx.records_close_default(key, now_ms).await?;
-            // Who hears that it ends has heard that it began; of a publisher that never sent a thing nobody hears.
-            if let Some(app) = self.parts.apps.get(key.app()).filter(|_| place.announced || place.recreate) {
-                tx.owe(callback::stream_close(&app, &place.session, close, now_ms), now_ms).await?;
-            }
-            Ok(())
+        self.ledger.take_back(|due| matches!(due, Due::Session(waits) if waits == key));
+        self.ending.insert((key.clone(), place.session.seq));
+        self.ledger.note(Entry::End(Box::new(Ended {
+            session: place.session,
+            unwritten: place.unwritten,
+            create: place.owes_create,
+            heard: place.heard,
+            close,
+            at_ms: unix_ms(),
+        })));
+    }
+
+    /// Makes of the last end of a stream that waits to be written a stream that nobody publishes.
+    fn take_back_end(&mut self, key: &StreamKey) {
+        let such = |due: &Due| matches!(due, Due::Entry(Entry::End(ended)) if ended.session.key == *key);
+        let Some(Due::Entry(Entry::End(ended))) = self.ledger.take_back(such) else { return };
+        let Ended { session, unwritten, create, heard, close, .. } = *ended;
+        self.ending.remove(&(key.clone(), session.seq));
+        let place = Place {
+            session,
+            unwritten: false,
+            announced: create || heard,
+            owes_create: create,
+            heard,
+            stream: None,
+            ends_at: None,
+            default_target: None,
+            close,
         };
-        if let Err(error) = self.write(end).await {
-            error!(stream = %key, %error, "cannot write that the stream ended; trying again");
-            // It waits as a stream that nobody publishes, and ends again when the store is back.
-            let ends_at = Some(Instant::now() + STORE_RETRY);
-            self.places.insert(key.clone(), Place { stream: None, ends_at, close, ..place });
+        self.places.insert(key.clone(), place);
+        if unwritten {
+            self.note_session(key);
         }
     }
 
     /// Owes stream_create, once.
-    async fn announce(&mut self, key: &StreamKey, cid: i64) {
+    fn announce(&mut self, key: &StreamKey, cid: i64) {
         let Some(place) = self.places.get_mut(key) else { return };
         if place.announced {
             return;
         }
         place.session.codec = cid;
-        place.announced = true;
-        place.unwritten = true;
-        self.write_session(key).await;
+        (place.announced, place.owes_create) = (true, true);
+        self.note_session(key);
     }
 
-    /// Writes a session that the rows do not know, or not as it is; says whether they do now.
-    async fn write_session(&mut self, key: &StreamKey) -> bool {
-        let Some(place) = self.places.get(key).filter(|place| place.unwritten) else { return true };
-        let now_ms = unix_ms();
-        let written = self.write(async |tx| self.open(tx, place, now_ms).await).await;
-        match written {
-            Ok(()) => {
-                if let Some(place) = self.places.get_mut(key) {
-                    place.unwritten = false;
-                }
-                true
-            }
-            Err(error) => {
-                error!(stream = %key, %error, "cannot write that the stream is live; trying again");
-                self.later(key);
-                false
-            }
+    /// Has a session written as it is by then.
+    fn note_session(&mut self, key: &StreamKey) {
+        let Some(place) = self.places.get_mut(key) else { return };
+        if !std::mem::replace(&mut place.unwritten, true) {
+            self.ledger.note_that(Due::Session(key.clone()));
         }
-    }
-
-    /// Writes a session, and owes stream_create if the customer is to hear of it.
-    async fn open(&self, tx: &mut Tx, place: &Place, now_ms: i64) -> Result<(), store::Error> {
-        let session = &place.session;
-        tx.stream_open(session).await?;
-        let Some(app) = self.parts.apps.get(session.key.app()).filter(|_| place.announced) else { return Ok(()) };
-        let (http, rtmp) = (&self.parts.public_url, &self.parts.rtmp_base);
-        tx.owe(callback::stream_create(&app, http, rtmp, session, place.recreate, now_ms), now_ms).await
-    }
-
-    fn later(&mut self, key: &StreamKey) {
-        self.unwritten.insert(key.clone());
-        self.write_later();
-    }
-
-    fn write_later(&mut self) {
-        self.write_at.get_or_insert(Instant::now() + STORE_RETRY);
     }
 
     /// Does the next part of what calls have changed.
@@ -718,15 +703,23 @@ impl Keeper {
         if let Some(key) = self.turn.pop() {
             self.make_so(&key).await;
         }
-        if self.settle {
+        if self.may_settle() {
             self.settle_recordings().await;
         }
     }
 
+    fn may_settle(&self) -> bool {
+        self.settle && !self.settling
+    }
+
     async fn make_so(&mut self, key: &StreamKey) {
+        // What the last publish left in the rows goes with the end of it.
+        if self.ending.range((key.clone(), 0)..).next().is_some_and(|(ending, _)| ending == key) {
+            return;
+        }
         if let Err(error) = self.reconcile(key).await {
             error!(stream = %key, %error, "cannot read what should run; trying again");
-            self.later(key);
+            self.resting.insert((key.clone(), String::new()), Instant::now() + ledger::RETRY);
         }
     }
 
@@ -736,12 +729,12 @@ impl Keeper {
             return Ok(());
         }
         let app = self.parts.apps.get(key.app());
-        self.put_default_rule(key).await?;
+        self.put_default_rule(key);
         let (forbidden, rules) = self.read(async |tx| Ok((tx.forbidden(key).await?, tx.rules_of(key).await?))).await?;
         if forbidden {
             info!(stream = %key, "stream is forbidden: its publisher is cut");
             self.cut(key);
-            self.end(key, Close::Kicked).await;
+            self.end(key, Close::Kicked);
             return Ok(());
         }
 
@@ -771,9 +764,10 @@ impl Keeper {
                 Some(number) => {
                     let relay = &self.relays[&number];
                     // The row of a rule that was deleted and put again does not know that its relay goes on.
-                    if relay.told.state != State::None && !relay.has_told(&rule.status) {
-                        self.pending.entry(number).or_insert_with(|| relay.told.clone());
-                        self.write_at = Some(Instant::now());
+                    let knows = relay.told.state == State::None || relay.has_told(&rule.status);
+                    if !knows && !relay.on_its_way && !self.pending.contains_key(&number) {
+                        self.pending.insert(number, relay.told.clone());
+                        self.counts_at = Some(Instant::now());
                     }
                     let Some(wished) = &relay.wish else { continue };
                     wished.send_if_modified(|old| {
@@ -796,27 +790,12 @@ impl Keeper {
 
     /// ZEGO's "default relay": every stream goes to the app's default target. It is sent there once, so that a call can put an end to it,
     /// and again where the configuration names another.
-    async fn put_default_rule(&mut self, key: &StreamKey) -> Result<(), store::Error> {
+    fn put_default_rule(&mut self, key: &StreamKey) {
         let target = self.default_target(key);
         let address = target.as_ref().map(Target::address);
-        let Some(before) = self.places.get(key).map(|it| &it.default_target).filter(|it| **it != address) else {
-            return Ok(());
-        };
-        self.write(async |tx| {
-            if before.is_some() {
-                tx.rules_delete_default(key).await?;
-            }
-            let Some((target, address)) = target.as_ref().zip(address.as_ref()) else { return Ok(()) };
-            match tx.rule(key, address).await? {
-                Some(_) => Ok(()),
-                None => tx.rule_put(key, address, target.url(), Origin::Default, unix_ms()).await,
-            }
-        })
-        .await?;
-        if let Some(place) = self.places.get_mut(key) {
-            place.default_target = address;
-        }
-        Ok(())
+        let Some(place) = self.places.get_mut(key).filter(|it| it.default_target != address) else { return };
+        place.default_target = address;
+        self.ledger.note(Entry::DefaultRule(key.clone(), target));
     }
 
     /// Where the stream goes by its app's configuration alone.
@@ -827,12 +806,12 @@ impl Keeper {
     }
 
     /// Streams of apps that are configured no more end: nobody could stop them by a call.
-    async fn end_strays(&mut self) {
+    fn end_strays(&mut self) {
         let keys: Vec<_> = self.places.keys().filter(|key| self.parts.apps.get(key.app()).is_none()).cloned().collect();
         for key in keys {
             warn!(stream = %key, "its app is configured no more: the stream ends");
             self.cut(&key);
-            self.end(&key, Close::Kicked).await;
+            self.end(&key, Close::Kicked);
         }
     }
 
@@ -871,7 +850,18 @@ impl Keeper {
         };
         let task = self.running.spawn_on(relay.run(), live.lane.handle()).id();
         let (told, wish) = (Status::default(), Some(wish));
-        self.relays.insert(number, Running { key: key.clone(), address, masked, wish, task, told, ended: false });
+        let relay = Running {
+            key: key.clone(),
+            address,
+            masked,
+            wish,
+            task,
+            told,
+            noted: false,
+            on_its_way: false,
+            ended: false,
+        };
+        self.relays.insert(number, relay);
     }
 
     /// Whether a relay or a recording is not to be started yet.
@@ -879,10 +869,10 @@ impl Keeper {
         self.resting.contains_key(&(key.clone(), name.to_owned()))
     }
 
-    async fn task_ended(&mut self, ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>) {
+    fn task_ended(&mut self, ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>) {
         let task = ended.as_ref().map_or_else(tokio::task::JoinError::id, |(task, ())| *task);
         match self.recordings.iter().find(|(_, recording)| recording.task == task).map(|(number, _)| *number) {
-            Some(number) => self.recording_ended(number, ended.err()).await,
+            Some(number) => self.recording_ended(number, ended.err()),
             None => self.relay_ended(task, ended),
         }
     }
@@ -905,47 +895,18 @@ impl Keeper {
             }
         };
         self.relays.get_mut(&number).expect("it was found").ended = true;
-        self.pending.extend(status.map(|status| (number, status)));
-        if self.pending.contains_key(&number) {
-            self.write_at = Some(Instant::now());
-        } else {
-            self.forget_relay(number);
+        if let Some(status) = status {
+            self.note_status(number, status);
         }
+        // Who comes after it waits for that.
+        self.counts_at = self.pending.contains_key(&number).then(Instant::now).or(self.counts_at);
+        self.forget_relay_that_has_told(number);
     }
 
-    /// Writes the statuses that wait, and owes relay_state for those that changed.
-    async fn write_statuses(&mut self) {
-        let batch: Vec<_> = self
-            .pending
-            .iter()
-            .filter_map(|(number, status)| {
-                let relay = self.relays.get(number)?;
-                let app = self.parts.apps.get(relay.key.app()).filter(|_| !relay.has_told(status));
-                Some((relay.key.clone(), relay.address.clone(), relay.masked.clone(), status.clone(), app))
-            })
-            .collect();
-        let now_ms = unix_ms();
-        let written = self
-            .write(async |tx| {
-                for (key, address, masked, status, app) in &batch {
-                    tx.rule_note(key, address, status).await?;
-                    if let Some(app) = app {
-                        tx.owe(callback::relay_state(app, key, masked, status, now_ms), now_ms).await?;
-                    }
-                }
-                Ok(())
-            })
-            .await;
-        if let Err(error) = written {
-            error!(%error, "cannot write the state of relays; trying again");
-            return self.write_later();
-        }
-        for (number, status) in std::mem::take(&mut self.pending) {
-            let Some(relay) = self.relays.get_mut(&number) else { continue };
-            relay.told = status;
-            if relay.ended {
-                self.forget_relay(number);
-            }
+    fn forget_relay_that_has_told(&mut self, number: u64) {
+        let has_told = |relay: &Running| relay.ended && !relay.on_its_way;
+        if self.relays.get(&number).is_some_and(has_told) && !self.pending.contains_key(&number) {
+            self.forget_relay(number);
         }
     }
 
@@ -956,113 +917,47 @@ impl Keeper {
         self.plan.wake(relay.key);
     }
 
-    async fn on_time(&mut self) {
+    fn on_time(&mut self) {
         let now = Instant::now();
         let over = |place: &Place| place.ends_at.is_some_and(|at| at <= now);
         let ended: Vec<_> = self.places.iter().filter(|(_, place)| over(place)).map(|(key, _)| key.clone()).collect();
         for key in ended {
             let close = self.places[&key].close;
-            self.end(&key, close).await;
+            self.end(&key, close);
         }
         let rested = self.resting.extract_if(.., |_, at| *at <= now);
         self.woken.extend(rested.map(|((key, _), _)| key));
-        if self.write_at.is_some_and(|at| at <= now) {
-            self.write_at = None;
-            self.write_what_waits().await;
-        }
         if self.due_at.is_some_and(|at| at <= now) {
             (self.due_at, self.settle) = (None, true);
         }
     }
 
-    async fn write_what_waits(&mut self) {
-        self.woken.extend(self.unwritten.iter().cloned());
-        if !self.write_stopped().await {
-            return;
-        }
-        // A store that does not take one takes none.
-        while let Some(key) = self.unwritten.pop_first() {
-            if !self.write_session(&key).await {
-                break;
-            }
-        }
-        if !self.pending.is_empty() {
-            self.write_statuses().await;
-        }
-        self.write_words().await;
-    }
-
-    /// Writes what the last run left running, if that has to be written yet; says whether it is.
-    async fn write_stopped(&mut self) -> bool {
-        if self.lock_stopped().is_none() {
-            return true;
-        }
-        // That goes before whatever is written.
-        let written = self.write(async |_| Ok(())).await;
-        if let Err(error) = &written {
-            error!(%error, "cannot write that nothing runs yet; trying again");
-            self.write_later();
-        }
-        written.is_ok()
-    }
-
     fn next_deadline(&self) -> Option<Instant> {
         let ends = self.places.values().filter_map(|place| place.ends_at).min();
         let rested = self.resting.values().min().copied();
-        [ends, rested, self.write_at, self.due_at].into_iter().flatten().min()
+        let write_at = self.ledger.next_write(self.counts_at);
+        [ends, rested, write_at, self.due_at].into_iter().flatten().min()
     }
 
-    async fn drain(&mut self) {
+    fn drain(&mut self) {
         let keys: Vec<_> = self.places.keys().cloned().collect();
         for key in keys {
             self.cut(&key);
-            self.end(&key, Close::TcpDrop).await;
-            // What cannot be written now is found by the next start.
-            self.places.remove(&key);
+            self.end(&key, Close::TcpDrop);
         }
+        // What cannot be written then is found by the next start.
+        self.ledger.try_now();
     }
 
-    async fn tidy(&self) {
+    fn tidy(&mut self) {
         let before_ms = unix_ms() - HISTORY.as_millis() as i64;
         let history = self.parts.apps.all().iter().filter_map(|app| app.stream_history).max().unwrap_or_default();
         let closed_before_ms = before_ms.min(unix_ms() - history.as_millis() as i64);
-        let tidied = self
-            .write(async |tx| {
-                tx.streams_forget(closed_before_ms).await?;
-                tx.records_forget(before_ms).await?;
-                tx.sequences_forget(before_ms).await
-            })
-            .await;
-        if let Err(error) = tidied {
-            warn!(%error, "cannot forget old rows");
-        }
+        self.ledger.note(Entry::Forget(closed_before_ms, before_ms));
     }
 
     async fn read<T>(&self, ask: impl AsyncFnOnce(&mut Tx) -> Result<T, store::Error>) -> Result<T, store::Error> {
         ask(&mut self.parts.store.read().await?).await
-    }
-
-    /// What the last run left running goes first: later a relay of the same rule may have told that it runs.
-    async fn write<T>(&self, change: impl AsyncFnOnce(&mut Tx) -> Result<T, store::Error>) -> Result<T, store::Error> {
-        let written = async {
-            let stopped = self.lock_stopped().clone();
-            let mut tx = self.parts.store.begin().await?;
-            if let Some(stopped) = &stopped {
-                stopped.note(&mut tx, &self.parts.apps).await?;
-            }
-            let made = change(&mut tx).await?;
-            tx.commit().await?;
-            *self.lock_stopped() = None;
-            Ok(made)
-        }
-        .await;
-        let trouble = written.as_ref().err().map(store::Error::to_string).unwrap_or_default();
-        *self.plan.inbox.trouble.lock().expect("no holder panics") = trouble;
-        written
-    }
-
-    fn lock_stopped(&self) -> MutexGuard<'_, Option<Arc<Stopped>>> {
-        self.stopped.lock().expect("no holder panics")
     }
 }
 

@@ -179,7 +179,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("ingest", "address clock config hub lane metrics output plan rendition sys token webrtc wire"),
     ("job", "callback clock config object segment space store tls"),
     ("lane", "sys"),
-    ("live", ""),
+    ("live", "store"),
     ("log", "sys"),
     ("metrics", "job live webrtc"),
     ("object", "config segment"),

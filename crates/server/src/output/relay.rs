@@ -190,9 +190,9 @@ impl Relay {
     }
 
     fn note(&self, status: &Status) {
-        self.live.state.store(status.state as u64, Ordering::Relaxed);
-        self.live.retries.store(status.retries as u64, Ordering::Relaxed);
-        (self.note)(Status { state_ms: unix_ms(), ..status.clone() });
+        let status = Status { state_ms: unix_ms(), ..status.clone() };
+        *self.live.status.lock().expect("no holder panics") = status.clone();
+        (self.note)(status);
     }
 
     /// A session from its connect on; gives the connection that is to be seen off once the stream is done.

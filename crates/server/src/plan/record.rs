@@ -12,7 +12,8 @@ use tokio::task::JoinError;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, info_span};
 
-use super::{Keeper, REST, STORE_RETRY};
+use super::ledger::{Desk, Entry, RETRY};
+use super::{Keeper, REST};
 use crate::callback;
 use crate::clock::unix_ms;
 use crate::config::{self, App, Vendor};
@@ -46,17 +47,26 @@ pub struct Settings {
     pub bit_rate: u32,
 }
 
+/// Whose files a recording makes.
+#[derive(Clone)]
+pub(super) struct Whose {
+    key: StreamKey,
+    /// The task's.
+    pub(super) id: String,
+    vendor: Vendor,
+}
+
 /// A recording that runs.
 pub(super) struct Recording {
-    key: StreamKey,
-    id: String,
-    vendor: Vendor,
+    whose: Whose,
     stream: hub::Stream,
     /// Taken away when the recording is wished no more.
     wish: Option<DropGuard>,
     pub(super) task: tokio::task::Id,
-    /// The task is over; what it has told may not be written yet.
+    /// The task is over,
     ended: bool,
+    /// and this much of what it has told is not written yet.
+    unwritten: usize,
 }
 
 impl Keeper {
@@ -82,15 +92,16 @@ impl Keeper {
             self.put_default_records(app, key).await?;
         }
         let wished = self.read(async |tx| tx.records_wished_of(key).await).await?;
-        for recording in self.recordings.values_mut().filter(|it| it.key == *key) {
-            if !wished.iter().any(|record| record.id == recording.id) {
+        for recording in self.recordings.values_mut().filter(|it| it.whose.key == *key) {
+            if !wished.iter().any(|record| record.id == recording.whose.id) {
                 recording.wish = None;
             }
         }
         for record in wished {
-            let runs = |it: &Recording| it.id == record.id && it.wish.is_some() && !it.ended && !it.stream.has_ended();
+            let runs =
+                |it: &Recording| it.whose.id == record.id && it.wish.is_some() && !it.ended && !it.stream.has_ended();
             if !self.recordings.values().any(runs) {
-                self.start_recording(record, app).await?;
+                self.start_recording(record, app);
             }
         }
         Ok(())
@@ -118,23 +129,23 @@ impl Keeper {
                 closed_ms: 0,
                 status: RecordStatus { state_ms: unix_ms(), ..RecordStatus::default() },
             };
-            self.write(async |tx| tx.record_put(&record).await).await?;
+            self.ledger.note(Entry::Record(Box::new(record)));
         }
         Ok(())
     }
 
-    async fn start_recording(&mut self, record: Record, app: Option<&App>) -> Result<(), store::Error> {
+    fn start_recording(&mut self, record: Record, app: Option<&App>) {
         if self.rests(&record.key, &record.id) {
-            return Ok(());
+            return;
         }
-        let Some(live) = self.places.get(&record.key).and_then(|place| place.stream.as_ref()) else { return Ok(()) };
+        let Some(live) = self.places.get(&record.key).and_then(|place| place.stream.as_ref()) else { return };
         let Some(wanted) = app.and_then(|app| app.record.get(record.vendor.name())) else {
             let reason = "the app has no recording of this vendor any more";
             if record.status.state != RecordState::Failed {
                 let state = State { state: RecordState::Failed, reason: reason.into(), last_error: String::new() };
-                self.write(async |tx| note(tx, &self.parts.apps, &record.id, &state).await).await?;
+                self.ledger.note(Entry::RecordState(record.id, state));
             }
-            return Ok(());
+            return;
         };
         self.numbers += 1;
         let number = self.numbers;
@@ -164,93 +175,61 @@ impl Keeper {
             span: info_span!("record", stream = %record.key, task = record.id),
         };
         let task = self.running.spawn_on(recorder.run(), live.lane.handle()).id();
-        let Record { id, key, vendor, .. } = record;
+        let whose = Whose { key: record.key, id: record.id, vendor: record.vendor };
         let (stream, wish) = (live.stream.clone(), Some(stop.drop_guard()));
-        self.recordings.insert(number, Recording { key, id, vendor, stream, wish, task, ended: false });
-        Ok(())
+        self.recordings.insert(number, Recording { whose, stream, wish, task, ended: false, unwritten: 0 });
     }
 
     /// A recording's last word is in the inbox by now, unless its task failed.
-    pub(super) async fn recording_ended(&mut self, number: u64, failed: Option<JoinError>) {
+    pub(super) fn recording_ended(&mut self, number: u64, failed: Option<JoinError>) {
         if let Some(error) = failed {
             error!(%error, "a recording's task failed; it is started again");
             let state =
                 State { state: RecordState::Waiting, reason: String::new(), last_error: "internal error".into() };
             self.plan.inbox.put(|news| news.recordings.push((number, Note::State(state))));
-            if let Some(recording) = self.recordings.get(&number) {
-                let name = (recording.key.clone(), recording.id.clone());
-                self.resting.insert(name, Instant::now() + REST);
+            if let Some(Recording { whose, .. }) = self.recordings.get(&number) {
+                self.resting.insert((whose.key.clone(), whose.id.clone()), Instant::now() + REST);
             }
         }
         if let Some(recording) = self.recordings.get_mut(&number) {
             recording.ended = true;
         }
-        self.read_inbox().await;
+        self.read_inbox();
+        self.forget_recording_that_has_told(number);
     }
 
-    /// Writes what recordings have told, in one transaction; those that wait for rows get them.
-    pub(super) async fn write_words(&mut self) {
-        if !self.words.is_empty() {
-            let words = std::mem::take(&mut self.words);
-            match self.write(async |tx| self.write_all(tx, &words).await).await {
-                Ok(rows) => {
-                    let replies = words.into_iter().filter_map(|(_, word)| match word {
-                        Note::Open(_, reply) => Some(reply),
-                        _ => None,
-                    });
-                    replies.zip(rows).for_each(|(reply, files)| drop(reply.send(files)));
-                }
-                Err(error) => {
-                    error!(%error, "cannot write what is recorded; trying again");
-                    self.words = words;
-                    return self.write_later();
-                }
+    /// What recordings tell is written in the order in which they tell it. Of two of one task the newer one knows its state.
+    pub(super) fn note_word(&mut self, number: u64, word: Note) {
+        let whose = self.recordings.get(&number).map(|it| it.whose.clone());
+        if let (Note::State(_), Some(Whose { id, .. })) = (&word, &whose) {
+            let newest = self.recordings.iter().rfind(|(_, it)| it.whose.id == *id);
+            if newest.is_some_and(|(newest, _)| *newest != number) {
+                return;
             }
         }
+        if let Some(recording) = self.recordings.get_mut(&number) {
+            recording.unwritten += 1;
+        }
+        self.ledger.note(Entry::Word(number, whose, word));
+    }
+
+    /// What a recording has told is written.
+    pub(super) fn word_written(&mut self, number: u64) {
+        if let Some(recording) = self.recordings.get_mut(&number) {
+            recording.unwritten -= 1;
+        }
+        self.forget_recording_that_has_told(number);
+    }
+
+    fn forget_recording_that_has_told(&mut self, number: u64) {
+        let has_told = |it: &Recording| it.ended && it.unwritten == 0;
+        if !self.recordings.get(&number).is_some_and(has_told) {
+            return;
+        }
+        let Some(recording) = self.recordings.remove(&number) else { return };
+        self.parts.live.recording_ended(number);
         // A stream that came back meanwhile is recorded on; a recording that is over says so.
-        for (number, recording) in self.recordings.extract_if(.., |_, it| it.ended) {
-            self.parts.live.recording_ended(number);
-            self.plan.wake(recording.key);
-        }
-    }
-
-    /// Gives the rows of each [`Note::Open`].
-    async fn write_all(&self, tx: &mut Tx, words: &[(u64, Note)]) -> Result<Vec<Vec<File>>, store::Error> {
-        let mut rows = Vec::new();
-        for (number, word) in words {
-            match word {
-                Note::Open(openings, _) => rows.push(match self.recordings.get(number) {
-                    Some(recording) => open(tx, recording, openings).await?,
-                    None => Vec::new(),
-                }),
-                Note::Whole(file) => self.close(tx, (**file).clone()).await?,
-                Note::Nothing(id) => tx.file_drop(id).await?,
-                Note::State(state) => {
-                    let Some(recording) = self.recordings.get(number) else { continue };
-                    let newest = self.recordings.iter().rfind(|(_, it)| it.id == recording.id);
-                    if newest.is_some_and(|(newest, _)| newest == number) {
-                        note(tx, &self.parts.apps, &recording.id, state).await?;
-                    }
-                }
-            }
-        }
-        Ok(rows)
-    }
-
-    /// A file is whole: its row says so, and its callback is owed, once.
-    async fn close(&self, tx: &mut Tx, mut file: File) -> Result<(), store::Error> {
-        let now_ms = unix_ms();
-        let app = self.parts.apps.get(file.key.app());
-        let keep = app.as_ref().and_then(|app| app.record.get(file.vendor.name())?.keep);
-        file.state = if self.parts.record.bucket { FileState::Stored } else { FileState::Ready };
-        (file.created_ms, file.updated_ms) = (now_ms, now_ms);
-        file.expire_ms = keep.map_or(0, |keep| now_ms + keep.as_millis() as i64);
-        let was_open = tx.file_close(&file).await?;
-        if let (true, FileState::Ready, Some(app)) = (was_open, file.state, app) {
-            let url = self.parts.record.urls.replay(&app, &file.path, now_ms);
-            tx.owe(callback::record(&app, &url, &file, now_ms), now_ms).await?;
-        }
-        Ok(())
+        self.plan.wake(recording.whose.key);
     }
 
     /// Ends recordings whose time is over, says of those that nothing runs for that they are, and looks when the next one's time is.
@@ -259,8 +238,8 @@ impl Keeper {
         match self.settle_some().await {
             Ok(due_at) => self.due_at = due_at,
             Err(error) => {
-                error!(%error, "cannot end the recordings that are over; trying again");
-                self.due_at = Some(Instant::now() + STORE_RETRY);
+                error!(%error, "cannot read which recordings are over; trying again");
+                self.due_at = Some(Instant::now() + RETRY);
             }
         }
     }
@@ -274,18 +253,10 @@ impl Keeper {
             Ok((due, tx.records_over(limit as i64).await?, tx.record_next_due().await?))
         };
         let (due, mut over, next_ms) = self.read(look).await?;
-        over.retain(|record| !self.recordings.values().any(|it| it.id == record.id));
+        over.retain(|record| !self.recordings.values().any(|it| it.whose.id == record.id));
         if !due.is_empty() || !over.is_empty() {
-            let end = async |tx: &mut Tx| {
-                for record in &due {
-                    tx.record_close(&record.id, now_ms).await?;
-                }
-                note_stopped(tx, &self.parts.apps, &over, "").await
-            };
-            self.write(end).await?;
-            // There may be more of them, and these may be over now.
-            self.settle = true;
-            due.into_iter().for_each(|record| self.plan.wake(record.key));
+            self.settling = true;
+            self.ledger.note(Entry::Over(due, over));
             return Ok(None);
         }
         let wait = next_ms.map(|at| Duration::from_millis((at - unix_ms()).max(0) as u64).min(CLOCK));
@@ -293,21 +264,39 @@ impl Keeper {
     }
 }
 
+impl Desk {
+    /// A file is whole: its row says so, and its callback is owed, once.
+    pub(super) async fn close(&self, tx: &mut Tx, mut file: File) -> Result<(), store::Error> {
+        let now_ms = unix_ms();
+        let app = self.apps.get(file.key.app());
+        let keep = app.as_ref().and_then(|app| app.record.get(file.vendor.name())?.keep);
+        file.state = if self.bucket { FileState::Stored } else { FileState::Ready };
+        (file.created_ms, file.updated_ms) = (now_ms, now_ms);
+        file.expire_ms = keep.map_or(0, |keep| now_ms + keep.as_millis() as i64);
+        let was_open = tx.file_close(&file).await?;
+        if let (true, FileState::Ready, Some(app)) = (was_open, file.state, app) {
+            let url = self.urls.replay(&app, &file.path, now_ms);
+            tx.owe(callback::record(&app, &url, &file, now_ms), now_ms).await?;
+        }
+        Ok(())
+    }
+}
+
 /// Puts the rows of files that begin together.
-async fn open(tx: &mut Tx, recording: &Recording, openings: &[Opening]) -> Result<Vec<File>, store::Error> {
-    let number = tx.record_next_number(&recording.id).await?;
+pub(super) async fn open(tx: &mut Tx, whose: &Whose, openings: &[Opening]) -> Result<Vec<File>, store::Error> {
+    let number = tx.record_next_number(&whose.id).await?;
     let mut files = Vec::with_capacity(openings.len());
     for opening in openings {
         let now_ms = unix_ms();
         let file = File {
             id: store::file::file_id(),
-            key: recording.key.clone(),
-            vendor: recording.vendor,
-            record: recording.id.clone(),
+            key: whose.key.clone(),
+            vendor: whose.vendor,
+            record: whose.id.clone(),
             format: opening.format,
             path: {
-                let task = recording.id.get(..12).unwrap_or(&recording.id);
-                object::key(&recording.key, opening.begin_ms, task, number, opening.format)
+                let task = whose.id.get(..12).unwrap_or(&whose.id);
+                object::key(&whose.key, opening.begin_ms, task, number, opening.format)
             },
             state: FileState::Open,
             interrupted: false,
@@ -317,7 +306,7 @@ async fn open(tx: &mut Tx, recording: &Recording, openings: &[Opening]) -> Resul
             size: 0,
             etag: String::new(),
             about: opening.about.clone(),
-            name: recording.key.id().to_owned(),
+            name: whose.key.id().to_owned(),
             created_ms: now_ms,
             updated_ms: now_ms,
             expire_ms: 0,
@@ -329,7 +318,7 @@ async fn open(tx: &mut Tx, recording: &Recording, openings: &[Opening]) -> Resul
 }
 
 /// Notes a recording's state, and owes the callback where that is another one.
-async fn note(tx: &mut Tx, apps: &config::Apps, id: &str, state: &State) -> Result<(), store::Error> {
+pub(super) async fn note(tx: &mut Tx, apps: &config::Apps, id: &str, state: &State) -> Result<(), store::Error> {
     let Some(mut record) = tx.record(id).await? else { return Ok(()) };
     let now_ms = unix_ms();
     let over = state.state == RecordState::Waiting && record.closed_ms > 0;

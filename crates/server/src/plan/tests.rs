@@ -14,7 +14,7 @@ use crate::secret::Secret;
 use crate::segment::Folder;
 use crate::space::Space;
 use crate::store::tests::{Dir, key, set_full};
-use crate::store::{Page, Record, RecordState, RecordStatus, Rule};
+use crate::store::{Origin, Page, Record, RecordState, RecordStatus, Rule};
 
 /// What plan works with, and a target that takes connections and never answers: relays to it stay as they are.
 struct World {
@@ -193,7 +193,7 @@ async fn streams_that_are_not_live_cost_nothing_however_many_are_woken() {
     let _hold = keeper.publish(world.arrival("live", "")).await.unwrap();
     (0..10_000).for_each(|n| keeper.plan.wake(key(&n.to_string())));
     keeper.plan.wake(key("live"));
-    keeper.read_inbox().await;
+    keeper.read_inbox();
     assert_eq!(keeper.woken, [key("live")].into());
     assert!(keeper.settle, "recordings of theirs may be over");
 }
@@ -252,20 +252,23 @@ async fn a_recording_whose_end_cannot_be_written_is_tried_again_after_a_while() 
     let (mut keeper, _asked) = world.keeper();
     world.put_record("s", 1, RecordState::Waiting).await;
     set_full(&world.store, true).await;
+    let begun = Instant::now();
     for _ in 0..3 {
-        let begun = Instant::now();
         // A call brings it up as well as the time does.
         keeper.plan.wake(key("s"));
-        keeper.read_inbox().await;
+        keeper.read_inbox();
         keeper.take_turn().await;
-        assert!(keeper.next_deadline() >= Some(begun + STORE_RETRY));
-        assert!(!keeper.settle);
+        keeper.write_all().await;
+        assert!(keeper.next_deadline() >= Some(begun + ledger::RETRY));
+        assert!(!keeper.may_settle());
     }
     set_full(&world.store, false).await;
-    keeper.settle = true;
-    while keeper.settle {
+    keeper.ledger.try_now();
+    keeper.write_all().await;
+    while keeper.may_settle() {
         keeper.take_turn().await;
-        keeper.read_inbox().await;
+        keeper.write_all().await;
+        keeper.read_inbox();
     }
     world.wait_told(&["record_state ended"]).await;
     assert_eq!(keeper.next_deadline(), None);
@@ -327,15 +330,16 @@ async fn a_relay_whose_task_has_failed_rests_before_it_is_started_again() {
     let begun = Instant::now();
     keeper.running.abort_all();
     let ended = keeper.running.join_next_with_id().await.unwrap();
-    keeper.task_ended(ended).await;
-    keeper.on_time().await;
-    keeper.read_inbox().await;
+    keeper.task_ended(ended);
+    keeper.on_time();
+    keeper.write_all().await;
+    keeper.read_inbox();
     keeper.take_turn().await;
     assert_eq!(world.told().await, ["relay_state 0 internal error"]);
     assert!(keeper.relays.is_empty() && world.live.relays().is_empty());
     assert!(keeper.next_deadline() >= Some(begun + REST));
     keeper.resting.values_mut().for_each(|at| *at = begun);
-    keeper.on_time().await;
+    keeper.on_time();
     keeper.take_turn().await;
     assert_eq!(keeper.relays.len(), 1);
     assert!(keeper.resting.is_empty());
@@ -372,4 +376,63 @@ async fn a_stream_that_nobody_has_heard_of_does_not_come_back() {
     let bob = plan.publish(world.arrival("s", "bob")).await.unwrap();
     bob.began(0);
     world.wait_told(&["stream_create bob 0"]).await;
+}
+
+#[tokio::test]
+async fn streams_and_their_relays_begin_and_end_while_the_store_stalls() {
+    let world = World::new().await;
+    let (plan, _running) = world.start();
+    let alice = plan.publish(world.arrival("s", "alice")).await.unwrap();
+    alice.began(0);
+    world.put_rule("s").await;
+    world.put_rule("t").await;
+    world.wait_told(&["stream_create alice 0"]).await;
+
+    let stalled = world.store.begin().await.unwrap();
+    let begun = Instant::now();
+    plan.wake(key("s"));
+    wait("a relay begins", async || world.live.relays().len() == 1).await;
+    alice.leave(Leave::Finished);
+    let bob = plan.publish(world.arrival("s", "bob")).await.unwrap();
+    bob.began(0);
+    let other = plan.publish(world.arrival("t", "carol")).await.unwrap();
+    other.began(0);
+    wait("another relay begins", async || world.live.relays().iter().any(|((of, _), _)| *of == key("t"))).await;
+    assert!(begun.elapsed() < Duration::from_secs(3), "it took {:?}", begun.elapsed());
+    assert_eq!(world.told().await, ["stream_create alice 0"]);
+    drop(stalled);
+    wait("all of it is told", async || {
+        let told = world.told().await;
+        let of = |word: &str| told.iter().position(|it| it == word);
+        let (left, came, other) = (of("stream_close alice 0"), of("stream_create bob 0"), of("stream_create carol 0"));
+        other.is_some() && left.is_some() && left < came
+    })
+    .await;
+    let row = world.store.read().await.unwrap().stream(&key("s")).await.unwrap().unwrap();
+    assert_eq!((row.user_id.as_str(), row.seq, row.closed_ms), ("bob", 2, 0));
+}
+
+#[tokio::test]
+async fn what_a_stream_that_comes_and_goes_leaves_to_write_is_bounded() {
+    let world = World::new().await;
+    let (mut keeper, _asked) = world.keeper();
+    set_full(&world.store, true).await;
+    for n in 0..20 {
+        let hold = keeper.publish(world.arrival("s", &n.to_string())).await.unwrap();
+        hold.began(0);
+        keeper.read_inbox();
+        keeper.write_all().await;
+        hold.leave(Leave::Finished);
+        keeper.read_inbox();
+        keeper.ledger.try_now();
+        keeper.write_all().await;
+    }
+    assert_eq!((keeper.ledger.ends().count(), keeper.ending.len()), (ENDS, ENDS));
+    set_full(&world.store, false).await;
+    keeper.ledger.try_now();
+    keeper.write_all().await;
+    assert!(keeper.ledger.is_empty() && keeper.ending.is_empty());
+    // Those before the last have one session between them, told of as the last of them.
+    let want = [0, 1, 19].map(|n| [format!("stream_create {n} 0"), format!("stream_close {n} 0")]);
+    assert_eq!(world.told().await, want.concat());
 }

@@ -494,8 +494,11 @@ fn a_full_disk_pauses_recordings_and_nothing_else() {
     assert_eq!(sink.sessions().len(), 1);
 }
 
-/// A disk of its own that can be made to stall; it goes on, and is unmounted, when dropped.
+/// A disk of its own that can be made to stall; it is unmounted when dropped.
 struct Stalling(Scratch);
+
+/// A disk stalls until this is dropped, which is to be before the server is: a process cannot end while it waits for its disk.
+struct Stall<'a>(&'a Stalling);
 
 impl Stalling {
     fn mount() -> Option<Stalling> {
@@ -515,14 +518,20 @@ impl Stalling {
         self.0.join("disk")
     }
 
-    fn stall(&self, on: bool) {
-        let _ = Command::new("fsfreeze").arg(if on { "-f" } else { "-u" }).arg(self.at()).output();
+    fn stall(&self) -> Stall<'_> {
+        let _ = Command::new("fsfreeze").arg("-f").arg(self.at()).output();
+        Stall(self)
+    }
+}
+
+impl Drop for Stall<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").arg("-u").arg(self.0.at()).output();
     }
 }
 
 impl Drop for Stalling {
     fn drop(&mut self) {
-        self.stall(false);
         let _ = Command::new("umount").arg("-l").arg(self.at()).status();
     }
 }
@@ -551,7 +560,7 @@ fn a_disk_that_stalls_for_seconds_costs_the_recording_nothing_and_nobody_else_a_
     let flow = Flow::start(vec![publisher], Pace { picture: 36_000, ..Pace::FULL });
     server.wait_recording("show", "recording", secs(5));
     thread::sleep(secs(1));
-    disk.stall(true);
+    let stall = disk.stall();
     let begin = Instant::now();
     for _ in 0..5 {
         let had = sink.pictures("show");
@@ -559,7 +568,7 @@ fn a_disk_that_stalls_for_seconds_costs_the_recording_nothing_and_nobody_else_a_
         thread::sleep(Duration::from_millis(700));
     }
     let stalled = begin.elapsed();
-    disk.stall(false);
+    drop(stall);
     thread::sleep(secs(1));
     drop(flow);
     let file = eventually("its file", secs(10), || server.recorded(&receiver, "show").pop());
@@ -568,4 +577,57 @@ fn a_disk_that_stalls_for_seconds_costs_the_recording_nothing_and_nobody_else_a_
     println!("stalled for {stalled:?}: {} s, {found} bytes, {pictures} pictures relayed", file.duration);
     assert!(file.duration > stalled.as_secs_f64() + 1.5, "{file:?}");
     assert!(found > pictures as u64 * 36_000 / 2, "nothing is missing");
+}
+
+/// Rows and files are on one disk mostly.
+#[test]
+fn streams_begin_come_back_and_are_relayed_while_the_disk_of_the_rows_stalls() {
+    let Some(disk) = Stalling::mount() else {
+        eprintln!("SKIPPED: no disk can be mounted here; run as root to test one that stalls");
+        return;
+    };
+    let (receiver, sink) = (Receiver::start(), Sink::start(Manner::Take));
+    let streams = format!("{}\ncallback.stream = {:?}", told(&receiver, r#"["mp4"]"#), receiver.url());
+    let server = Server::start(Setup {
+        server: "publish.grace = \"2s\"".into(),
+        app: streams,
+        data_dir: Some(disk.at().join("data")),
+        ..Setup::default()
+    });
+    server.record("old");
+    server.relay("old", &sink.url("old"));
+    server.relay("new", &sink.url("new"));
+    let publish = |id: &str| {
+        let publisher = Publisher::connect(&server.rtmp(id)).expect("it is taken");
+        Flow::start(vec![publisher], Pace::FULL)
+    };
+    let goes_on = |id: &str| {
+        let had = sink.pictures(id);
+        eventually(&format!("{id} is relayed"), secs(2), || (sink.pictures(id) > had + 5).then_some(()));
+    };
+    let old = publish("old");
+    server.wait_recording("old", "recording", secs(5));
+    goes_on("old");
+
+    let stall = disk.stall();
+    let new = publish("new");
+    goes_on("new");
+    drop(old);
+    let old = publish("old");
+    goes_on("old");
+    thread::sleep(secs(6));
+    let third = publish("third");
+    goes_on("old");
+    goes_on("new");
+    assert_eq!(receiver.of("stream_create", "new"), [] as [serde_json::Value; 0], "nothing of it is durable");
+    let rule = server.rule("new", &sink.url("new")).expect("it is there");
+    assert_eq!(rule["State"], 2, "{rule}");
+    let state = server.call("DescribeRTCStreamState", &[("StreamId", "third"), ("Sequence", "1")]);
+    assert_eq!(state["Code"], 0, "{state}");
+    drop(stall);
+    for id in ["new", "third"] {
+        receiver.wait_any("stream_create", id);
+    }
+    drop((old, new, third));
+    eventually("its file", secs(10), || server.recorded(&receiver, "old").pop());
 }

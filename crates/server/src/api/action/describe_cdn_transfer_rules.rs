@@ -57,7 +57,8 @@ impl Action for DescribeCdnTransferRules {
 
 fn describe(rule: &Rule, live: &Live) -> Value {
     let relay = live.relay(&rule.key, &rule.address).unwrap_or_default();
-    let status = &rule.status;
+    // The row is behind where the disk is slow or full.
+    let status = Some(relay.status()).filter(|it| it.state_ms > 0).unwrap_or_else(|| rule.status.clone());
     json!({
         "StreamId": rule.key.id(),
         "CDNUrl": Target::parse(rule.url.expose()).map_or_else(|_| rule.address.clone(), |target| target.masked()),

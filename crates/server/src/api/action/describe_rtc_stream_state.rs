@@ -38,16 +38,20 @@ impl Action for DescribeRtcStreamState {
     }
 
     async fn apply(self, tx: &mut Tx, context: &Context) -> Result<Reply, Fault> {
+        let is_live = |since_ms| Reply::data(json!({ "create_time": seconds(since_ms), "close_time": "" }));
+        // The row is behind where the disk is slow or full.
+        if let Some(stream) = context.live.stream(&self.key) {
+            return Ok(is_live(stream.since_ms));
+        }
         let session = tx.stream(&self.key).await?.ok_or(code::NO_STREAM)?;
-        let create_time = seconds(session.created_ms);
         if session.closed_ms == 0 {
-            return Ok(Reply::data(json!({ "create_time": create_time, "close_time": "" })));
+            return Ok(is_live(session.created_ms));
         }
         let history_ms = context.app.stream_history.map_or(0, |it| it.as_millis() as i64);
         if context.now_ms.saturating_sub(session.closed_ms) >= history_ms {
             return Err(code::NO_STREAM.into());
         }
-        let data = json!({ "create_time": create_time, "close_time": seconds(session.closed_ms) });
+        let data = json!({ "create_time": seconds(session.created_ms), "close_time": seconds(session.closed_ms) });
         Ok(Reply { code: code::STREAM_CLOSED, ..Reply::data(data) })
     }
 }
