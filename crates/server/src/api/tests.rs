@@ -761,7 +761,7 @@ async fn callbacks_are_listed_and_sent_again() {
     });
     assert!(dead["Data"]["Callbacks"].as_array().unwrap().contains(&want), "{dead}");
     assert_eq!(api.next("DescribeCallbacks State=pending").await["Data"]["Total"], 0);
-    let foreign = format!("RetryCallbacks Id[]={} Id[]={}", ids[0], ids[2]);
+    let foreign = format!("RetryCallbacks Id[]={0} Id[]={1} Id[]={0}", ids[0], ids[2]);
     assert_eq!(api.next(&foreign).await["Data"], json!({"Count": 1}));
     assert_eq!(api.next("RetryCallbacks State=dead").await["Data"], json!({"Count": 1}));
     let pending = api.next("DescribeCallbacks State=pending").await;

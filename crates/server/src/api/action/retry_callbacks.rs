@@ -35,7 +35,10 @@ pub struct RetryCallbacks {
 impl Action for RetryCallbacks {
     fn parse(params: &Params) -> Result<Self, Fault> {
         let ids = params.list("Id")?.into_iter().map(str::parse).collect::<Result<Vec<i64>, _>>();
-        let ids = ids.map_err(|_| params.bad("Id[] takes numbers"))?;
+        let mut ids = ids.map_err(|_| params.bad("Id[] takes numbers"))?;
+        // One that is named twice is one.
+        ids.sort_unstable();
+        ids.dedup();
         match params.text("State") {
             Some("dead") if ids.is_empty() => Ok(Self { ids }),
             None if (1..=IDS_MAX).contains(&ids.len()) => Ok(Self { ids }),
