@@ -251,7 +251,7 @@ impl Server {
             .merge(playback::router(Arc::new(media)))
             .merge(signalling::router(&doors))
             .merge(console::router())
-            .merge(watch_routes(metrics, store.clone(), plan.clone(), draining.clone()));
+            .merge(watch_routes(metrics, store.clone(), draining.clone()));
         let serving = http::serve(http_listener, config.http.tls.clone(), router, stop.clone());
         let serving = async move {
             // The configuration's check has read the certificate; it can have changed only since.
@@ -372,7 +372,7 @@ fn api_settings(config: &Config, urls: Urls, rtmp: SocketAddr) -> api::Settings 
 }
 
 /// `/metrics`, `/health` and `/ready`.
-fn watch_routes(metrics: Arc<Metrics>, store: Store, plan: Plan, draining: Arc<AtomicBool>) -> Router {
+fn watch_routes(metrics: Arc<Metrics>, store: Store, draining: Arc<AtomicBool>) -> Router {
     let page = move || async move {
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         ([(header::CONTENT_TYPE, kind)], metrics.page())
@@ -387,7 +387,7 @@ fn watch_routes(metrics: Arc<Metrics>, store: Store, plan: Plan, draining: Arc<A
             Ok(Err(error)) => reasons.push(format!("the database cannot be read: {error}")),
             Err(_) => reasons.push("the database does not answer".to_owned()),
         }
-        reasons.extend(plan.trouble().or_else(|| store.trouble()));
+        reasons.extend(store.trouble());
         let code = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let body = serde_json::json!({ "ready": reasons.is_empty(), "reasons": reasons });
         (code, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()

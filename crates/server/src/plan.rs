@@ -196,8 +196,6 @@ enum Request {
 struct Inbox {
     news: Mutex<News>,
     come: Notify,
-    /// Why the store took nothing the last time; empty if it did.
-    trouble: Mutex<String>,
 }
 
 #[derive(Default)]
@@ -262,12 +260,6 @@ impl Plan {
         if self.requests.send(Request::Drain(reply)).await.is_ok() {
             let _ = done.await;
         }
-    }
-
-    /// Why nothing can be written now, if so.
-    pub fn trouble(&self) -> Option<String> {
-        let trouble = self.inbox.trouble.lock().expect("no holder panics");
-        Some(trouble.clone()).filter(|trouble| !trouble.is_empty())
     }
 
     /// What marks a stream as having come through this server under this key.

@@ -5,12 +5,14 @@
 //!
 //! Invariant: what has happened is noted or on its way until a commit has said that it is on the disk, and is written once.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bywash_media::{Environment, StreamKey};
 use tokio::task::{JoinError, JoinSet};
-use tracing::error;
+use tokio::time::timeout;
+use tracing::{error, warn};
 
 use super::record::{self, Whose};
 use super::{Keeper, masked};
@@ -24,6 +26,9 @@ use crate::vendor::Target;
 
 /// How long a failing store is left alone before it is tried again.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a write may take before that is told.
+const SLOW: Duration = Duration::from_secs(5);
 
 /// What is to be written, and what is on its way.
 #[derive(Default)]
@@ -259,8 +264,22 @@ impl Entry {
 }
 
 impl Desk {
-    /// Writes all of it together; or, where one of it is at fault, each that can be written.
+    /// Writes all of it, however long that takes.
     async fn write(&self, entries: Vec<Entry>) -> Written {
+        let mut written = pin!(self.try_write(entries));
+        loop {
+            match timeout(SLOW, written.as_mut()).await {
+                Ok(written) => return written,
+                Err(_) => {
+                    warn!("the database has not taken a write for {SLOW:?}: does its disk stand still?");
+                    self.store.note_trouble(&Error::Busy);
+                }
+            }
+        }
+    }
+
+    /// Writes all of it together; or, where one of it is at fault, each that can be written.
+    async fn try_write(&self, entries: Vec<Entry>) -> Written {
         match self.transact(&entries).await {
             Ok(files) => (entries, files.into_iter().map(Some).collect(), None),
             Err(error) if entries.len() == 1 || matches!(error, Error::Full(_) | Error::Busy) => {
@@ -402,8 +421,8 @@ impl Keeper {
         self.ledger.retry_at = error.as_ref().map(|_| Instant::now() + RETRY);
         if let Some(error) = &error {
             error!(%error, waiting = self.ledger.waiting.len(), "cannot write what happened; trying again");
+            self.parts.store.note_trouble(error);
         }
-        *self.plan.inbox.trouble.lock().expect("no holder panics") = error.map(|it| it.to_string()).unwrap_or_default();
     }
 
     fn entry_written(&mut self, entry: Entry, files: Vec<File>) {

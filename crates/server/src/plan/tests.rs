@@ -153,8 +153,8 @@ impl World {
     }
 
     /// Waits until the stream has ended, which could not be written.
-    async fn wait_lost(&self, plan: &Plan, id: &str) {
-        wait("the end is lost", async || self.hub.get(&key(id)).is_none() && plan.trouble().is_some()).await;
+    async fn wait_lost(&self, id: &str) {
+        wait("the end is lost", async || self.hub.get(&key(id)).is_none() && self.store.trouble().is_some()).await;
     }
 
     async fn wait_told(&self, want: &[&str]) {
@@ -224,7 +224,7 @@ async fn a_stream_that_came_and_went_while_nothing_could_be_written_is_told_of_f
         let hold = plan.publish(world.arrival("s", "u")).await.unwrap();
         hold.began(0);
         hold.leave(leave);
-        world.wait_lost(&plan, "s").await;
+        world.wait_lost("s").await;
         set_full(&world.store, false).await;
         world.wait_told(&["stream_create u 0", &format!("stream_close u {close}")]).await;
     }
@@ -241,7 +241,7 @@ async fn a_publisher_that_was_cut_is_told_as_such_however_late() {
     set_full(&world.store, true).await;
     plan.wake(key("s"));
     hold.cut.cancelled().await;
-    world.wait_lost(&plan, "s").await;
+    world.wait_lost("s").await;
     set_full(&world.store, false).await;
     world.wait_told(&["stream_create u 0", "stream_close u 3"]).await;
 }

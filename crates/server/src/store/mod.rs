@@ -149,6 +149,11 @@ impl Store {
         trouble.as_ref().filter(|(at, _)| at.elapsed() < TROUBLE).map(|(_, why)| why.clone())
     }
 
+    /// Notes that a change could not be made which is tried again until it is.
+    pub fn note_trouble(&self, why: &Error) {
+        *self.trouble.lock().expect("no holder panics") = Some((Instant::now(), why.to_string()));
+    }
+
     /// Waits until nobody uses the store, folds the log into the file and closes it.
     pub async fn close(self) {
         self.readers.close().await;

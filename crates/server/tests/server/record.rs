@@ -620,6 +620,8 @@ fn streams_begin_come_back_and_are_relayed_while_the_disk_of_the_rows_stalls() {
     goes_on("old");
     goes_on("new");
     assert_eq!(receiver.of("stream_create", "new"), [] as [serde_json::Value; 0], "nothing of it is durable");
+    let (status, why) = server.get("/ready").expect("an answer");
+    assert!(status == 503 && why.contains("busy"), "{status} {why}");
     let rule = server.rule("new", &sink.url("new")).expect("it is there");
     assert_eq!(rule["State"], 2, "{rule}");
     let state = server.call("DescribeRTCStreamState", &[("StreamId", "third"), ("Sequence", "1")]);
