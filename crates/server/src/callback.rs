@@ -314,6 +314,7 @@ mod tests {
             protocol: "RTMP".into(),
             publisher: "127.0.0.1:5".into(),
             codec: 3,
+            heard: true,
             created_ms: 1_470_820_100_123,
             closed_ms: 0,
         }

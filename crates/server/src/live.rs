@@ -18,6 +18,8 @@ pub struct Live {
     relays: RwLock<HashMap<(StreamKey, String), Arc<Relay>>>,
     /// By the number that plan gave them.
     recordings: RwLock<BTreeMap<u64, (StreamKey, Arc<Recording>)>>,
+    /// Streams that have ended while their rows do not say so yet, and when, Unix milliseconds.
+    closing: RwLock<HashMap<StreamKey, i64>>,
 }
 
 /// Who publishes a stream.
@@ -152,6 +154,24 @@ impl Live {
         self.streams.write().expect("no holder panics").remove(key);
     }
 
+    /// Notes that a stream has ended, which its rows do not say yet.
+    pub fn stream_closing(&self, key: &StreamKey, at_ms: i64) {
+        self.closing.write().expect("no holder panics").insert(key.clone(), at_ms);
+    }
+
+    /// The rows say by now that a stream ended then.
+    pub fn stream_closed(&self, key: &StreamKey, at_ms: i64) {
+        let mut closing = self.closing.write().expect("no holder panics");
+        if closing.get(key) == Some(&at_ms) {
+            closing.remove(key);
+        }
+    }
+
+    /// When a stream ended that its rows call live, Unix milliseconds.
+    pub fn closing(&self, key: &StreamKey) -> Option<i64> {
+        self.closing.read().expect("no holder panics").get(key).copied()
+    }
+
     /// One stream.
     pub fn stream(&self, key: &StreamKey) -> Option<Arc<Stream>> {
         self.streams.read().expect("no holder panics").get(key).cloned()
@@ -170,9 +190,12 @@ impl Live {
         self.relays.write().expect("no holder panics").insert((key, address), relay);
     }
 
-    /// Forgets a relay.
-    pub fn relay_ended(&self, key: &StreamKey, address: &str) {
-        self.relays.write().expect("no holder panics").remove(&(key.clone(), address.to_owned()));
+    /// Forgets a relay, unless another has taken its place.
+    pub fn relay_ended(&self, key: &StreamKey, address: &str, relay: &Arc<Relay>) {
+        let (mut relays, of) = (self.relays.write().expect("no holder panics"), (key.clone(), address.to_owned()));
+        if relays.get(&of).is_some_and(|it| Arc::ptr_eq(it, relay)) {
+            relays.remove(&of);
+        }
     }
 
     /// One relay.

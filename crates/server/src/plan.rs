@@ -37,7 +37,7 @@ use crate::live;
 use crate::output::record::Note;
 use crate::output::relay::{self, Relay, Wish};
 use crate::rendition::Renditions;
-use crate::store::{self, File, Reason, Session, State, Status, Store, Tx};
+use crate::store::{self, File, Origin, Reason, Rule, Session, State, Status, Store, Tx};
 use crate::vendor::{self, Target};
 
 use self::ledger::{Desk, Due, Ended, Entry, Ledger};
@@ -57,8 +57,11 @@ const HOPS: usize = 8;
 /// How long closed streams and old sequences are remembered at the least.
 const HISTORY: Duration = Duration::from_secs(24 * 3600);
 
-/// How many ends of a stream may wait to be written. Who comes then takes the last of them back, and the stream goes on.
+/// How many ends of a stream may wait to be written, about. Who comes then takes the last of them back, and the stream goes on.
 const ENDS: usize = 3;
+
+/// How long a publisher waits at most until its stream is in the rows.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What plan works with.
 pub struct Parts {
@@ -279,14 +282,16 @@ struct Place {
     announced: bool,
     /// stream_create is owed with the next write of the session.
     owes_create: bool,
-    /// One is written, whoever published then.
-    heard: bool,
+    /// The `userId` of the last one that is written or on its way.
+    heard: Option<String>,
     /// `None` after a restart, until its publisher comes back.
     stream: Option<Live>,
     /// When the stream ends if nobody publishes it; none while somebody does.
     ends_at: Option<Instant>,
-    /// The address of the app's default target as it was when the stream was sent there; see [`Keeper::put_default_rule`].
-    default_target: Option<String>,
+    /// The app's default target as it was when the stream was sent there; see [`Keeper::put_default_rule`].
+    default: Option<Target>,
+    /// The rows know that, and a call may have put an end to it.
+    default_written: bool,
     /// How it ended then.
     close: Close,
 }
@@ -306,6 +311,7 @@ struct Running {
     key: StreamKey,
     address: String,
     masked: String,
+    counters: Arc<live::Relay>,
     /// Taken away when the rule is.
     wish: Option<watch::Sender<Wish>>,
     task: tokio::task::Id,
@@ -325,10 +331,21 @@ impl Running {
     }
 }
 
+/// A publisher that is taken and not told yet.
+struct Greeting {
+    hold: Hold,
+    reply: oneshot::Sender<Result<Hold, Refusal>>,
+    /// It is told once this transaction is over,
+    after: u64,
+    /// or at this time.
+    at: Instant,
+}
+
 struct Keeper {
     parts: Parts,
     plan: Plan,
     ledger: Ledger,
+    greetings: Vec<Greeting>,
     desk: Arc<Desk>,
     places: HashMap<StreamKey, Place>,
     /// By number, so that a word from an older relay of the same address is known as such.
@@ -374,6 +391,7 @@ impl Keeper {
         let keeper = Keeper {
             parts,
             ledger: Ledger::default(),
+            greetings: Vec::new(),
             desk: Arc::new(desk),
             plan: Plan { inbox: Arc::default(), requests, marker: rand::random() },
             places: HashMap::new(),
@@ -411,8 +429,10 @@ impl Keeper {
                 Some(_) = self.finishing.join_next() => {}
                 Some(request) = asked.recv() => match request {
                     Request::Publish(arrival, reply) => {
-                        // A publisher that has gone meanwhile drops its hold, which says so.
-                        let _ = reply.send(self.publish(*arrival).await);
+                        match self.publish(*arrival).await {
+                            Ok(hold) => self.greet(hold, reply),
+                            refused => drop(reply.send(refused)),
+                        }
                     }
                     Request::Reload => {
                         self.ledger.note(Entry::Readdress);
@@ -457,20 +477,24 @@ impl Keeper {
         let grace = **self.parts.grace.load();
         let look = async |tx: &mut Tx| {
             let stopped = Entry::Stopped(tx.rules_running().await?, tx.records_running().await?);
-            Ok((tx.streams_open().await?, tx.files_open().await?, stopped))
+            Ok((tx.streams_open().await?, tx.rules_default().await?, tx.files_open().await?, stopped))
         };
-        let (sessions, files, stopped) = self.read(look).await?;
+        let (sessions, rules, files, stopped) = self.read(look).await?;
         for session in sessions {
             info!(stream = %session.key, "was live when the server stopped; waiting for its publisher");
             let place = Place {
                 unwritten: false,
-                announced: true,
+                announced: session.heard,
                 owes_create: false,
-                heard: true,
+                heard: session.heard.then(|| session.user_id.clone()),
                 stream: None,
                 ends_at: Some(Instant::now() + grace),
-                // It was sent there already, and a call may have put an end to that.
-                default_target: self.default_target(&session.key).map(|it| it.address()),
+                // It was sent there already, or a call has put an end to that.
+                default: match rules.iter().find(|rule| rule.key == session.key) {
+                    Some(rule) => Target::parse(rule.url.expose()).ok(),
+                    None => self.default_target(&session.key),
+                },
+                default_written: true,
                 close: Close::TcpDrop,
                 session,
             };
@@ -527,9 +551,11 @@ impl Keeper {
         let cut = CancellationToken::new();
         let trace = [arrival.trace.as_slice(), &[mark]].concat().join(",");
         let live = Live { stream, lane: arrival.lane, trace, number, cut: cut.clone() };
-        match self.places.get_mut(&key) {
-            Some(place) => {
+        match self.places.get(&key) {
+            Some(_) => {
                 info!(stream = %key, from = %arrival.address, "publisher is back");
+                self.tell_of_who_is_taken_over(&key);
+                let place = self.places.get_mut(&key).expect("it was found");
                 // The same stream goes on, and a customer who has heard of it hears so: stream_create with `recreate`.
                 (place.announced, place.owes_create) = (false, false);
                 (place.stream, place.ends_at) = (Some(live), None);
@@ -548,6 +574,7 @@ impl Keeper {
                     protocol: arrival.protocol.to_owned(),
                     publisher: arrival.address.to_string(),
                     codec: 0,
+                    heard: false,
                     created_ms: now_ms,
                     closed_ms: 0,
                 };
@@ -556,10 +583,11 @@ impl Keeper {
                     unwritten: false,
                     announced: false,
                     owes_create: false,
-                    heard: false,
+                    heard: None,
                     stream: Some(live),
                     ends_at: None,
-                    default_target: None,
+                    default: None,
+                    default_written: true,
                     close: Close::TcpDrop,
                 };
                 self.places.insert(key.clone(), place);
@@ -568,6 +596,34 @@ impl Keeper {
         self.note_session(&key);
         self.make_so(&key).await;
         Ok(Hold { publisher, cut, word: Word { inbox: self.plan.inbox.clone(), key, number, how: Leave::Lost } })
+    }
+
+    /// Answers a publisher once its stream is in the rows, so that a call that follows finds it there; or soon, where the store is slow.
+    fn greet(&mut self, hold: Hold, reply: oneshot::Sender<Result<Hold, Refusal>>) {
+        let after = self.ledger.next();
+        self.greetings.push(Greeting { hold, reply, after, at: Instant::now() + PATIENCE });
+        self.answer();
+    }
+
+    /// Answers the publishers who have waited for long enough.
+    fn answer(&mut self) {
+        let (done, refused, now) = (self.ledger.done(), self.ledger.is_refused(), Instant::now());
+        for greeting in self.greetings.extract_if(.., |it| it.after <= done || refused || it.at <= now) {
+            // One that has gone meanwhile drops its hold, which says so.
+            let _ = greeting.reply.send(Ok(greeting.hold));
+        }
+    }
+
+    /// What is still to be told of the publisher that held a stream last is told as it was.
+    fn tell_of_who_is_taken_over(&mut self, key: &StreamKey) {
+        let owes = self.places.get(key).is_some_and(|place| place.owes_create);
+        if !owes || self.ledger.taken_over(key) >= ENDS {
+            return;
+        }
+        let waits = self.ledger.take_back_session(key);
+        if let Some(entry) = waits.and_then(|due| self.entry(due)) {
+            self.ledger.note(entry);
+        }
     }
 
     fn read_inbox(&mut self) {
@@ -588,10 +644,9 @@ impl Keeper {
         for (number, word) in news.recordings {
             self.note_word(number, word);
         }
-        // Nothing runs for a stream that is not live, and when it is published its rows are read. But its recordings may be over.
+        // Nothing runs for a stream that is not there, and when it is published its rows are read. But its recordings may be over.
         self.settle |= !news.woken.is_empty();
-        let live = news.woken.into_iter().filter(|key| self.is_live(key)).collect::<Vec<_>>();
-        self.woken.extend(live);
+        self.woken.extend(news.woken.into_iter().filter(|key| self.places.contains_key(key)));
     }
 
     /// A change of state is written at once, counts a little later.
@@ -633,7 +688,14 @@ impl Keeper {
         self.parts.hub.end(key);
         let Some(place) = self.places.remove(key) else { return };
         info!(stream = %key, ?close, "stream ends");
-        self.ledger.take_back(|due| matches!(due, Due::Session(waits) if waits == key));
+        self.ledger.take_back_session(key);
+        self.ledger.take_back_default(key);
+        let ends = self.ending.range((key.clone(), 0)..=(key.clone(), i64::MAX)).count();
+        if ends >= 2 * ENDS && place.unwritten && place.heard.is_none() {
+            return warn!(stream = %key, "what became of the stream cannot be written: nobody is told of it");
+        }
+        let at_ms = unix_ms();
+        self.parts.live.stream_closing(key, at_ms);
         self.ending.insert((key.clone(), place.session.seq));
         self.ledger.note(Entry::End(Box::new(Ended {
             session: place.session,
@@ -641,25 +703,26 @@ impl Keeper {
             create: place.owes_create,
             heard: place.heard,
             close,
-            at_ms: unix_ms(),
+            at_ms,
         })));
     }
 
     /// Makes of the last end of a stream that waits to be written a stream that nobody publishes.
     fn take_back_end(&mut self, key: &StreamKey) {
-        let such = |due: &Due| matches!(due, Due::Entry(Entry::End(ended)) if ended.session.key == *key);
-        let Some(Due::Entry(Entry::End(ended))) = self.ledger.take_back(such) else { return };
-        let Ended { session, unwritten, create, heard, close, .. } = *ended;
+        let Some(ended) = self.ledger.take_back_end(key) else { return };
+        let Ended { session, unwritten, create, heard, close, at_ms } = *ended;
+        self.parts.live.stream_closed(key, at_ms);
         self.ending.remove(&(key.clone(), session.seq));
         let place = Place {
             session,
             unwritten: false,
-            announced: create || heard,
+            announced: create || heard.is_some(),
             owes_create: create,
             heard,
             stream: None,
             ends_at: None,
-            default_target: None,
+            default: None,
+            default_written: true,
             close,
         };
         self.places.insert(key.clone(), place);
@@ -704,11 +767,12 @@ impl Keeper {
         self.settle && !self.settling
     }
 
+    /// The rows still have what a publish of this stream that is over has left.
+    fn is_ending(&self, key: &StreamKey) -> bool {
+        self.ending.range((key.clone(), 0)..).next().is_some_and(|(ending, _)| ending == key)
+    }
+
     async fn make_so(&mut self, key: &StreamKey) {
-        // What the last publish left in the rows goes with the end of it.
-        if self.ending.range((key.clone(), 0)..).next().is_some_and(|(ending, _)| ending == key) {
-            return;
-        }
         if let Err(error) = self.reconcile(key).await {
             error!(stream = %key, %error, "cannot read what should run; trying again");
             self.resting.insert((key.clone(), String::new()), Instant::now() + ledger::RETRY);
@@ -717,23 +781,28 @@ impl Keeper {
 
     /// Makes the relays and recordings of a live stream equal to its rows.
     async fn reconcile(&mut self, key: &StreamKey) -> Result<(), store::Error> {
-        if !self.is_live(key) {
+        if !self.places.contains_key(key) {
             return Ok(());
         }
         let app = self.parts.apps.get(key.app());
         self.put_default_rule(key);
-        let (forbidden, rules) = self.read(async |tx| Ok((tx.forbidden(key).await?, tx.rules_of(key).await?))).await?;
+        let (forbidden, mut rules) =
+            self.read(async |tx| Ok((tx.forbidden(key).await?, tx.rules_of(key).await?))).await?;
         if forbidden {
             info!(stream = %key, "stream is forbidden: its publisher is cut");
             self.cut(key);
             self.end(key, Close::Kicked);
             return Ok(());
         }
+        if !self.is_live(key) {
+            return Ok(());
+        }
+        self.add_default_rule(key, &mut rules);
 
         let mut extra: BTreeMap<String, u64> = self
             .relays
             .iter()
-            .filter(|(_, relay)| relay.key == *key && relay.wish.is_some())
+            .filter(|(_, relay)| relay.key == *key && relay.wish.is_some() && !relay.ended)
             .map(|(number, relay)| (relay.address.clone(), *number))
             .collect();
         for rule in rules {
@@ -784,10 +853,23 @@ impl Keeper {
     /// and again where the configuration names another.
     fn put_default_rule(&mut self, key: &StreamKey) {
         let target = self.default_target(key);
-        let address = target.as_ref().map(Target::address);
-        let Some(place) = self.places.get_mut(key).filter(|it| it.default_target != address) else { return };
-        place.default_target = address;
+        let address = |target: &Option<Target>| target.as_ref().map(Target::address);
+        let other = |it: &&mut Place| it.stream.is_some() && address(&it.default) != address(&target);
+        let Some(place) = self.places.get_mut(key).filter(other) else { return };
+        (place.default, place.default_written) = (target.clone(), false);
         self.ledger.note(Entry::DefaultRule(key.clone(), target));
+    }
+
+    /// What the rows say of the default target, or will say once they are written.
+    fn add_default_rule(&self, key: &StreamKey, rules: &mut Vec<Rule>) {
+        let Some(place) = self.places.get(key).filter(|it| !it.default_written || self.is_ending(key)) else { return };
+        rules.retain(|rule| rule.origin != Origin::Default);
+        let Some(target) = &place.default else { return };
+        let address = target.address();
+        if !rules.iter().any(|rule| rule.address == address) {
+            let (key, url, origin) = (key.clone(), target.url().clone(), Origin::Default);
+            rules.push(Rule { key, address, url, origin, created_ms: 0, retry_asked: 0, status: Status::default() });
+        }
     }
 
     /// Where the stream goes by its app's configuration alone.
@@ -816,10 +898,22 @@ impl Keeper {
 
     fn start_relay(&mut self, key: &StreamKey, address: String, wish: Wish) {
         let Some(live) = self.places.get(key).and_then(|place| place.stream.as_ref()) else { return };
-        // The one before it, of a rule deleted and put again, says goodbye first.
-        if self.rests(key, &address) || self.relays.values().any(|relay| relay.key == *key && relay.address == address)
-        {
+        if self.rests(key, &address) {
             return;
+        }
+        let same = |(_, relay): &(&u64, &Running)| relay.key == *key && relay.address == address;
+        let before: BTreeMap<u64, bool> =
+            self.relays.iter().filter(same).map(|(at, relay)| (*at, relay.ended)).collect();
+        // The one before it, of a rule deleted and put again, says goodbye first.
+        if before.values().any(|ended| !ended) {
+            return;
+        }
+        // Where what they told cannot be written, some of it is left out.
+        if before.len() >= ENDS
+            && let Some(number) = before.keys().next()
+        {
+            self.pending.remove(number);
+            self.relays.remove(number);
         }
         self.numbers += 1;
         let number = self.numbers;
@@ -835,7 +929,7 @@ impl Keeper {
             lane: live.lane.clone(),
             renditions: self.parts.renditions.clone(),
             settings: self.parts.relay.clone(),
-            live: counters,
+            live: counters.clone(),
             trace: live.trace.clone(),
             note: Box::new(move |status| inbox.put(|news| drop(news.statuses.insert(number, status)))),
             span: info_span!("relay", stream = %key, target = public),
@@ -846,6 +940,7 @@ impl Keeper {
             key: key.clone(),
             address,
             masked,
+            counters,
             wish,
             task,
             told,
@@ -892,6 +987,8 @@ impl Keeper {
         }
         // Who comes after it waits for that.
         self.counts_at = self.pending.contains_key(&number).then(Instant::now).or(self.counts_at);
+        // A rule that was put again while this relay said goodbye, or whose stream is back, starts now.
+        self.plan.wake(self.relays[&number].key.clone());
         self.forget_relay_that_has_told(number);
     }
 
@@ -904,9 +1001,7 @@ impl Keeper {
 
     fn forget_relay(&mut self, number: u64) {
         let Some(relay) = self.relays.remove(&number) else { return };
-        self.parts.live.relay_ended(&relay.key, &relay.address);
-        // A rule that was put again while this relay said goodbye starts now.
-        self.plan.wake(relay.key);
+        self.parts.live.relay_ended(&relay.key, &relay.address, &relay.counters);
     }
 
     fn on_time(&mut self) {
@@ -917,6 +1012,7 @@ impl Keeper {
             let close = self.places[&key].close;
             self.end(&key, close);
         }
+        self.answer();
         let rested = self.resting.extract_if(.., |_, at| *at <= now);
         self.woken.extend(rested.map(|((key, _), _)| key));
         if self.due_at.is_some_and(|at| at <= now) {
@@ -928,7 +1024,8 @@ impl Keeper {
         let ends = self.places.values().filter_map(|place| place.ends_at).min();
         let rested = self.resting.values().min().copied();
         let write_at = self.ledger.next_write(self.counts_at);
-        [ends, rested, write_at, self.due_at].into_iter().flatten().min()
+        let greeting = self.greetings.iter().map(|greeting| greeting.at).min();
+        [ends, rested, write_at, self.due_at, greeting].into_iter().flatten().min()
     }
 
     fn drain(&mut self) {

@@ -505,16 +505,19 @@ async fn a_stream_has_a_rule_for_an_address_and_32_at_most() {
 async fn clear_leaves_what_relays_and_other_streams() {
     for whole_app in [false, true] {
         let mut api = Api::with(vec![App { clear_whole_app: whole_app, ..app(APP) }], settings()).await;
-        for (id, name) in [("s", 1), ("s", 2), ("t", 3)] {
+        for (id, name) in [("s", 1), ("s", 2), ("t", 3), ("s", 4)] {
             api.check(&[(&format!("CreatCDNTransferRule StreamId={id} CDNUrl=rtmp://h/a/{name}"), 0)]).await;
         }
         let mut tx = api.gateway.store.begin().await.unwrap();
         let relaying = Status { state: State::Relaying, ..Status::default() };
         assert!(tx.rule_note(&key("s"), "rtmp://h/a/1", &relaying).await.unwrap());
         tx.commit().await.unwrap();
+        // That this one relays is not in its row yet.
+        let relay = Relay { status: Mutex::new(relaying), ..Relay::default() };
+        api.gateway.live.relay_started(key("s"), "rtmp://h/a/4".into(), Arc::new(relay));
         api.woken();
         api.check(&[("ClearCDNTransferRule StreamId=s", 0)]).await;
-        assert_eq!(api.addresses("s").await, ["rtmp://h/a/1"]);
+        assert_eq!(api.addresses("s").await, ["rtmp://h/a/1", "rtmp://h/a/4"]);
         assert_eq!(api.addresses("t").await.is_empty(), whole_app);
         assert_eq!(api.woken().contains(&Wake::Stream(key("t"))), whole_app);
     }
@@ -588,6 +591,7 @@ fn session(id: &str, created_ms: i64, closed_ms: i64) -> Session {
         protocol: "RTMP".into(),
         publisher: "198.51.100.4:5".into(),
         codec: 0,
+        heard: true,
         created_ms,
         closed_ms,
     }
@@ -655,16 +659,18 @@ async fn rules_are_described_with_their_counters_and_without_their_secrets() {
     let mut tx = api.gateway.store.begin().await.unwrap();
     assert!(tx.rule_note(&key("s"), "rtmp://h/a/s", &status).await.unwrap());
     tx.commit().await.unwrap();
-    let relay = Relay::default();
+    // The row is behind.
+    let relay = Relay { status: Mutex::new(Status { state_ms: 6, ..status }), ..Relay::default() };
     relay.bytes.add(1000);
     relay.frames_dropped.store(4, std::sync::atomic::Ordering::Relaxed);
-    api.gateway.live.relay_started(key("s"), "rtmp://h/a/s".into(), Arc::new(relay));
+    let relay = Arc::new(relay);
+    api.gateway.live.relay_started(key("s"), "rtmp://h/a/s".into(), relay.clone());
 
     let all = api.next("DescribeCDNTransferRules").await;
     assert_eq!((&all["Code"], &all["Message"], &all["Data"]["Total"]), (&json!(0), &json!("ok"), &json!(2)));
     assert!(!all.to_string().contains("hush"), "{all}");
     let rule = json!({
-        "StreamId": "s", "CDNUrl": "rtmp://h/a/s?***", "State": 1, "UpdateReason": 6, "StateTime": 5, "BytesSent": 1000,
+        "StreamId": "s", "CDNUrl": "rtmp://h/a/s?***", "State": 1, "UpdateReason": 6, "StateTime": 6, "BytesSent": 1000,
         "Bitrate": 0, "FramesDropped": 4, "Retries": 3, "NextRetryTime": 9, "LastError": "reset",
     });
     assert_eq!(all["Data"]["Rules"][0], rule);
@@ -678,6 +684,9 @@ async fn rules_are_described_with_their_counters_and_without_their_secrets() {
         ("DescribeCDNTransferRules PageNumber=-1", 5005),
     ])
     .await;
+    api.gateway.live.relay_ended(&key("s"), "rtmp://h/a/s", &relay);
+    let ended = api.next("DescribeCDNTransferRules StreamId=s").await;
+    assert_eq!((&ended["Data"]["Rules"][0]["State"], &ended["Data"]["Rules"][0]["StateTime"]), (&json!(0), &json!(5)));
     let test = api.next("DescribeCDNTransferRules IsTest=true").await;
     assert_eq!(test["Data"], json!({"Total": 0, "Rules": []}));
 }

@@ -5,6 +5,7 @@
 //!
 //! Invariant: what has happened is noted or on its way until a commit has said that it is on the disk, and is written once.
 
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use tokio::time::timeout;
 use tracing::{error, warn};
 
 use super::record::{self, Whose};
-use super::{Keeper, masked};
+use super::{Keeper, Place, masked};
 use crate::callback::{self, Close};
 use crate::clock::unix_ms;
 use crate::config::Apps;
@@ -36,6 +37,8 @@ pub(super) struct Ledger {
     /// In the order in which it happened.
     waiting: Vec<Due>,
     on_its_way: JoinSet<Written>,
+    /// Transactions that have begun.
+    begun: u64,
     /// The store has refused the last; not before this.
     retry_at: Option<Instant>,
 }
@@ -83,8 +86,8 @@ pub(super) struct Opened {
     pub(super) number: u64,
     /// stream_create is owed,
     pub(super) create: bool,
-    /// with `recreate`: it is not the session's first.
-    pub(super) recreate: bool,
+    /// with `recreate` if it is not the session's first. The `userId` of the last one.
+    pub(super) heard: Option<String>,
 }
 
 /// A session that is over.
@@ -92,10 +95,10 @@ pub(super) struct Ended {
     pub(super) session: Session,
     /// The rows do not know the session, or not as it is.
     pub(super) unwritten: bool,
-    /// stream_create is still owed,
+    /// stream_create is still owed.
     pub(super) create: bool,
-    /// as one was before, or not.
-    pub(super) heard: bool,
+    /// The `userId` of the last one.
+    pub(super) heard: Option<String>,
     pub(super) close: Close,
     pub(super) at_ms: i64,
 }
@@ -139,18 +142,48 @@ impl Ledger {
         self.waiting.push(due);
     }
 
-    /// Takes back the last of such that waits.
-    pub(super) fn take_back(&mut self, such: impl Fn(&Due) -> bool) -> Option<Due> {
+    /// Takes back the session that waits to be written as it is by then.
+    pub(super) fn take_back_session(&mut self, key: &StreamKey) -> Option<Due> {
+        self.take_back(|due| matches!(due, Due::Session(waits) if waits == key))
+    }
+
+    /// Takes back the last end of a stream that waits.
+    pub(super) fn take_back_end(&mut self, key: &StreamKey) -> Option<Box<Ended>> {
+        match self.take_back(|due| matches!(due, Due::Entry(Entry::End(ended)) if ended.session.key == *key))? {
+            Due::Entry(Entry::End(ended)) => Some(ended),
+            _ => None,
+        }
+    }
+
+    /// Takes back the default target of a stream that is over now.
+    pub(super) fn take_back_default(&mut self, key: &StreamKey) {
+        self.take_back(|due| matches!(due, Due::Entry(Entry::DefaultRule(of, _)) if of == key));
+    }
+
+    fn take_back(&mut self, such: impl Fn(&Due) -> bool) -> Option<Due> {
         let at = self.waiting.iter().rposition(such)?;
         Some(self.waiting.remove(at))
     }
 
-    /// The ends that wait.
-    pub(super) fn ends(&mut self) -> impl Iterator<Item = &mut Ended> {
-        self.waiting.iter_mut().filter_map(|due| match due {
-            Due::Entry(Entry::End(ended)) => Some(&mut **ended),
-            _ => None,
-        })
+    /// How many publishers of a stream that others have taken over wait to be told of.
+    pub(super) fn taken_over(&self, key: &StreamKey) -> usize {
+        let such = |due: &&Due| matches!(due, Due::Entry(Entry::Session(opened)) if opened.session.key == *key);
+        self.waiting.iter().filter(such).count()
+    }
+
+    /// The number of the transaction that writes what is noted now.
+    pub(super) fn next(&self) -> u64 {
+        self.begun + 1
+    }
+
+    /// The last transaction that is over.
+    pub(super) fn done(&self) -> u64 {
+        self.begun - self.on_its_way.len() as u64
+    }
+
+    /// The store has refused the last transaction.
+    pub(super) fn is_refused(&self) -> bool {
+        self.retry_at.is_some()
     }
 
     /// All is written.
@@ -184,12 +217,22 @@ impl Ledger {
 }
 
 impl Entry {
+    /// The stream whose life it is about.
+    fn stream(&self) -> Option<&StreamKey> {
+        match self {
+            Entry::Session(opened) => Some(&opened.session.key),
+            Entry::End(ended) => Some(&ended.session.key),
+            Entry::DefaultRule(key, _) => Some(key),
+            Entry::Record(record) => Some(&record.key),
+            _ => None,
+        }
+    }
+
     /// Nothing is lost where only the other one is written.
     fn is_outdone_by(&self, other: &Entry) -> bool {
         match (self, other) {
             (Entry::Readdress, Entry::Readdress) | (Entry::Forget(..), Entry::Forget(..)) => true,
             (Entry::DefaultRule(key, _), Entry::DefaultRule(other, _)) => key == other,
-            (Entry::Record(record), Entry::Record(other)) => (&record.key, record.vendor) == (&other.key, other.vendor),
             (Entry::RecordState(id, _), Entry::RecordState(other, _)) => id == other,
             _ => false,
         }
@@ -208,8 +251,8 @@ impl Entry {
                 }
             }
             Entry::Session(opened) => {
-                let Opened { session, create, recreate, .. } = &**opened;
-                desk.open(tx, session, create.then_some(*recreate)).await?;
+                let Opened { session, create, heard, .. } = &**opened;
+                desk.open(tx, session, *create, heard.is_some()).await?;
             }
             Entry::End(ended) => desk.end(tx, ended).await?,
             Entry::DefaultRule(key, target) => {
@@ -288,12 +331,19 @@ impl Desk {
             }
             Err(mut error) => {
                 let mut done = Vec::with_capacity(entries.len());
+                let mut refused = BTreeSet::new();
                 for entry in entries.chunks(1) {
+                    // What happened to a stream is written in its order.
+                    if entry[0].stream().is_some_and(|key| refused.contains(key)) {
+                        done.push(None);
+                        continue;
+                    }
                     match self.transact(entry).await {
                         Ok(files) => done.extend(files.into_iter().map(Some)),
                         Err(why) => {
                             error = why;
                             done.push(None);
+                            refused.extend(entry[0].stream());
                             // Later a relay of the same rule may tell that it runs.
                             if matches!(entry, [Entry::Stopped(..)]) {
                                 break;
@@ -319,10 +369,10 @@ impl Desk {
 }
 
 impl Desk {
-    /// Writes a session, and owes stream_create, with or without `recreate`, if the customer is to hear of it.
-    async fn open(&self, tx: &mut Tx, session: &Session, create: Option<bool>) -> Result<(), Error> {
-        tx.stream_open(session).await?;
-        let Some((recreate, app)) = create.zip(self.apps.get(session.key.app())) else { return Ok(()) };
+    /// Writes a session, and owes stream_create, if the customer is to hear of it; `recreate` where it has heard of it before.
+    async fn open(&self, tx: &mut Tx, session: &Session, create: bool, recreate: bool) -> Result<(), Error> {
+        tx.stream_open(&Session { heard: create || recreate, ..session.clone() }).await?;
+        let Some(app) = self.apps.get(session.key.app()).filter(|_| create) else { return Ok(()) };
         let (http, rtmp, now_ms) = (&self.public_url, &self.rtmp_base, unix_ms());
         tx.owe(callback::stream_create(&app, http, rtmp, session, recreate, now_ms), now_ms).await
     }
@@ -330,14 +380,16 @@ impl Desk {
     async fn end(&self, tx: &mut Tx, ended: &Ended) -> Result<(), Error> {
         let Ended { session, unwritten, create, heard, close, at_ms } = ended;
         if *unwritten {
-            self.open(tx, session, create.then_some(*heard)).await?;
+            self.open(tx, session, *create, heard.is_some()).await?;
         }
         tx.stream_close(&session.key, *at_ms).await?;
         tx.rules_delete_default(&session.key).await?;
         tx.records_close_default(&session.key, *at_ms).await?;
         // Who hears that it ends has heard that it began; of a publisher that never sent a thing nobody hears.
-        let Some(app) = self.apps.get(session.key.app()).filter(|_| *create || *heard) else { return Ok(()) };
-        tx.owe(callback::stream_close(&app, session, *close, *at_ms), *at_ms).await
+        let user = if *create { Some(&session.user_id) } else { heard.as_ref() };
+        let Some((user_id, app)) = user.cloned().zip(self.apps.get(session.key.app())) else { return Ok(()) };
+        let told = Session { user_id, ..session.clone() };
+        tx.owe(callback::stream_close(&app, &told, *close, *at_ms), *at_ms).await
     }
 }
 
@@ -373,20 +425,26 @@ impl Keeper {
         }
         if !entries.is_empty() {
             let desk = self.desk.clone();
+            self.ledger.begun += 1;
             self.ledger.on_its_way.spawn(async move { desk.write(entries).await });
         }
     }
 
     /// What is to be written, as it is now.
-    fn entry(&mut self, due: Due) -> Option<Entry> {
+    pub(super) fn entry(&mut self, due: Due) -> Option<Entry> {
         match due {
             Due::Session(key) => {
                 let place = self.places.get_mut(&key).filter(|place| place.unwritten)?;
                 place.unwritten = false;
                 let create = std::mem::take(&mut place.owes_create);
                 let number = place.stream.as_ref().map_or(0, |live| live.number);
-                let opened = Opened { session: place.session.clone(), number, create, recreate: place.heard };
-                Some(Entry::Session(Box::new(opened)))
+                let session = place.session.clone();
+                // Whatever is noted from now on is told after it.
+                let heard = match create {
+                    true => place.heard.replace(session.user_id.clone()),
+                    false => place.heard.clone(),
+                };
+                Some(Entry::Session(Box::new(Opened { session, number, create, heard })))
             }
             Due::Status(number) => {
                 let relay = self.relays.get_mut(&number)?;
@@ -419,6 +477,7 @@ impl Keeper {
             }
         }
         self.ledger.retry_at = error.as_ref().map(|_| Instant::now() + RETRY);
+        self.answer();
         if let Some(error) = &error {
             error!(%error, waiting = self.ledger.waiting.len(), "cannot write what happened; trying again");
             self.parts.store.note_trouble(error);
@@ -427,21 +486,23 @@ impl Keeper {
 
     fn entry_written(&mut self, entry: Entry, files: Vec<File>) {
         match entry {
-            Entry::Session(opened) if opened.create => {
-                let sid = &opened.session.sid;
-                match self.places.get_mut(&opened.session.key).filter(|place| place.session.sid == *sid) {
-                    Some(place) => place.heard = true,
-                    None => self.ledger.ends().filter(|it| it.session.sid == *sid).for_each(|it| it.heard = true),
-                }
-            }
             Entry::End(ended) => {
+                self.parts.live.stream_closed(&ended.session.key, ended.at_ms);
                 self.ending.remove(&(ended.session.key.clone(), ended.session.seq));
                 self.settle = true;
                 // Who took its place meanwhile gets what the rows say.
                 self.plan.wake(ended.session.key);
             }
-            Entry::DefaultRule(key, _) => self.plan.wake(key),
-            Entry::Record(record) => self.plan.wake(record.key),
+            Entry::DefaultRule(key, target) => {
+                let same = |place: &&mut Place| {
+                    place.default.as_ref().map(Target::address) == target.as_ref().map(Target::address)
+                };
+                if let Some(place) = self.places.get_mut(&key).filter(same) {
+                    place.default_written = true;
+                }
+                self.plan.wake(key);
+            }
+            Entry::Record(record) => self.record_written(*record),
             Entry::Status(told) => {
                 let Some(relay) = self.relays.get_mut(&told.number) else { return };
                 (relay.told, relay.on_its_way) = (told.status, false);
@@ -466,18 +527,19 @@ impl Keeper {
     fn entry_refused(&mut self, entry: Entry) -> Option<Due> {
         match entry {
             Entry::Session(opened) => {
-                let Opened { session, number, create, .. } = *opened;
-                let Some(place) = self.places.get_mut(&session.key).filter(|place| place.session.sid == session.sid)
-                else {
-                    for ended in self.ledger.ends().filter(|it| it.session.sid == session.sid) {
-                        ended.unwritten = true;
-                        ended.create |= create;
-                    }
-                    return None;
+                let Opened { ref session, number, create, ref heard } = *opened;
+                let holds = |place: &&mut Place| {
+                    place.session.sid == session.sid && place.stream.as_ref().map_or(0, |live| live.number) == number
                 };
-                // Who has taken the stream over tells of itself.
-                place.owes_create |= create && place.stream.as_ref().is_some_and(|live| live.number == number);
-                (!std::mem::replace(&mut place.unwritten, true)).then_some(Due::Session(session.key))
+                // What was to be told of who has been taken over, or of a stream that has ended, is told before that.
+                let Some(place) = self.places.get_mut(&session.key).filter(holds) else {
+                    return Some(Due::Entry(Entry::Session(opened)));
+                };
+                if create {
+                    place.owes_create = true;
+                    place.heard.clone_from(heard);
+                }
+                (!std::mem::replace(&mut place.unwritten, true)).then(|| Due::Session(session.key.clone()))
             }
             Entry::Status(told) => {
                 let Told { number, status, .. } = *told;

@@ -28,6 +28,9 @@ use crate::store::{self, File, FileState, Origin, Record, RecordState, RecordSta
 /// How long plan trusts a clock that somebody may set.
 const CLOCK: Duration = Duration::from_secs(60);
 
+/// Recordings of one stream under one name at once: each that is over waits until what it has told is written.
+const WAITING: usize = 8;
+
 /// How many recordings are ended in one transaction, about.
 const AT_ONCE: usize = 100;
 
@@ -67,6 +70,8 @@ pub(super) struct Recording {
     ended: bool,
     /// and this much of what it has told is not written yet.
     unwritten: usize,
+    /// The row of its task is not written yet.
+    pub(super) unborn: bool,
 }
 
 impl Keeper {
@@ -91,9 +96,16 @@ impl Keeper {
         if let Some(app) = app {
             self.put_default_records(app, key).await?;
         }
-        let wished = self.read(async |tx| tx.records_wished_of(key).await).await?;
+        let ending = self.is_ending(key);
+        let mut wished = self.read(async |tx| tx.records_wished_of(key).await).await?;
+        // What was recorded by itself of the publish that is over is over, and what is due, whether its row says so or not.
+        let now_ms = unix_ms();
+        let due = |record: &Record| record.end_ms > 0 && record.end_ms <= now_ms;
+        wished.retain(|record| !due(record) && !(ending && record.origin == Origin::Default));
         for recording in self.recordings.values_mut().filter(|it| it.whose.key == *key) {
-            if !wished.iter().any(|record| record.id == recording.whose.id) {
+            let is_wished = recording.unborn || wished.iter().any(|record| record.id == recording.whose.id);
+            // Without its section no call could stop it.
+            if !is_wished || !app.is_some_and(|app| app.record.contains_key(recording.whose.vendor.name())) {
                 recording.wish = None;
             }
         }
@@ -110,11 +122,18 @@ impl Keeper {
     /// Every stream is recorded where the app says so, unless that was stopped during this publish.
     async fn put_default_records(&mut self, app: &App, key: &StreamKey) -> Result<(), store::Error> {
         let Some(begun_ms) = self.places.get(key).map(|place| place.session.created_ms) else { return Ok(()) };
+        let ending = self.is_ending(key);
         let names = app.record.iter().filter(|(_, record)| record.record_everything).map(|(name, _)| name);
         for vendor in names.filter_map(|name| Vendor::named(name)) {
+            let same = |it: &Recording| it.whose.key == *key && it.whose.vendor == vendor;
+            if self.recordings.values().any(|it| same(it) && it.unborn && !it.stream.has_ended()) {
+                continue;
+            }
             let known = async |tx: &mut Tx| {
-                let wished = tx.record_wished(key, vendor).await?.is_some();
-                Ok(wished || tx.record_stopped(key, vendor, begun_ms).await?)
+                let wished = tx.record_wished(key, vendor).await?;
+                // What the publish left that is over goes with the end of it.
+                let is_wished = wished.is_some_and(|record| !ending || record.origin != Origin::Default);
+                Ok(is_wished || tx.record_stopped(key, vendor, begun_ms).await?)
             };
             if self.read(known).await? {
                 continue;
@@ -129,23 +148,29 @@ impl Keeper {
                 closed_ms: 0,
                 status: RecordStatus { state_ms: unix_ms(), ..RecordStatus::default() },
             };
-            self.ledger.note(Entry::Record(Box::new(record)));
+            // It begins with the stream, not with its row, which comes before any file's.
+            if let Some(number) = self.start_recording(record.clone(), Some(app)) {
+                self.ledger.note(Entry::Record(Box::new(record)));
+                self.recordings.get_mut(&number).expect("it was just begun").unborn = true;
+            }
         }
         Ok(())
     }
 
-    fn start_recording(&mut self, record: Record, app: Option<&App>) {
-        if self.rests(&record.key, &record.id) {
-            return;
+    /// Gives the number of the recording, if it has begun.
+    fn start_recording(&mut self, record: Record, app: Option<&App>) -> Option<u64> {
+        let same = |it: &&Recording| it.whose.key == record.key && it.whose.vendor == record.vendor;
+        if self.rests(&record.key, &record.id) || self.recordings.values().filter(same).count() >= WAITING {
+            return None;
         }
-        let Some(live) = self.places.get(&record.key).and_then(|place| place.stream.as_ref()) else { return };
+        let live = self.places.get(&record.key).and_then(|place| place.stream.as_ref())?;
         let Some(wanted) = app.and_then(|app| app.record.get(record.vendor.name())) else {
             let reason = "the app has no recording of this vendor any more";
             if record.status.state != RecordState::Failed {
                 let state = State { state: RecordState::Failed, reason: reason.into(), last_error: String::new() };
                 self.ledger.note(Entry::RecordState(record.id, state));
             }
-            return;
+            return None;
         };
         self.numbers += 1;
         let number = self.numbers;
@@ -177,7 +202,17 @@ impl Keeper {
         let task = self.running.spawn_on(recorder.run(), live.lane.handle()).id();
         let whose = Whose { key: record.key, id: record.id, vendor: record.vendor };
         let (stream, wish) = (live.stream.clone(), Some(stop.drop_guard()));
-        self.recordings.insert(number, Recording { whose, stream, wish, task, ended: false, unwritten: 0 });
+        let recording = Recording { whose, stream, wish, task, ended: false, unwritten: 0, unborn: false };
+        self.recordings.insert(number, recording);
+        Some(number)
+    }
+
+    /// The row of a recording is written, or that of another one was there.
+    pub(super) fn record_written(&mut self, record: Record) {
+        for recording in self.recordings.values_mut().filter(|it| it.whose.id == record.id) {
+            recording.unborn = false;
+        }
+        self.plan.wake(record.key);
     }
 
     /// A recording's last word is in the inbox by now, unless its task failed.
@@ -255,6 +290,12 @@ impl Keeper {
         let (due, mut over, next_ms) = self.read(look).await?;
         over.retain(|record| !self.recordings.values().any(|it| it.whose.id == record.id));
         if !due.is_empty() || !over.is_empty() {
+            // They stop now, however long that takes to write.
+            for recording in self.recordings.values_mut() {
+                if due.iter().any(|record| record.id == recording.whose.id) {
+                    recording.wish = None;
+                }
+            }
             self.settling = true;
             self.ledger.note(Entry::Over(due, over));
             return Ok(None);

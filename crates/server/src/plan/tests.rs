@@ -23,6 +23,7 @@ struct World {
     live: Arc<live::Live>,
     lanes: Lanes,
     grace: Arc<ArcSwap<Duration>>,
+    cdn: Mutex<config::Cdn>,
     target: TcpListener,
     dir: Dir,
 }
@@ -37,6 +38,7 @@ impl World {
             live,
             lanes: Lanes::start(1).unwrap(),
             grace: Arc::new(ArcSwap::from_pointee(Duration::ZERO)),
+            cdn: Mutex::default(),
             target: TcpListener::bind("127.0.0.1:0").unwrap(),
             dir,
         }
@@ -53,7 +55,7 @@ impl World {
             publish_key: Secret::default(),
             play_key: Secret::default(),
             callback: config::Callback { stream: url.clone(), state: url, ..config::Callback::default() },
-            cdn: config::Cdn::default(),
+            cdn: self.cdn.lock().unwrap().clone(),
             record: Default::default(),
             clear_whole_app: false,
             delete_media_string: false,
@@ -108,6 +110,13 @@ impl World {
 
     fn address(&self, id: &str) -> String {
         format!("rtmp://{}/live/{id}", self.target.local_addr().unwrap())
+    }
+
+    /// From the next start on all streams are relayed to the target.
+    fn default_everywhere(&self) {
+        let target = format!("rtmp://{}/live", self.target.local_addr().unwrap());
+        *self.cdn.lock().unwrap() =
+            config::Cdn { relay_everything: true, default_target: Some(target), ..config::Cdn::default() };
     }
 
     /// The stream `id` is to be relayed to the target.
@@ -181,9 +190,16 @@ async fn a_publisher_does_not_wait_for_all_that_calls_have_changed() {
         world.put_rule(&n.to_string()).await;
     }
     (0..20).for_each(|n| plan.wake(key(&n.to_string())));
-    holds.push(plan.publish(world.arrival("asks", "")).await.unwrap());
+    let asks = tokio::spawn({
+        let (plan, arrival) = (plan.clone(), world.arrival("asks", ""));
+        async move { plan.publish(arrival).await }
+    });
+    while world.hub.get(&key("asks")).is_none() {
+        tokio::task::yield_now().await;
+    }
     assert!(world.live.relays().len() < 3, "all were looked at first");
     wait("all are relayed", async || world.live.relays().len() == 20).await;
+    assert!(asks.await.unwrap().is_ok());
 }
 
 #[tokio::test]
@@ -427,12 +443,145 @@ async fn what_a_stream_that_comes_and_goes_leaves_to_write_is_bounded() {
         keeper.ledger.try_now();
         keeper.write_all().await;
     }
-    assert_eq!((keeper.ledger.ends().count(), keeper.ending.len()), (ENDS, ENDS));
+    assert_eq!((keeper.ending.len(), keeper.ledger.taken_over(&key("s"))), (ENDS, ENDS));
     set_full(&world.store, false).await;
     keeper.ledger.try_now();
     keeper.write_all().await;
     assert!(keeper.ledger.is_empty() && keeper.ending.is_empty());
-    // Those before the last have one session between them, told of as the last of them.
-    let want = [0, 1, 19].map(|n| [format!("stream_create {n} 0"), format!("stream_close {n} 0")]);
-    assert_eq!(world.told().await, want.concat());
+    // The last ones have one session between them.
+    let mut want = [0, 1].map(|n| [format!("stream_create {n} 0"), format!("stream_close {n} 0")]).concat();
+    want.push("stream_create 2 0".into());
+    want.extend([3, 4, 19].map(|n| format!("stream_create {n} 1")));
+    want.push("stream_close 19 0".into());
+    assert_eq!(world.told().await, want);
+}
+
+#[tokio::test]
+async fn a_publisher_is_answered_once_its_stream_is_in_the_rows() {
+    let world = World::new().await;
+    world.default_everywhere();
+    let (plan, _running) = world.start();
+    for n in 0..20 {
+        let id = n.to_string();
+        let _hold = plan.publish(world.arrival(&id, "")).await.unwrap();
+        let row = world.store.read().await.unwrap().stream(&key(&id)).await.unwrap();
+        assert!(row.is_some_and(|row| !row.heard));
+        assert_eq!(world.rule(&id).await.origin, Origin::Default);
+    }
+    let stalled = world.store.begin().await.unwrap();
+    let begun = Instant::now();
+    let _hold = plan.publish(world.arrival("stalled", "")).await.unwrap();
+    assert!(begun.elapsed() >= PATIENCE && begun.elapsed() < 4 * PATIENCE, "{:?}", begun.elapsed());
+    drop(stalled);
+}
+
+#[tokio::test]
+async fn a_stream_that_comes_back_while_nothing_can_be_written_is_relayed_by_what_was_asked_for_it() {
+    let world = World::new().await;
+    world.default_everywhere();
+    let (plan, _running) = world.start();
+    world
+        .change(async |tx| {
+            let url = format!("{}/other", world.address("s"));
+            tx.rule_put(&key("s"), &url, &Secret::new(&url), Origin::Api, 1).await
+        })
+        .await;
+    let hold = plan.publish(world.arrival("s", "")).await.unwrap();
+    wait("it is relayed", async || world.live.relays().len() == 2).await;
+    set_full(&world.store, true).await;
+    hold.leave(Leave::Finished);
+    for _ in 0..2 * ENDS {
+        let before = world.live.relays();
+        let hold = plan.publish(world.arrival("s", "")).await.unwrap();
+        let new = async || {
+            let now = world.live.relays();
+            now.len() == 2 && now.iter().zip(&before).all(|((_, new), (_, old))| !Arc::ptr_eq(new, old))
+        };
+        wait("it is relayed again", new).await;
+        hold.leave(Leave::Finished);
+    }
+    let _new = plan.publish(world.arrival("t", "")).await.unwrap();
+    wait("a new stream is relayed", async || world.live.relays().iter().any(|((of, _), _)| *of == key("t"))).await;
+}
+
+#[tokio::test]
+async fn who_never_sent_a_thing_is_not_told_of_after_a_restart_either() {
+    for began in [false, true] {
+        let world = World::new().await;
+        let (plan, running) = world.start();
+        let hold = plan.publish(world.arrival("s", "u")).await.unwrap();
+        if began {
+            hold.began(0);
+            world.wait_told(&["stream_create u 0"]).await;
+        }
+        running.abort();
+        let (mut keeper, _asked) = world.keeper();
+        keeper.recover().await.unwrap();
+        keeper.on_time();
+        keeper.write_all().await;
+        assert!(keeper.ledger.is_empty() && keeper.places.is_empty());
+        let want: &[&str] = if began { &["stream_create u 0", "stream_close u 4"] } else { &[] };
+        assert_eq!(world.told().await, want);
+    }
+}
+
+#[tokio::test]
+async fn a_publisher_that_is_taken_over_before_it_could_be_told_of_is_told_of() {
+    let world = World::new().await;
+    world.grace.store(Arc::new(Duration::from_secs(3600)));
+    let (plan, _running) = world.start();
+    let stalled = world.store.begin().await.unwrap();
+    let alice = plan.publish(world.arrival("s", "alice")).await.unwrap();
+    alice.began(0);
+    alice.leave(Leave::Lost);
+    let bob = plan.publish(world.arrival("s", "bob")).await.unwrap();
+    bob.leave(Leave::Finished);
+    wait("it ends", async || world.hub.get(&key("s")).is_none()).await;
+    drop(stalled);
+    world.wait_told(&["stream_create alice 0", "stream_close alice 0"]).await;
+}
+
+#[tokio::test]
+async fn a_stream_is_forbidden_while_it_waits_for_its_publisher_after_a_restart() {
+    let world = World::new().await;
+    world.grace.store(Arc::new(Duration::from_secs(3600)));
+    let (plan, running) = world.start();
+    let hold = plan.publish(world.arrival("s", "u")).await.unwrap();
+    hold.began(0);
+    world.wait_told(&["stream_create u 0"]).await;
+    running.abort();
+    let (mut keeper, asked) = world.keeper();
+    keeper.recover().await.unwrap();
+    let plan = keeper.plan.clone();
+    let _running = tokio::spawn(keeper.run(asked));
+    world.change(async |tx| tx.forbid_put(&key("s"), 1).await).await;
+    plan.wake(key("s"));
+    world.wait_told(&["stream_create u 0", "stream_close u 3"]).await;
+}
+
+#[tokio::test]
+async fn a_default_target_that_changed_while_the_server_was_down_is_the_one_that_counts() {
+    let world = World::new().await;
+    world.grace.store(Arc::new(Duration::from_secs(3600)));
+    let old = format!("rtmp://{}/old", world.target.local_addr().unwrap());
+    *world.cdn.lock().unwrap() =
+        config::Cdn { relay_everything: true, default_target: Some(old), ..config::Cdn::default() };
+    let (plan, running) = world.start();
+    let _hold = plan.publish(world.arrival("s", "")).await.unwrap();
+    running.abort();
+    let fresh = World { hub: Arc::new(Hub::new(Arc::default(), 1 << 20)), live: Arc::default(), ..world };
+    fresh.default_everywhere();
+    let (mut keeper, asked) = fresh.keeper();
+    keeper.recover().await.unwrap();
+    let plan = keeper.plan.clone();
+    let _running = tokio::spawn(keeper.run(asked));
+    let _hold = plan.publish(fresh.arrival("s", "")).await.unwrap();
+    let address = fresh.address("s");
+    wait("it goes to the new one", async || {
+        let relays = fresh.live.relays();
+        relays.len() == 1 && relays[0].0.1 == address
+    })
+    .await;
+    let rules = fresh.store.read().await.unwrap().rules_of(&key("s")).await.unwrap();
+    assert_eq!(rules.into_iter().map(|rule| rule.address).collect::<Vec<_>>(), [address]);
 }

@@ -226,6 +226,12 @@ impl Tx {
         Ok(self.run(bind_key(sqlx::query(sql), key).bind(address.to_owned())).await? > 0)
     }
 
+    /// The rules of all apps that no call has put.
+    pub async fn rules_default(&mut self) -> Result<Vec<Rule>, Error> {
+        let sql = "SELECT * FROM rule WHERE origin = $1 ORDER BY app, environment, stream, address";
+        self.each(sqlx::query(sql).bind(Origin::Default as i64), rule_of).await
+    }
+
     /// The rules of all apps whose state is not [`State::None`]. Right after a start: those to set back.
     pub async fn rules_running(&mut self) -> Result<Vec<Rule>, Error> {
         let sql = "SELECT * FROM rule WHERE state <> 0 ORDER BY app, environment, stream, address";

@@ -24,6 +24,8 @@ pub struct Session {
     pub publisher: String,
     /// ZEGO's `cid` of `stream_attr`: 0 H.264, 2 VP8, 3 H.265.
     pub codec: i64,
+    /// Whether a `stream_create` has told of it.
+    pub heard: bool,
     /// When it was accepted, Unix milliseconds.
     pub created_ms: i64,
     /// When it was gone, Unix milliseconds; 0 while live.
@@ -40,13 +42,14 @@ impl Tx {
     /// Notes a publish. One stored again under its `seq`, a publish that goes on, takes the place of the first.
     pub async fn stream_open(&mut self, session: &Session) -> Result<(), Error> {
         let sql = "INSERT INTO stream (app, environment, stream, seq, sid, user_id, protocol, publisher, codec, \
-                   created_ms, closed_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
+                   heard, created_ms, closed_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
                    ON CONFLICT (app, environment, stream, seq) DO UPDATE SET sid = excluded.sid, \
                    user_id = excluded.user_id, protocol = excluded.protocol, publisher = excluded.publisher, \
-                   codec = excluded.codec, created_ms = excluded.created_ms, closed_ms = excluded.closed_ms";
-        let Session { key, sid, seq, user_id, protocol, publisher, codec, created_ms, closed_ms } = session.clone();
+                   codec = excluded.codec, heard = excluded.heard, created_ms = excluded.created_ms, closed_ms = excluded.closed_ms";
+        let Session { key, sid, seq, user_id, protocol, publisher, codec, heard, created_ms, closed_ms } =
+            session.clone();
         let sql = bind_key(sqlx::query(sql), &key).bind(seq).bind(sid).bind(user_id).bind(protocol).bind(publisher);
-        self.run(sql.bind(codec).bind(created_ms).bind(closed_ms)).await.map(drop)
+        self.run(sql.bind(codec).bind(i64::from(heard)).bind(created_ms).bind(closed_ms)).await.map(drop)
     }
 
     /// Closes the live publish of a stream.
@@ -91,6 +94,7 @@ fn session_of(row: &AnyRow) -> Result<Session, Error> {
         protocol: row.try_get("protocol")?,
         publisher: row.try_get("publisher")?,
         codec: row.try_get("codec")?,
+        heard: row.try_get::<i64, _>("heard")? != 0,
         created_ms: row.try_get("created_ms")?,
         closed_ms: row.try_get("closed_ms")?,
     })
@@ -110,6 +114,7 @@ mod tests {
             protocol: "RTMP".into(),
             publisher: "127.0.0.1:5".into(),
             codec: 3,
+            heard: seq > 1,
             created_ms: 1000 * seq,
             closed_ms: 0,
         }

@@ -587,16 +587,18 @@ fn streams_begin_come_back_and_are_relayed_while_the_disk_of_the_rows_stalls() {
         return;
     };
     let (receiver, sink) = (Receiver::start(), Sink::start(Manner::Take));
-    let streams = format!("{}\ncallback.stream = {:?}", told(&receiver, r#"["mp4"]"#), receiver.url());
+    let everything = "record.Huawei.formats = [\"flv\"]\nrecord.Huawei.record_everything = true";
+    let app = format!("{}\ncallback.stream = {:?}\n{everything}", told(&receiver, r#"["mp4"]"#), receiver.url());
     let server = Server::start(Setup {
         server: "publish.grace = \"2s\"".into(),
-        app: streams,
+        app,
         data_dir: Some(disk.at().join("data")),
         ..Setup::default()
     });
     server.record("old");
     server.relay("old", &sink.url("old"));
     server.relay("new", &sink.url("new"));
+    server.relay("gone", &sink.url("gone"));
     let publish = |id: &str| {
         let publisher = Publisher::connect(&server.rtmp(id)).expect("it is taken");
         Flow::start(vec![publisher], Pace::FULL)
@@ -609,13 +611,21 @@ fn streams_begin_come_back_and_are_relayed_while_the_disk_of_the_rows_stalls() {
     server.wait_recording("old", "recording", secs(5));
     goes_on("old");
 
-    let stall = disk.stall();
+    let (stall, begin) = (disk.stall(), Instant::now());
     let new = publish("new");
     goes_on("new");
     drop(old);
     let old = publish("old");
     goes_on("old");
+    let gone = publish("gone");
+    goes_on("gone");
+    drop(gone);
     thread::sleep(secs(6));
+    let state =
+        |id: &str| server.call("DescribeRTCStreamState", &[("StreamId", id), ("Sequence", "1")])["Code"].clone();
+    assert_eq!(state("gone"), 41004);
+    let gone = publish("gone");
+    goes_on("gone");
     let third = publish("third");
     goes_on("old");
     goes_on("new");
@@ -624,12 +634,19 @@ fn streams_begin_come_back_and_are_relayed_while_the_disk_of_the_rows_stalls() {
     assert!(status == 503 && why.contains("busy"), "{status} {why}");
     let rule = server.rule("new", &sink.url("new")).expect("it is there");
     assert_eq!(rule["State"], 2, "{rule}");
-    let state = server.call("DescribeRTCStreamState", &[("StreamId", "third"), ("Sequence", "1")]);
-    assert_eq!(state["Code"], 0, "{state}");
+    assert_eq!((state("third"), state("gone")), (0.into(), 0.into()));
     drop(stall);
     for id in ["new", "third"] {
         receiver.wait_any("stream_create", id);
     }
-    drop((old, new, third));
-    eventually("its file", secs(10), || server.recorded(&receiver, "old").pop());
+    drop((old, new, third, gone));
+    let file = |id: &str, format: &str| {
+        let found = || server.recorded(&receiver, id).into_iter().find(|it| it.key.ends_with(format));
+        eventually(&format!("the {format} of {id}"), secs(10), found)
+    };
+    file("old", "mp4");
+    file("old", "flv");
+    // It was recorded from its beginning, long before its row was there.
+    let (new, stalled) = (file("new", "flv").duration, begin.elapsed().as_secs_f64());
+    assert!(new > 6.0, "{new} s of {stalled} s");
 }

@@ -24,7 +24,7 @@ use bywash_media::StreamKey;
 use crate::api::code::Fault;
 use crate::api::params::Params;
 use crate::api::{Action, Context, Reply};
-use crate::store::Tx;
+use crate::store::{State, Tx};
 
 /// The call.
 pub struct ClearCdnTransferRule {
@@ -41,6 +41,15 @@ impl Action for ClearCdnTransferRule {
     }
 
     async fn apply(self, tx: &mut Tx, context: &Context) -> Result<Reply, Fault> {
+        // The rows are behind by a moment: what relays stays.
+        for ((key, address), relay) in context.live.relays() {
+            if (key.app(), key.environment()) == (self.key.app(), self.key.environment()) {
+                let status = relay.status();
+                if status.state == State::Relaying {
+                    tx.rule_note(&key, &address, &status).await?;
+                }
+            }
+        }
         let stream = (!context.app.clear_whole_app).then(|| self.key.id());
         let touched = tx.rules_clear_waiting(self.key.app(), self.key.environment(), stream).await?;
         Ok(Reply { touched, ..Reply::done() })

@@ -33,7 +33,7 @@ use crate::api::code::Fault;
 use crate::api::params::Params;
 use crate::api::{Action, Context, Reply};
 use crate::live::Live;
-use crate::store::{Page, Rule, Tx};
+use crate::store::{Page, Rule, State, Tx};
 use crate::vendor::Target;
 
 /// The call.
@@ -56,9 +56,13 @@ impl Action for DescribeCdnTransferRules {
 }
 
 fn describe(rule: &Rule, live: &Live) -> Value {
-    let relay = live.relay(&rule.key, &rule.address).unwrap_or_default();
-    // The row is behind where the disk is slow or full.
-    let status = Some(relay.status()).filter(|it| it.state_ms > 0).unwrap_or_else(|| rule.status.clone());
+    let running = live.relay(&rule.key, &rule.address);
+    let relay = running.clone().unwrap_or_default();
+    // The row is behind where the disk is slow or full, even if it says that something runs.
+    let mut status = Some(relay.status()).filter(|it| it.state_ms > 0).unwrap_or_else(|| rule.status.clone());
+    if running.is_none() {
+        status.state = State::None;
+    }
     json!({
         "StreamId": rule.key.id(),
         "CDNUrl": Target::parse(rule.url.expose()).map_or_else(|_| rule.address.clone(), |target| target.masked()),

@@ -43,7 +43,8 @@ impl Action for DescribeRtcStreamState {
         if let Some(stream) = context.live.stream(&self.key) {
             return Ok(is_live(stream.since_ms));
         }
-        let session = tx.stream(&self.key).await?.ok_or(code::NO_STREAM)?;
+        let mut session = tx.stream(&self.key).await?.ok_or(code::NO_STREAM)?;
+        session.closed_ms = context.live.closing(&self.key).unwrap_or(session.closed_ms);
         if session.closed_ms == 0 {
             return Ok(is_live(session.created_ms));
         }
