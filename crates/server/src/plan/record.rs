@@ -100,8 +100,11 @@ impl Keeper {
         let mut wished = self.read(async |tx| tx.records_wished_of(key).await).await?;
         // What was recorded by itself of the publish that is over is over, and what is due, whether its row says so or not.
         let now_ms = unix_ms();
-        let due = |record: &Record| record.end_ms > 0 && record.end_ms <= now_ms;
-        wished.retain(|record| !due(record) && !(ending && record.origin == Origin::Default));
+        let is_over = |record: &Record| match record.origin {
+            Origin::Default if ending => true,
+            _ => record.end_ms > 0 && record.end_ms <= now_ms,
+        };
+        wished.retain(|record| !is_over(record));
         for recording in self.recordings.values_mut().filter(|it| it.whose.key == *key) {
             let is_wished = recording.unborn || wished.iter().any(|record| record.id == recording.whose.id);
             // Without its section no call could stop it.
