@@ -217,6 +217,11 @@ impl Stream {
         self.shared.ended.is_cancelled()
     }
 
+    /// Whether a publisher holds it.
+    pub fn is_published(&self) -> bool {
+        self.shared.published.load(Ordering::Acquire)
+    }
+
     /// Whether the two are one.
     pub fn is(&self, other: &Stream) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)

@@ -160,7 +160,7 @@ async fn run(source: hub::Stream, mut reader: Reader, stream: hub::Stream, mut t
                     twin.take(event, Instant::now());
                 }
             }
-            () = &mut sweeps => twin.sweep(Instant::now()),
+            () = &mut sweeps => twin.sweep(Instant::now(), source.is_published()),
             () = twin.publisher.keyframe_wanted() => source.want_keyframe(),
         }
     }
@@ -286,9 +286,11 @@ impl Twin {
         }
     }
 
-    /// Without pictures the time that passes tells what is missing.
-    fn sweep(&mut self, now: Instant) {
-        if self.tracks.video.is_none()
+    /// Without pictures the time that passes tells what is missing. While nobody publishes nothing is: the hole is filled once somebody
+    /// goes on behind it.
+    fn sweep(&mut self, now: Instant, published: bool) {
+        if published
+            && self.tracks.video.is_none()
             && self.way == Way::Transcode
             && let Some((heard, at)) = self.heard
             && let Some(passed) = now.saturating_duration_since(at).checked_sub(PATIENCE_ALONE)
@@ -525,27 +527,56 @@ mod tests {
         next.ended().await;
     }
 
-    #[tokio::test]
-    async fn sound_alone_that_stops_is_silent_as_time_passes() {
-        let (_hub, _publisher, source) = source();
-        let (publisher, stream) = source.beside();
-        let mut twin = Twin::new(publisher, AAC).unwrap();
+    /// Publishes a second of Opus alone, whose publisher falls silent then; or goes, and comes back after so many seconds. Tells when the last
+    /// AAC is.
+    fn last_of_sound_alone(goes: bool, back: Option<u64>) -> i64 {
+        let (hub, publisher, source) = source();
+        let (beside, stream) = source.beside();
+        let mut twin = Twin::new(beside, AAC).unwrap();
         let mut reader = stream.read(LAG);
-        let begin = Instant::now();
+        let (begin, mut publisher) = (Instant::now(), Some(publisher));
         twin.take(Event::Tracks(Arc::new(tracks(&[Codec::Opus]))), begin);
-        for n in 0..50 {
-            twin.take(
-                Event::Frame(frame(Kind::Audio, n * 20, packet(Codec::Opus))),
-                begin + Duration::from_millis(n as u64 * 20),
-            );
+        let opus = |ms: u64| Event::Frame(frame(Kind::Audio, ms as i64, packet(Codec::Opus)));
+        for ms in (0..1_000).step_by(20) {
+            twin.take(opus(ms), begin + Duration::from_millis(ms));
         }
+        publisher.take_if(|_| goes);
         for ms in (1_000..5_000).step_by(100) {
-            twin.sweep(begin + Duration::from_millis(ms));
+            if back == Some(ms / 1_000) && publisher.is_none() {
+                let info = live::Stream::new("RTMP", String::new(), 0);
+                publisher = hub.publish(&StreamKey::published(1, "s").unwrap(), info, begin);
+                twin.take(opus(ms), begin + Duration::from_millis(ms));
+                publisher.take();
+            }
+            twin.sweep(begin + Duration::from_millis(ms), source.is_published());
+            if back == Some(ms / 1_000) {
+                break;
+            }
         }
+        twin.finish();
         twin.publisher.flush();
         let mut batch = Vec::new();
         reader.drain(&mut batch);
-        let Some(Event::Frame(last)) = batch.last() else { panic!("no sound") };
-        assert!((3_700..3_950).contains(&last.dts.as_millis()), "{last:?}");
+        let times = batch.iter().filter_map(|event| match event {
+            Event::Frame(frame) => Some(frame.dts.as_millis()),
+            _ => None,
+        });
+        let times: Vec<_> = times.collect();
+        assert!(times.windows(2).all(|two| two[1] - two[0] < 25), "a hole: {times:?}");
+        *times.last().unwrap()
+    }
+
+    #[tokio::test]
+    async fn sound_alone_that_stops_is_silent_as_time_passes() {
+        let last = last_of_sound_alone(false, None);
+        assert!((3_850..4_000).contains(&last), "{last}");
+    }
+
+    #[tokio::test]
+    async fn no_silence_is_added_where_the_publisher_of_sound_alone_goes_unless_it_comes_back() {
+        let last = last_of_sound_alone(true, None);
+        assert!((950..1_030).contains(&last), "{last}");
+        let last = last_of_sound_alone(true, Some(4));
+        assert!((3_970..4_050).contains(&last), "{last}");
     }
 }
