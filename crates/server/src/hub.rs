@@ -80,6 +80,17 @@ pub struct Publisher {
     wakers: Vec<Waker>,
 }
 
+/// What a reader came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// More may come.
+    Open,
+    /// The stream has ended, and all is read out.
+    Ended,
+    /// The next frame has tracks that do not fit.
+    Unfit,
+}
+
 /// A reader's place in a stream.
 pub struct Reader {
     shared: Arc<Shared>,
@@ -251,8 +262,19 @@ impl Stream {
     /// A reader that starts at the newest keyframe, or at the next where there is none; of sound alone up to half a second back,
     /// as far as the ring still has it. Once it is more than `max_lag` behind, it skips to the newest keyframe.
     pub fn read(&self, max_lag: Time) -> Reader {
+        self.read_from(Ring::beginning, max_lag)
+    }
+
+    /// A reader for who has read up to a frame of this time, of this stream or of one on the same line: it starts where decoding can begin
+    /// for that frame, as far as the ring still has it, else as soon behind it as it can; with no time as [`Stream::read`] does.
+    pub fn read_since(&self, since: Option<Time>, max_lag: Time) -> Reader {
+        let place = |ring: &Ring| since.and_then(|since| ring.start_of(since)).unwrap_or_else(|| ring.beginning());
+        self.read_from(place, max_lag)
+    }
+
+    fn read_from(&self, place: impl Fn(&Ring) -> u64, max_lag: Time) -> Reader {
         let mut ring = self.shared.ring();
-        let place = ring.beginning();
+        let place = place(&ring);
         let slot = ring.take_slot(place);
         self.shared.live.outputs.fetch_add(1, Ordering::Relaxed);
         self.want_keyframe();
@@ -378,13 +400,16 @@ impl Drop for Publisher {
 impl Reader {
     /// Moves what is ready to `batch`; waits until there is something. False once the stream has ended and is read out.
     pub async fn ready(&mut self, batch: &mut Vec<Event>) -> bool {
-        poll_fn(|cx| {
-            let ended = self.take(batch, Some(cx.waker()));
-            match (batch.is_empty(), ended) {
-                (false, _) => Poll::Ready(true),
-                (true, true) => Poll::Ready(false),
-                (true, false) => Poll::Pending,
-            }
+        self.ready_while(batch, |_| true).await != Stop::Ended
+    }
+
+    /// Does what [`Reader::ready`] does as long as tracks fit: of what has others nothing is taken.
+    pub async fn ready_while(&mut self, batch: &mut Vec<Event>, fits: impl Fn(&Tracks) -> bool) -> Stop {
+        poll_fn(|cx| match self.take(batch, Some(cx.waker()), &fits) {
+            Stop::Unfit => Poll::Ready(Stop::Unfit),
+            _ if !batch.is_empty() => Poll::Ready(Stop::Open),
+            Stop::Ended => Poll::Ready(Stop::Ended),
+            Stop::Open => Poll::Pending,
         })
         .await
     }
@@ -392,11 +417,23 @@ impl Reader {
     /// Moves what is ready to `batch`, up to half a megabyte of pictures; true if the stream has ended and this was the last of it. For
     /// who looks at its own times and need not be woken for each picture.
     pub fn drain(&mut self, batch: &mut Vec<Event>) -> bool {
-        self.take(batch, None)
+        self.drain_while(batch, |_| true) == Stop::Ended
     }
 
-    /// Does what [`Reader::drain`] does; `waker` hears of more where there was nothing.
-    fn take(&mut self, batch: &mut Vec<Event>, waker: Option<&Waker>) -> bool {
+    /// Does what [`Reader::drain`] does as long as tracks fit: of what has others nothing is taken.
+    pub fn drain_while(&mut self, batch: &mut Vec<Event>, fits: impl Fn(&Tracks) -> bool) -> Stop {
+        self.take(batch, None, &fits)
+    }
+
+    /// When the next frame is, if it is there.
+    pub fn next_time(&self) -> Option<Time> {
+        let ring = self.shared.ring();
+        let next = ring.places[self.slot].as_ref()?.next;
+        Some(ring.frames.get(next.saturating_sub(ring.first) as usize)?.frame.dts)
+    }
+
+    /// Does what [`Reader::drain_while`] does; `waker` hears of more where there was nothing.
+    fn take(&mut self, batch: &mut Vec<Event>, waker: Option<&Waker>, fits: &impl Fn(&Tracks) -> bool) -> Stop {
         let mut guard = self.shared.ring();
         let ring = &mut *guard;
         let place = ring.places[self.slot].as_ref();
@@ -407,7 +444,7 @@ impl Reader {
             self.shared.keyframe_wanted.notify_one();
             batch.push(Event::Lagged { frames });
         }
-        let (mut bytes, mut first) = (0, None);
+        let (mut bytes, mut first, mut unfit) = (0, None, false);
         let most = waker.map(|_| BATCH_TIME);
         let mut tracks_at = ring.tracks.partition_point(|(from, _)| *from <= next);
         while next < ring.next() && bytes < BATCH {
@@ -418,8 +455,13 @@ impl Reader {
             while ring.tracks.get(tracks_at).is_some_and(|(from, _)| *from <= next) {
                 tracks_at += 1;
             }
-            next += 1;
             let tracks = tracks_at.checked_sub(1).map(|at| &ring.tracks[at].1);
+            let told = self.tracks.as_ref().zip(tracks).is_some_and(|(told, tracks)| Arc::ptr_eq(told, tracks));
+            unfit = !told && (*start || !self.waits_for_start) && tracks.is_some_and(|tracks| !fits(tracks));
+            if unfit {
+                break;
+            }
+            next += 1;
             let Some(tracks) = tracks else { continue };
             if self.waits_for_start {
                 if !start {
@@ -434,7 +476,7 @@ impl Reader {
             if !in_time {
                 continue;
             }
-            if !self.tracks.as_ref().is_some_and(|told| Arc::ptr_eq(told, tracks)) {
+            if !told {
                 self.tracks = Some(tracks.clone());
                 batch.push(Event::Tracks(tracks.clone()));
             }
@@ -442,9 +484,13 @@ impl Reader {
             batch.push(Event::Frame(frame.clone()));
         }
         let ended = ring.ended && next == ring.next();
-        let waker = waker.filter(|_| batch.is_empty() && !ended).cloned();
+        let waker = waker.filter(|_| batch.is_empty() && !ended && !unfit).cloned();
         ring.places[self.slot] = Some(Place { next, waker });
-        ended
+        match (ended, unfit) {
+            (_, true) => Stop::Unfit,
+            (true, false) => Stop::Ended,
+            (false, false) => Stop::Open,
+        }
     }
 }
 
@@ -480,6 +526,13 @@ impl Ring {
         };
         let near = |it: &Stored| it.start && self.at(start).frame.dts - it.frame.dts <= STEP_BACK;
         (self.first.max(*from)..start).rev().take_while(|number| near(self.at(*number))).last().unwrap_or(start)
+    }
+
+    /// Where decoding begins for a frame of this time, or the first place behind it; `None` if the ring has neither.
+    fn start_of(&self, time: Time) -> Option<u64> {
+        let starts = || (self.first..).zip(&self.frames).filter(|(_, it)| it.start);
+        let last = starts().take_while(|(_, it)| it.frame.dts <= time).last().or_else(|| starts().next());
+        last.map(|(number, _)| number)
     }
 
     fn take_slot(&mut self, next: u64) -> usize {

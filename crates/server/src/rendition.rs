@@ -98,6 +98,8 @@ pub struct Rendition(Arc<Running>);
 struct Running {
     source: hub::Stream,
     sound: Sound,
+    /// Where it was asked to begin.
+    since: Option<Time>,
     stream: hub::Stream,
     trouble: Trouble,
     _task: AbortOnDropHandle<()>,
@@ -121,26 +123,38 @@ impl Deref for Rendition {
 }
 
 impl Renditions {
-    /// The rendition of `source` with this sound; one that runs, or a new one on `lane`, which is the source's. An error
-    /// says what this build cannot do.
-    pub fn of(&self, source: &hub::Stream, sound: Sound, lane: &Lane) -> Result<Rendition, transcode::Error> {
+    /// The rendition of `source` with this sound, and a reader of it, for who has read `source` up to `since`, see
+    /// [`hub::Stream::read_since`]; one that runs, or a new one on `lane`, which is the source's. An error says what this build cannot do.
+    pub fn read(
+        &self,
+        source: &hub::Stream,
+        sound: Sound,
+        lane: &Lane,
+        since: Option<Time>,
+        max_lag: Time,
+    ) -> Result<(Rendition, Reader), transcode::Error> {
         let mut running = self.running.lock().expect("no holder panics");
         running.retain(|one| one.strong_count() > 0);
-        let same = |one: &Arc<Running>| one.sound == sound && one.source.is(source);
+        // One that began later does not have what this output still needs.
+        let has_all = |one: &Running| one.since.zip(since).is_none_or(|(begin, since)| begin <= since);
+        let same = |one: &Arc<Running>| one.sound == sound && one.source.is(source) && has_all(one);
         if let Some(one) = running.iter().filter_map(Weak::upgrade).find(same) {
-            return Ok(Rendition(one));
+            let reader = one.stream.read_since(since, max_lag);
+            return Ok((Rendition(one), reader));
         }
         let (publisher, stream) = source.beside();
         let twin = Twin::new(publisher, sound)?;
         let trouble = twin.trouble.clone();
         // Here and not in its task: what its output has seen of the stream is still there.
-        let reader = source.read(MAX_LAG);
-        let run = run(source.clone(), reader, stream.clone(), twin, lane.clone());
+        let from = source.read_since(since, MAX_LAG);
+        // Before it runs: what nobody has yet to read it does not keep.
+        let reader = stream.read(max_lag);
+        let run = run(source.clone(), from, stream.clone(), twin, lane.clone());
         let run = run.instrument(info_span!("rendition", ?sound));
         let task = AbortOnDropHandle::new(lane.spawn(run));
-        let one = Arc::new(Running { source: source.clone(), sound, stream, trouble, _task: task });
+        let one = Arc::new(Running { source: source.clone(), sound, since, stream, trouble, _task: task });
         running.push(Arc::downgrade(&one));
-        Ok(Rendition(one))
+        Ok((Rendition(one), reader))
     }
 }
 
@@ -503,10 +517,11 @@ mod tests {
         let (hub, mut publisher, source) = source();
         let (lanes, renditions) = (Lanes::start(1).unwrap(), Renditions::default());
         publisher.set_tracks(tracks(&[Codec::H264, Codec::Opus]));
-        let one = renditions.of(&source, AAC, lanes.pick()).unwrap();
-        let other = renditions.of(&source, AAC, lanes.pick()).unwrap();
-        assert!(one.is(&other) && !one.is(&renditions.of(&source, OPUS, lanes.pick()).unwrap()));
-        let (stream, mut reader) = ((*one).clone(), one.read(LAG));
+        let of = |sound| renditions.read(&source, sound, lanes.pick(), None, LAG).unwrap();
+        let (one, mut reader) = of(AAC);
+        let (other, _) = of(AAC);
+        assert!(one.is(&other) && !one.is(&of(OPUS).0));
+        let stream = (*one).clone();
         let picture = Bytes::from(vec![7; 1000]);
         publisher.push(frame(Kind::Video, 0, picture.clone()));
         publisher.push(frame(Kind::Video, 40, picture.clone()));
@@ -521,7 +536,7 @@ mod tests {
         drop(other);
         stream.ended().await;
         // The next one ends with the source.
-        let next = renditions.of(&source, AAC, lanes.pick()).unwrap();
+        let (next, _) = of(AAC);
         assert!(!next.is(&stream));
         hub.end(&StreamKey::published(1, "s").unwrap());
         next.ended().await;

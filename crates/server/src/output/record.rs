@@ -103,8 +103,6 @@ pub struct Recorder {
 enum End {
     /// The stream is over, or the recording is wished no more.
     Done,
-    /// The stream's sound is another one than was expected, before anything was written.
-    Again,
     /// Nothing can be written for now.
     Pause(String),
     /// It cannot be done.
@@ -124,13 +122,10 @@ impl Recorder {
                 Some(reason) => End::Pause(reason.to_string()),
                 None => self.follow(&mut take, &disk, &mut last_error).await,
             };
-            if !matches!(end, End::Again) {
-                take.close();
-                disk.send(take.flush()).await;
-            }
+            take.close();
+            disk.send(take.flush()).await;
             match end {
                 End::Done => break,
-                End::Again => take = Take::new(self.settings.clone()),
                 End::Failed(error) => {
                     last_error = error;
                     self.say(RecordState::Failed, &last_error, &last_error);
@@ -270,7 +265,9 @@ impl Recorder {
             if switched && input == Input::Main && !take.writes() {
                 // Nothing is written yet: all of it can be read again with the sound that is right.
                 batch.clear();
-                return Err(End::Again);
+                take.forget();
+                source.again();
+                continue;
             }
             if batch.is_empty() {
                 return Ok(ended);

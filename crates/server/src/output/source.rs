@@ -7,9 +7,9 @@
 use std::sync::Arc;
 
 use bywash_media::transcode::Error;
-use bywash_media::{Kind, Time, Track};
+use bywash_media::{Kind, Time, Track, Tracks};
 
-use crate::hub::{Event, Reader, Stream};
+use crate::hub::{Event, Reader, Stop, Stream};
 use crate::lane::Lane;
 use crate::rendition::{Rendition, Renditions, Sound};
 
@@ -22,7 +22,7 @@ pub struct Source {
     lane: Lane,
     rendition: Option<Rendition>,
     reader: Reader,
-    /// The newest frame of each kind that was given out. A rendition begins at a keyframe, most often one from before the change, and has
+    /// The newest frame of each kind that was given out. A rendition begins where decoding can, most often before the change, and has
     /// the same pictures: of those and of sound that passed only the later ones are given out.
     given: [Option<Time>; 2],
     /// The track of the pictures that are given out.
@@ -78,10 +78,10 @@ impl Source {
     /// and is read out. An error is what this build cannot encode.
     pub async fn ready(&mut self, batch: &mut Vec<Event>) -> Result<bool, Error> {
         loop {
-            let more = self.reader.ready(batch).await;
-            let switched = self.sort(batch)?;
-            if !batch.is_empty() || !(more || switched) {
-                return Ok(more || switched);
+            let stop = self.reader.ready_while(batch, fits(self.sound, &self.rendition)).await;
+            self.sort(batch, stop)?;
+            if !batch.is_empty() || stop == Stop::Ended {
+                return Ok(stop != Stop::Ended);
             }
         }
     }
@@ -89,31 +89,38 @@ impl Source {
     /// Moves what is ready to `batch`, as [`Reader::drain`] does.
     pub fn drain(&mut self, batch: &mut Vec<Event>) -> Result<Drained, Error> {
         loop {
-            let ended = self.reader.drain(batch);
+            let stop = self.reader.drain_while(batch, fits(self.sound, &self.rendition));
             let nothing = batch.is_empty();
-            let switched = self.sort(batch)?;
-            if !batch.is_empty() || nothing || ended || switched {
-                return Ok(Drained { ended: ended && !switched, switched });
+            self.sort(batch, stop)?;
+            if !batch.is_empty() || nothing || stop != Stop::Open {
+                return Ok(Drained { ended: stop == Stop::Ended, switched: stop == Stop::Unfit });
             }
         }
     }
 
-    /// Leaves in `batch` what the output is given; true if it goes on with a rendition.
-    fn sort(&mut self, batch: &mut Vec<Event>) -> Result<bool, Error> {
-        let unfit = |event: &Event| matches!(event, Event::Tracks(tracks) if !self.sound.fits(tracks));
-        let unfit = if self.rendition.is_some() { None } else { batch.iter().position(unfit) };
-        let mut behind = batch.split_off(unfit.unwrap_or(batch.len()));
+    /// Leaves in `batch` what the output is given; goes on with a rendition where the stream does not fit.
+    fn sort(&mut self, batch: &mut Vec<Event>, stop: Stop) -> Result<(), Error> {
         batch.retain(|event| self.takes(event));
-        if unfit.is_some() {
-            // A rendition begins at the newest keyframe: of what is there already these pictures may not come again.
-            self.reader.drain(&mut behind);
+        if stop == Stop::Unfit {
+            let mut stream = self.switch()?;
+            // The key frame that the next pictures need may be gone: up to another one they do not come again.
+            let mut behind = Vec::new();
+            let mut read = None;
+            while read != Some(behind.len()) {
+                read = Some(behind.len());
+                stream.drain(&mut behind);
+            }
             let video = self.video.clone();
             let same = |event: &Event| !matches!(event, Event::Tracks(tracks) if tracks.video != video);
             let picture = |event: &Event| matches!(event, Event::Frame(frame) if frame.track == Kind::Video);
             batch.extend(behind.into_iter().take_while(same).filter(picture).filter(|event| self.takes(event)));
-            self.switch()?;
         }
-        Ok(unfit.is_some())
+        Ok(())
+    }
+
+    /// Gives out all that the rendition has once more, for who has thrown away what it was given.
+    pub fn again(&mut self) {
+        (self.given, self.video) = ([None; 2], None);
     }
 
     /// Why the stream's sound is left out for now, if so.
@@ -152,12 +159,19 @@ impl Source {
         new
     }
 
-    fn switch(&mut self) -> Result<(), Error> {
-        let rendition = self.renditions.of(&self.stream, self.sound, &self.lane)?;
-        self.reader = rendition.read(self.max_lag);
+    /// Goes on with a rendition where the stream was read up to; gives the stream's reader, which still stands there.
+    fn switch(&mut self) -> Result<Reader, Error> {
+        let since = self.reader.next_time();
+        let (rendition, reader) = self.renditions.read(&self.stream, self.sound, &self.lane, since, self.max_lag)?;
         self.rendition = Some(rendition);
-        Ok(())
+        Ok(std::mem::replace(&mut self.reader, reader))
     }
+}
+
+/// Whether tracks are right for the output. Of a rendition all are.
+fn fits(sound: Sound, rendition: &Option<Rendition>) -> impl Fn(&Tracks) -> bool + use<> {
+    let any = rendition.is_some();
+    move |tracks| any || sound.fits(tracks)
 }
 
 #[cfg(test)]
@@ -166,7 +180,7 @@ mod tests {
 
     use bytes::Bytes;
     use bywash_media::transcode::{Feed, encoder};
-    use bywash_media::{Codec, Format, Frame, StreamKey, Track, Tracks};
+    use bywash_media::{Codec, Format, Frame, StreamKey, Track};
 
     use super::*;
     use crate::hub::Hub;
@@ -235,6 +249,69 @@ mod tests {
     #[tokio::test]
     async fn sound_that_comes_up_later_is_heard_as_the_output_takes_it_and_no_picture_is_missing() {
         check(true, 120).await;
-        check(false, 2_000).await;
+        check(false, 400).await;
+    }
+
+    /// Publishes three seconds of sound at once and pictures behind them, as who holds sound back for its pictures does. Tells when the
+    /// sound begins for four outputs that need another: two that wait for the stream, one that comes before they look, and one that
+    /// comes behind them.
+    async fn begins_of_a_burst() -> [i64; 4] {
+        let (hub, key) = (Hub::new(Arc::default(), 1 << 20), StreamKey::published(1, "s").unwrap());
+        let mut publisher = hub.publish(&key, live::Stream::new("RTMP", String::new(), 0), Instant::now()).unwrap();
+        let (lanes, renditions) = (Lanes::start(1).unwrap(), Arc::<Renditions>::default());
+        let (stream, lane) = (hub.get(&key).unwrap(), lanes.pick());
+        let (sound, max_lag) = (Sound::Opus { bit_rate: 64_000 }, Time::from_millis(10_000));
+        let begin = || Source::begin(&stream, sound, max_lag, &renditions, lane).unwrap();
+        let (first, second) = (begin(), begin());
+        let aac = encoder(Codec::Aac, 64_000).unwrap();
+        let mut tracks = Tracks::default();
+        let format = Format::Video { width: 16, height: 16 };
+        tracks.set(Track { codec: Codec::H264, config: Bytes::from_static(b"c"), format });
+        tracks.set(aac.track());
+        publisher.set_tracks(tracks);
+        let (mut feed, mut packets) = (Feed::new(aac), Vec::new());
+        feed.push(&[0.0; 4 * 48_000 * 2], &mut packets);
+        for (k, payload) in (0..).zip(packets) {
+            let frame = |track, payload| Frame {
+                track,
+                dts: Time::from_millis(k * 1024 / 48),
+                cts: Time::ZERO,
+                key: true,
+                payload,
+            };
+            if k * 1024 / 48 >= 3_000 {
+                publisher.push(frame(Kind::Video, Bytes::from_static(b"p")));
+            }
+            publisher.push(frame(Kind::Audio, payload));
+        }
+        let mut outputs = vec![first, second, begin()];
+        let mut batch = Vec::new();
+        for output in &mut outputs[..2] {
+            assert!(output.drain(&mut batch).unwrap().switched && batch.is_empty());
+        }
+        let mut heard = vec![Vec::new(); 4];
+        let mut hear = |n: usize, batch: &mut Vec<Event>| {
+            heard[n].extend(batch.drain(..).filter_map(|event| match event {
+                Event::Frame(frame) if frame.track == Kind::Audio => Some(frame.dts.as_millis()),
+                _ => None,
+            }));
+            heard[n].last().copied()
+        };
+        while outputs[0].ready(&mut batch).await.unwrap() && hear(0, &mut batch).is_none_or(|last| last < 3_500) {}
+        outputs.push(begin());
+        hub.end(&key);
+        for (n, output) in outputs.iter_mut().enumerate() {
+            while output.ready(&mut batch).await.unwrap() {
+                hear(n, &mut batch);
+            }
+        }
+        assert!(heard.iter().all(|it| it.windows(2).all(|two| two[1] - two[0] < 25)), "{heard:?}");
+        std::array::from_fn(|n| heard[n][0])
+    }
+
+    #[tokio::test]
+    async fn who_was_there_hears_the_beginning_however_much_of_it_comes_at_once() {
+        let [first, second, late, later] = begins_of_a_burst().await;
+        assert!(first < 25 && second < 25 && late > 2_950 && later > 2_950, "{first} {second} {late} {later}");
     }
 }

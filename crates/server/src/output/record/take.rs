@@ -223,7 +223,13 @@ impl Take {
         if let Some(hls) = self.hls.take() {
             hls.close(&mut self.out);
         }
-        (self.tracks, self.present, self.gap) = (Tracks::default(), Arc::default(), false);
+        self.forget();
+    }
+
+    /// Nothing has come yet, and nothing is written: what is held comes again.
+    pub fn forget(&mut self) {
+        (self.held, self.tracks, self.present) = (None, Tracks::default(), Arc::default());
+        (self.gap, self.waits_for_key) = (false, false);
     }
 
     /// What is to be done by now.
