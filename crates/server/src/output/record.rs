@@ -99,6 +99,15 @@ pub struct Recorder {
     pub span: Span,
 }
 
+/// What a stretch of recording has told.
+#[derive(Default)]
+struct Told {
+    /// That it records.
+    records: bool,
+    /// The files that were begun before it.
+    files: u32,
+}
+
 /// Why a stretch of recording ended.
 enum End {
     /// The stream is over, or the recording is wished no more.
@@ -117,13 +126,16 @@ impl Recorder {
         let disk = Disk::new(self.runtime.clone(), self.folder.clone(), self.say.clone(), self.span.clone());
         let mut take = Take::new(self.settings.clone());
         loop {
+            let mut told = Told { files: take.begun(), ..Told::default() };
             let full = self.full.borrow_and_update().clone();
             let end = match full {
                 Some(reason) => End::Pause(reason.to_string()),
-                None => self.follow(&mut take, &disk, &mut last_error).await,
+                None => self.follow(&mut take, &disk, &mut told, &mut last_error).await,
             };
+            // It may begin the first files: with what was held until its tracks were known.
             take.close();
             disk.send(take.flush()).await;
+            self.tell(&take, &mut told, false, &last_error);
             match end {
                 End::Done => break,
                 End::Failed(error) => {
@@ -184,8 +196,21 @@ impl Recorder {
         (self.say)(Note::State(state));
     }
 
+    /// Says once of each stretch that it records, when files are begun; and again that it does, or waits, where there is `news`.
+    fn tell(&self, take: &Take, told: &mut Told, news: bool, last_error: &str) {
+        let begins = !told.records && take.begun() > told.files;
+        if begins {
+            info!(parent: &self.span, "recording");
+        }
+        told.records |= begins;
+        if begins || news {
+            let state = if told.records { RecordState::Recording } else { RecordState::Waiting };
+            self.say(state, "", last_error);
+        }
+    }
+
     /// Records until something ends it.
-    async fn follow(&mut self, take: &mut Take, disk: &Disk, last_error: &mut String) -> End {
+    async fn follow(&mut self, take: &mut Take, disk: &Disk, told: &mut Told, last_error: &mut String) -> End {
         let bit_rate = self.bit_rate;
         if self.settings.formats.is_empty() {
             return End::Failed(last_error.clone());
@@ -201,7 +226,7 @@ impl Recorder {
         };
         let mut sweeps = self.lane.sweeps();
         let mut batch = Vec::new();
-        let (mut writes, mut waits, mut trouble) = (false, false, None);
+        let (mut waits, mut trouble) = (false, None);
         loop {
             let stopped = tokio::select! { biased;
                 () = self.stop.cancelled() => true,
@@ -224,20 +249,12 @@ impl Recorder {
             if waits && !waited {
                 main.want_keyframe();
             }
-            let begins = !writes && take.writes();
-            if begins {
-                info!(parent: &self.span, "recording");
-            }
-            writes |= begins;
             let was = std::mem::replace(&mut trouble, main.trouble().or_else(|| mp3.as_ref()?.trouble()));
             let troubled = trouble.as_ref().filter(|_| trouble != was);
             if let Some(error) = troubled {
                 *last_error = error.to_string();
             }
-            if begins || troubled.is_some() {
-                let state = if writes { RecordState::Recording } else { RecordState::Waiting };
-                self.say(state, "", last_error);
-            }
+            self.tell(take, told, troubled.is_some(), last_error);
             if ended || stopped {
                 return End::Done;
             }

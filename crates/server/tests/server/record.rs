@@ -361,6 +361,30 @@ fn a_recording_is_armed_until_it_is_stopped_or_its_time_is_over() {
 }
 
 #[test]
+fn a_recording_that_is_stopped_before_its_first_file_begins_has_recorded() {
+    let receiver = Receiver::start();
+    let server = recording(&receiver, r#"["flv", "aac", "mp3"]"#, "");
+    // Sound alone waits for pictures, and files for both.
+    let mut sound = clip(Media::Plain, 4_000);
+    sound.retain(|it| it.0 == 8);
+    let at = AtomicI64::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| publish(&server.rtmp("show"), &sound, &at));
+        eventually("sound", secs(5), || (at.load(Relaxed) > 1_000).then_some(()));
+        server.record("show");
+        thread::sleep(Duration::from_millis(800));
+        assert_eq!(server.recording("show")["State"], "waiting");
+        server.stop_record("show");
+        server.wait_recording("show", "ended", secs(5));
+    });
+    assert_eq!(server.recorded(&receiver, "show").len(), 3);
+    assert!(server.recording("show")["StartTime"].as_i64() > Some(0), "{}", server.recording("show"));
+    let states = eventually("its end", secs(3), || Some(receiver.of("record_state", "show")).filter(|it| it.len() > 1));
+    let states: Vec<_> = states.iter().map(|it| it["state"].clone()).collect();
+    assert_eq!(states, ["recording", "ended"]);
+}
+
+#[test]
 fn sigterm_finishes_and_tells_of_every_recording() {
     let receiver = Receiver::start();
     let server = Server::start(Setup {

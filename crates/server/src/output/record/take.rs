@@ -141,6 +141,11 @@ impl Take {
         self.files.as_ref().is_some_and(|files| !files.muxes.is_empty()) || self.hls.is_some()
     }
 
+    /// How many files have been begun.
+    pub fn begun(&self) -> u32 {
+        self.next
+    }
+
     /// The stream's newest frame was of this time when the wall clock was so.
     pub fn set_clock(&mut self, newest: Time, now_ms: i64) {
         let offset = now_ms - newest.as_millis();
