@@ -40,6 +40,9 @@ const MAX_LAG: Time = Time::from_millis(60_000);
 /// How long a recording waits after the disk refused a write before it begins files again.
 const REST: Duration = Duration::from_secs(5);
 
+/// How long a recording that is wished no more waits for sound that is still being encoded.
+const LAST_SOUND: Duration = Duration::from_secs(1);
+
 /// How long this process keeps freed memory once it has recorded. What recordings free is not what they take next, and lies unused
 /// until then: half a megabyte of each in ten seconds.
 const KEEP: Duration = Duration::from_secs(3);
@@ -255,6 +258,18 @@ impl Recorder {
                 *last_error = error.to_string();
             }
             self.tell(take, told, troubled.is_some(), last_error);
+            if let Some(mp3) = mp3.as_mut().filter(|_| stopped && !ended) {
+                take.stop();
+                let until = Instant::now() + LAST_SOUND;
+                let mut ended = false;
+                while !ended && take.awaits_sound() && mp3.trouble().is_none() && Instant::now() < until {
+                    (&mut sweeps).await;
+                    ended = match self.read(mp3, Input::Mp3, take, &mut batch, disk, Instant::now()).await {
+                        Ok(ended) => ended,
+                        Err(end) => return end,
+                    };
+                }
+            }
             if ended || stopped {
                 return End::Done;
             }

@@ -361,6 +361,21 @@ fn a_recording_is_armed_until_it_is_stopped_or_its_time_is_over() {
 }
 
 #[test]
+fn a_recording_that_is_stopped_has_as_much_mp3_as_other_sound() {
+    let receiver = Receiver::start();
+    let server = recording(&receiver, r#"["aac", "mp3"]"#, "");
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    server.record("show");
+    server.wait_recording("show", "recording", secs(5));
+    thread::sleep(secs(2));
+    server.stop_record("show");
+    let files =
+        eventually("both files", secs(5), || Some(server.recorded(&receiver, "show")).filter(|files| files.len() == 2));
+    let [aac, mp3] = [0, 1].map(|n| files[n].duration);
+    assert!((mp3 - aac).abs() < 0.05, "{files:?}");
+}
+
+#[test]
 fn a_recording_that_is_stopped_before_its_first_file_begins_has_recorded() {
     let receiver = Receiver::start();
     let server = recording(&receiver, r#"["flv", "aac", "mp3"]"#, "");

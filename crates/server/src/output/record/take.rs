@@ -101,6 +101,10 @@ pub struct Take {
     waits_for_key: bool,
     /// When the last picture was decoded, or the files began.
     pictured: Time,
+    /// The newest sound, by [`Input`].
+    heard: [Option<Time>; 2],
+    /// All has come but MP3 of the sound that has.
+    stopped: bool,
     next: u32,
     /// Unix milliseconds less milliseconds of the stream's line.
     wall_ms: i64,
@@ -130,6 +134,8 @@ impl Take {
             gap: false,
             waits_for_key: false,
             pictured: Time::ZERO,
+            heard: [None; 2],
+            stopped: false,
             next: 0,
             wall_ms: 0,
             out: Vec::new(),
@@ -190,6 +196,15 @@ impl Take {
 
     /// Takes a frame.
     pub fn push(&mut self, input: Input, frame: Frame, now: Instant) {
+        if self.stopped && input == Input::Main {
+            return;
+        }
+        if frame.track == Kind::Audio {
+            self.heard[input as usize] = Some(frame.dts);
+            if self.stopped && self.heard[Input::Main as usize].is_none_or(|last| frame.dts > last) {
+                return;
+            }
+        }
         if self.waits_for_key && frame.track == Kind::Video {
             if !frame.key {
                 return;
@@ -217,11 +232,24 @@ impl Take {
         }
     }
 
-    /// Closes everything: the next frame begins anew.
-    pub fn close(&mut self) {
+    /// Nothing more is taken but MP3 of sound that has come.
+    pub fn stop(&mut self) {
         if let Some(held) = self.held.take() {
             self.begin(held.frames);
         }
+        self.stopped = true;
+    }
+
+    /// Whether MP3 is missing of sound that has come.
+    pub fn awaits_sound(&self) -> bool {
+        let [main, mp3] = self.heard;
+        let open = self.files.iter().any(|files| files.muxes.iter().any(|it| matches!(it.mux, Mux::Mp3)));
+        open && main.is_some_and(|main| mp3.is_none_or(|mp3| mp3 < main))
+    }
+
+    /// Closes everything: the next frame begins anew.
+    pub fn close(&mut self) {
+        self.stop();
         for files in self.endings.drain(..).map(|it| it.files).chain(self.files.take()) {
             files.close(&mut self.out);
         }
@@ -235,6 +263,7 @@ impl Take {
     pub fn forget(&mut self) {
         (self.held, self.tracks, self.present) = (None, Tracks::default(), Arc::default());
         (self.gap, self.waits_for_key) = (false, false);
+        (self.heard, self.stopped) = ([None; 2], false);
     }
 
     /// What is to be done by now.
@@ -880,6 +909,33 @@ mod tests {
         check(&[Format::Mp3], 100, "a 1700 b 1000", "+1 +2 -1:80 -2:45");
         // It changes again before files have begun.
         check(&[Format::Mp3], 0, "La 1000 Lb 100 La 900", "+1 +2 -1:50 -2:45");
+    }
+
+    #[test]
+    fn whoever_stops_waits_for_mp3_of_the_sound_that_has_come_and_takes_no_more() {
+        let (interval, segment) = (Time::from_millis(2_000), Time::from_millis(1_000));
+        let mut take = Take::new(Settings { formats: vec![Format::Mp3], interval, segment });
+        let now = Instant::now();
+        let push = |take: &mut Take, input, ms: i64| {
+            let payload = vec![0; 100].into();
+            let dts = Time::from_millis(ms);
+            take.push(input, Frame { track: Kind::Audio, dts, cts: Time::ZERO, key: true, payload }, now);
+        };
+        take.set_tracks(tracks("a"), now);
+        (0..500).step_by(20).for_each(|ms| push(&mut take, Input::Main, ms));
+        (0..400).step_by(20).for_each(|ms| push(&mut take, Input::Mp3, ms));
+        assert_eq!(take.begun(), 0);
+        take.stop();
+        assert!(take.begun() == 1 && take.awaits_sound());
+        push(&mut take, Input::Main, 500);
+        (400..600).step_by(20).for_each(|ms| push(&mut take, Input::Mp3, ms));
+        assert!(!take.awaits_sound());
+        take.close();
+        let changes = take.flush().into_iter().filter_map(|op| match op {
+            Op::Change(_, change) => Some(change),
+            _ => None,
+        });
+        assert_eq!(content(Format::Mp3, &changes.collect::<Vec<_>>()), ":25");
     }
 
     #[test]
