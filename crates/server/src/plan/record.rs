@@ -370,7 +370,8 @@ pub(super) async fn note(tx: &mut Tx, apps: &config::Apps, id: &str, state: &Sta
     let status = &mut record.status;
     let changed = (status.state, &status.reason) != (next, &state.reason);
     if next == RecordState::Recording && status.begun_ms == 0 {
-        status.begun_ms = now_ms;
+        // What was held back is begun by the stop at the latest.
+        status.begun_ms = if record.closed_ms > 0 { now_ms.min(record.closed_ms) } else { now_ms };
     }
     if changed {
         status.state_ms = now_ms;
