@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tracing::{error, warn};
 
 use super::record::{self, Whose};
-use super::{Keeper, Place, masked};
+use super::{ENDS, Keeper, Place, masked};
 use crate::callback::{self, Close};
 use crate::clock::unix_ms;
 use crate::config::Apps;
@@ -167,8 +167,7 @@ impl Ledger {
 
     /// How many publishers of a stream that others have taken over wait to be told of.
     pub(super) fn taken_over(&self, key: &StreamKey) -> usize {
-        let such = |due: &&Due| matches!(due, Due::Entry(Entry::Session(opened)) if opened.session.key == *key);
-        self.waiting.iter().filter(such).count()
+        taken_over(&self.waiting, key)
     }
 
     /// The number of the transaction that writes what is noted now.
@@ -214,6 +213,11 @@ impl Ledger {
     pub(super) async fn written(&mut self) -> Option<Result<Written, JoinError>> {
         self.on_its_way.join_next().await
     }
+}
+
+fn taken_over(dues: &[Due], key: &StreamKey) -> usize {
+    let such = |due: &&Due| matches!(due, Due::Entry(Entry::Session(opened)) if opened.session.key == *key);
+    dues.iter().filter(such).count()
 }
 
 impl Entry {
@@ -467,7 +471,7 @@ impl Keeper {
         for (entry, done) in entries.into_iter().zip(done) {
             match done {
                 Some(files) => self.entry_written(entry, files),
-                None => again.extend(self.entry_refused(entry)),
+                None => again.extend(self.entry_refused(entry, &again)),
             }
         }
         for due in std::mem::replace(&mut self.ledger.waiting, again) {
@@ -523,8 +527,8 @@ impl Keeper {
         }
     }
 
-    /// What is to be written again of what the store has refused.
-    fn entry_refused(&mut self, entry: Entry) -> Option<Due> {
+    /// What is to be written again of what the store has refused, besides what is `again` already.
+    fn entry_refused(&mut self, entry: Entry, again: &[Due]) -> Option<Due> {
         match entry {
             Entry::Session(opened) => {
                 let Opened { ref session, number, create, ref heard } = *opened;
@@ -533,7 +537,10 @@ impl Keeper {
                 };
                 // What was to be told of who has been taken over, or of a stream that has ended, is told before that.
                 let Some(place) = self.places.get_mut(&session.key).filter(holds) else {
-                    return Some(Due::Entry(Entry::Session(opened)));
+                    let same = |place: &Place| place.session.sid == session.sid;
+                    let goes_on = self.places.get(&session.key).is_some_and(same);
+                    let is_left_out = goes_on && (!create || taken_over(again, &session.key) >= ENDS);
+                    return (!is_left_out).then(|| Due::Entry(Entry::Session(opened)));
                 };
                 if create {
                     place.owes_create = true;

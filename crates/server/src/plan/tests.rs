@@ -585,3 +585,33 @@ async fn a_default_target_that_changed_while_the_server_was_down_is_the_one_that
     let rules = fresh.store.read().await.unwrap().rules_of(&key("s")).await.unwrap();
     assert_eq!(rules.into_iter().map(|rule| rule.address).collect::<Vec<_>>(), [address]);
 }
+
+#[tokio::test]
+async fn what_publishers_that_take_each_other_over_leave_to_write_is_bounded() {
+    let world = World::new().await;
+    world.grace.store(Arc::new(Duration::from_secs(3600)));
+    let (mut keeper, _asked) = world.keeper();
+    set_full(&world.store, true).await;
+    for n in 0..20 {
+        let hold = keeper.publish(world.arrival("s", &n.to_string())).await.unwrap();
+        hold.began(0);
+        keeper.read_inbox();
+        // Every other one is on its way when it is taken over.
+        keeper.ledger.try_now();
+        if n % 2 == 0 {
+            keeper.write_all().await;
+        } else {
+            keeper.write_down();
+        }
+        hold.leave(Leave::Lost);
+        keeper.read_inbox();
+    }
+    keeper.write_all().await;
+    assert!(keeper.ledger.taken_over(&key("s")) <= ENDS + 1);
+    set_full(&world.store, false).await;
+    keeper.ledger.try_now();
+    keeper.write_all().await;
+    let told = world.told().await;
+    assert_eq!((told[0].as_str(), told.last().unwrap().as_str()), ("stream_create 0 0", "stream_create 19 1"));
+    assert!(told.len() <= ENDS + 2 && told[1..].iter().all(|it| it.ends_with(" 1")), "{told:?}");
+}
