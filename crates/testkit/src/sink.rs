@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use md5::{Digest, Md5};
 
+use crate::Machine;
 use crate::flv::Tag;
 use crate::publisher::{epoch, read_stamp, stamp_at};
 use crate::rtmp::{self, Amf, Message, Reader};
@@ -72,10 +73,9 @@ impl Arrival {
         self.head[1] == 0
     }
 
-    /// From the publisher's write in this process to here.
-    pub fn latency(&self) -> Duration {
-        let (nanos, _) = read_stamp(&self.stamp);
-        self.at.duration_since(epoch()).saturating_sub(Duration::from_nanos(nanos))
+    /// When the publisher in this process wrote it.
+    pub fn written(&self) -> Instant {
+        epoch() + Duration::from_nanos(read_stamp(&self.stamp).0)
     }
 
     /// The publisher's count of its messages.
@@ -234,10 +234,10 @@ impl Drop for Sink {
     }
 }
 
-/// The latencies of the pictures among `arrivals`, in milliseconds, sorted.
-pub fn latencies<'a>(arrivals: impl IntoIterator<Item = &'a Arrival>) -> Vec<f64> {
+/// The latencies of the pictures among `arrivals` as far as the machine was there, in milliseconds, sorted.
+pub fn latencies<'a>(machine: &Machine, arrivals: impl IntoIterator<Item = &'a Arrival>) -> Vec<f64> {
     let pictures = arrivals.into_iter().filter(|it| it.kind == 9 && !it.is_header());
-    let mut all: Vec<f64> = pictures.map(|it| it.latency().as_secs_f64() * 1e3).collect();
+    let mut all: Vec<f64> = pictures.map(|it| machine.ran(it.written(), it.at).as_secs_f64() * 1e3).collect();
     all.sort_by(f64::total_cmp);
     all
 }

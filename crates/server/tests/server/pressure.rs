@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use bywash_testkit::publisher::{Flow, Pace, dial};
 use bywash_testkit::rtmp::{Amf, Message};
 use bywash_testkit::sink::{latencies, quantile};
-use bywash_testkit::{Manner, Publisher, Receiver, Server, Setup, Sink, eventually, secs, stays};
+use bywash_testkit::{Machine, Manner, Publisher, Receiver, Server, Setup, Sink, eventually, secs, stays};
 
 #[test]
 fn a_slow_target_skips_to_keyframes_in_one_session() {
+    let machine = Machine::watch();
     let (slow, good) = (Sink::start(Manner::Slow(300_000)), Sink::start(Manner::Take));
     let server = Server::start(Setup::server("publish.buffer = \"4MiB\""));
     let publisher = Publisher::connect(&server.rtmp("show")).expect("it is taken");
@@ -34,7 +35,7 @@ fn a_slow_target_skips_to_keyframes_in_one_session() {
         assert!(pair[1].timestamp >= pair[0].timestamp);
     }
     assert!(leaps > 0, "it leapt");
-    let late = latencies(&good.session("show").expect("a session").arrivals);
+    let late = latencies(&machine, &good.session("show").expect("a session").arrivals);
     assert!(quantile(&late, 0.95) < 250.0, "the good one is late: p95 {} ms", quantile(&late, 0.95));
 }
 
