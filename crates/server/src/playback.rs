@@ -124,7 +124,7 @@ impl Doors {
         about.typed_insert(media.etag.clone());
         about.typed_insert(LastModified::from(media.modified));
         about.insert(header::CACHE_CONTROL, cached.try_into().expect("a number and words"));
-        let (status, range) = match media.wanted(headers) {
+        let (status, range) = match media.wanted(method, headers) {
             Wanted::Nothing => return Ok((StatusCode::NOT_MODIFIED, about).into_response()),
             Wanted::Another => return Ok((StatusCode::PRECONDITION_FAILED, about).into_response()),
             Wanted::Impossible => {
@@ -250,8 +250,8 @@ enum Wanted {
 }
 
 impl Media {
-    /// In the order of RFC 9110 §13.2.2. Of several ranges at once we make the whole file (§14.2 allows it).
-    fn wanted(&self, headers: &HeaderMap) -> Wanted {
+    /// In the order of RFC 9110 §13.2.2. Of several ranges at once we make the whole file (§14.2 allows it); only GET has ranges (§14.2).
+    fn wanted(&self, method: &Method, headers: &HeaderMap) -> Wanted {
         let meant = match headers.typed_get::<IfMatch>() {
             Some(it) => it.precondition_passes(&self.etag),
             None => headers.typed_get::<IfUnmodifiedSince>().is_none_or(|it| it.precondition_passes(self.modified)),
@@ -271,7 +271,7 @@ impl Media {
         if headers.contains_key(header::IF_RANGE) && !headers.typed_get::<IfRange>().is_some_and(same) {
             return Wanted::All;
         }
-        let range = headers.get(header::RANGE).and_then(|it| it.to_str().ok());
+        let range = headers.get(header::RANGE).filter(|_| *method == Method::GET).and_then(|it| it.to_str().ok());
         let Some(Ok(ranges)) = range.map(http_range_header::parse_range_header) else { return Wanted::All };
         let mut parts = ranges.ranges.iter().filter_map(|range| self.part(range));
         match (parts.next(), ranges.ranges.len()) {
@@ -306,6 +306,10 @@ mod tests {
 
     /// What a file of 1000 bytes with the tag `"a"`, changed in the second 1 000 000 000, gives to these headers.
     fn check(headers: &[(HeaderName, &str)], want: Wanted) {
+        check_method(&Method::GET, headers, want);
+    }
+
+    fn check_method(method: &Method, headers: &[(HeaderName, &str)], want: Wanted) {
         let media = Media {
             size: 1000,
             modified: UNIX_EPOCH + Duration::from_secs(1_000_000_000),
@@ -313,7 +317,7 @@ mod tests {
             place: Place::Bucket(object_store::path::Path::default()),
         };
         let map = headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect();
-        assert_eq!(media.wanted(&map), want, "{headers:?}");
+        assert_eq!(media.wanted(method, &map), want, "{method} {headers:?}");
     }
 
     #[test]
@@ -321,6 +325,7 @@ mod tests {
         use header::{IF_RANGE, RANGE};
         check(&[], Wanted::All);
         check(&[(RANGE, "bytes=0-0")], Wanted::Part(0..=0));
+        check_method(&Method::HEAD, &[(RANGE, "bytes=0-0")], Wanted::All);
         check(&[(RANGE, "bytes=990-")], Wanted::Part(990..=999));
         check(&[(RANGE, "bytes=990-5000")], Wanted::Part(990..=999));
         check(&[(RANGE, "bytes=-10")], Wanted::Part(990..=999));
