@@ -45,7 +45,7 @@ pub fn run(streams: usize, targets: usize) {
                 let sessions = sinks.iter().flat_map(Sink::sessions);
                 let arrivals: Vec<Arrival> =
                     sessions.flat_map(|it| it.arrivals).filter(|it| it.at > from && it.at <= till).collect();
-                let late = latencies(&arrivals);
+                let late = latencies(&arrivals, |from, to| to - from);
                 let late_at = |share| (!late.is_empty()).then(|| quantile(&late, share));
                 let report = json!({
                     "bytes": arrivals.iter().map(|it| u64::from(it.size)).sum::<u64>(),

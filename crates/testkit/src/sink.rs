@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use md5::{Digest, Md5};
 
-use crate::Machine;
 use crate::flv::Tag;
 use crate::publisher::{epoch, read_stamp, stamp_at};
 use crate::rtmp::{self, Amf, Message, Reader};
@@ -234,10 +233,13 @@ impl Drop for Sink {
     }
 }
 
-/// The latencies of the pictures among `arrivals` as far as the machine was there, in milliseconds, sorted.
-pub fn latencies<'a>(machine: &Machine, arrivals: impl IntoIterator<Item = &'a Arrival>) -> Vec<f64> {
+/// The latencies of the pictures among `arrivals`, in milliseconds, sorted; `took` is what lies between two moments.
+pub fn latencies<'a>(
+    arrivals: impl IntoIterator<Item = &'a Arrival>,
+    took: impl Fn(Instant, Instant) -> Duration,
+) -> Vec<f64> {
     let pictures = arrivals.into_iter().filter(|it| it.kind == 9 && !it.is_header());
-    let mut all: Vec<f64> = pictures.map(|it| machine.ran(it.written(), it.at).as_secs_f64() * 1e3).collect();
+    let mut all: Vec<f64> = pictures.map(|it| took(it.written(), it.at).as_secs_f64() * 1e3).collect();
     all.sort_by(f64::total_cmp);
     all
 }

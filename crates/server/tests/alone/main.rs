@@ -61,7 +61,7 @@ fn one_black_holed_target_leaves_the_others_real_time() {
     let counts: Vec<u32> = arrivals.iter().map(|it| it.count()).collect();
     assert!(counts.windows(2).all(|pair| pair[1] == pair[0] + 1), "every message arrives, in order");
     assert!(arrivals.len() > 15 * 70, "{} messages", arrivals.len());
-    let late = latencies(&machine, &arrivals);
+    let late = latencies(&arrivals, |from, to| machine.ran(from, to));
     assert!(quantile(&late, 0.5) < 10.0 && quantile(&late, 0.95) < 100.0, "p95 {} ms", quantile(&late, 0.95));
     assert_eq!(sinks[0].sessions().len(), 1);
 }
@@ -122,7 +122,10 @@ fn scale_300_publishers_200_hanging_targets() {
         let counts: Vec<u32> = arrivals.iter().filter(|it| !it.is_header()).map(|it| it.count()).collect();
         assert!(counts.len() > 9 * 15 && counts.windows(2).all(|pair| pair[1] == pair[0] + 1), "{name} lost frames");
         // A busy machine delays a few; a server that cannot keep up delays ever more.
-        let (late, lately) = (latencies(&machine, &arrivals), latencies(&machine, &arrivals[arrivals.len() - 30..]));
+        let (late, lately) = (
+            latencies(&arrivals, |from, to| machine.ran(from, to)),
+            latencies(&arrivals[arrivals.len() - 30..], |from, to| machine.ran(from, to)),
+        );
         let (p95, end) = (quantile(&late, 0.95), quantile(&lately, 0.5));
         assert!(p95 < 250.0 && end < 100.0, "{name}: p95 {p95} ms, at the end {end} ms");
     }
@@ -161,7 +164,7 @@ fn scale_of_webrtc_without_a_picture_lost() {
         let counts: Vec<u32> = arrivals.iter().filter(|it| !it.is_header()).map(|it| it.count()).collect();
         let all = counts.len() as u64 > 22 * span.as_secs() && counts.windows(2).all(|pair| pair[1] == pair[0] + 1);
         assert!(all, "{name} lost pictures: {counts:?}");
-        late.extend(latencies(&machine, &arrivals));
+        late.extend(latencies(&arrivals, |from, to| machine.ran(from, to)));
     }
     late.sort_by(f64::total_cmp);
     println!("{} pictures, p50 {:.1} ms, p99 {:.1} ms", late.len(), quantile(&late, 0.5), quantile(&late, 0.99));

@@ -35,7 +35,7 @@ fn a_slow_target_skips_to_keyframes_in_one_session() {
         assert!(pair[1].timestamp >= pair[0].timestamp);
     }
     assert!(leaps > 0, "it leapt");
-    let late = latencies(&machine, &good.session("show").expect("a session").arrivals);
+    let late = latencies(&good.session("show").expect("a session").arrivals, |from, to| machine.ran(from, to));
     assert!(quantile(&late, 0.95) < 250.0, "the good one is late: p95 {} ms", quantile(&late, 0.95));
 }
 
