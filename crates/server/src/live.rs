@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use bywash_media::{StreamKey, Tracks};
 
-use crate::store::Status;
+use crate::store::{RecordStatus, Status};
 
 /// All that runs.
 #[derive(Default)]
@@ -93,8 +93,10 @@ pub struct Recording {
     pub bytes: AtomicU64,
     /// Frames skipped because the disk was too slow.
     pub frames_skipped: AtomicU64,
-    /// 0 waiting, 1 recording, 2 paused, 4 failed.
-    pub state: AtomicU64,
+    /// The task that it is of.
+    pub task: String,
+    /// How it goes: what its row says as soon as that is written. Its `state_ms` is 0 until it has told.
+    pub status: Mutex<RecordStatus>,
 }
 
 /// A counter of bytes and its rate over the last seconds.
@@ -219,6 +221,13 @@ impl Live {
     /// Forgets a recording.
     pub fn recording_ended(&self, number: u64) {
         self.recordings.write().expect("no holder panics").remove(&number);
+    }
+
+    /// What a task's recording has told last, if it has: the newest of them.
+    pub fn recording(&self, task: &str) -> Option<RecordStatus> {
+        let recordings = self.recordings.read().expect("no holder panics");
+        let of_task = recordings.values().rev().filter(|(_, it)| it.task == task);
+        of_task.map(|(_, it)| it.status.lock().expect("no holder panics").clone()).find(|it| it.state_ms > 0)
     }
 
     /// All recordings, in the order in which they began.

@@ -28,7 +28,7 @@ use crate::live;
 use crate::output::source::{Drained, Source};
 use crate::rendition::{Renditions, Sound};
 use crate::segment::Folder;
-use crate::store::{File, RecordState};
+use crate::store::{File, RecordState, RecordStatus};
 use crate::sys;
 
 pub use self::disk::finish;
@@ -194,9 +194,11 @@ impl Recorder {
     }
 
     fn say(&self, state: RecordState, reason: &str, last_error: &str) {
-        self.live.state.store(state as u64, Ordering::Relaxed);
-        let state = State { state, reason: reason.into(), last_error: last_error.into() };
-        (self.say)(Note::State(state));
+        let (reason, last_error) = (reason.to_owned(), last_error.to_owned());
+        let told = State { state, reason: reason.clone(), last_error: last_error.clone() };
+        *self.live.status.lock().expect("no holder panics") =
+            RecordStatus { state, reason, last_error, state_ms: unix_ms(), begun_ms: 0 };
+        (self.say)(Note::State(told));
     }
 
     /// Says once of each stretch that it records, when files are begun; and again that it does, or waits, where there is `news`.

@@ -178,7 +178,7 @@ impl Keeper {
         self.numbers += 1;
         let number = self.numbers;
         let stop = CancellationToken::new();
-        let counters = Arc::<live::Recording>::default();
+        let counters = Arc::new(live::Recording { task: record.id.clone(), ..live::Recording::default() });
         self.parts.live.recording_started(number, record.key.clone(), counters.clone());
         let inbox = self.plan.inbox.clone();
         let mut formats = Vec::new();

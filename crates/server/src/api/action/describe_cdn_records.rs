@@ -34,7 +34,7 @@ use crate::api::code::Fault;
 use crate::api::params::Params;
 use crate::api::{Action, Context, Reply};
 use crate::config::Vendor;
-use crate::store::{Page, RecordState, Tx};
+use crate::store::{Page, RecordState, RecordStatus, Tx};
 
 /// Keys that are listed of one recording.
 const KEYS_MAX: i64 = 100;
@@ -59,9 +59,11 @@ impl Action for DescribeCdnRecords {
         let (total, records) = page;
         let mut tasks = Vec::with_capacity(records.len());
         for record in records {
-            let status = &record.status;
+            // The row is behind where the disk is slow or full.
+            let told = context.live.recording(&record.id);
+            let RecordStatus { state, reason, last_error, .. } = told.as_ref().unwrap_or(&record.status);
             // A recording that was stopped before its stream came never ran.
-            let state = match status.state {
+            let state = match *state {
                 RecordState::Waiting if record.closed_ms > 0 => RecordState::Ended,
                 state => state,
             };
@@ -72,12 +74,12 @@ impl Action for DescribeCdnRecords {
                 "StreamId": record.key.id(),
                 "Vendor": record.vendor.name(),
                 "State": state.name(),
-                "Reason": status.reason,
-                "StartTime": status.begun_ms,
+                "Reason": reason,
+                "StartTime": record.status.begun_ms,
                 "EndTime": if record.closed_ms > 0 { record.closed_ms } else { record.end_ms },
                 "Formats": formats.iter().map(|format| format.name()).collect::<Vec<_>>(),
                 "Files": tx.record_keys(&record.id, KEYS_MAX).await?,
-                "LastError": status.last_error,
+                "LastError": last_error,
             }));
         }
         Ok(Reply::data(json!({ "Total": total, "Tasks": tasks })))

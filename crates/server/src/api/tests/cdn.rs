@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::{Format, Record, Vendor};
+use crate::live::Recording;
 use crate::store::{About, File, FileState, Job, JobState, RecordStatus};
 
 /// What ZEGO's page on StartCDNRecord shows as the answer, a union of the vendors' shapes.
@@ -675,4 +676,15 @@ async fn recordings_are_described() {
         ("DescribeCDNRecords PageSize=0", 5005),
     ])
     .await;
+
+    // The row is behind of what this task's recordings have told; a newer one has not told yet.
+    for (number, state, state_ms) in
+        [(1, store::RecordState::Paused, 5), (2, store::RecordState::Recording, 6), (3, store::RecordState::Waiting, 0)]
+    {
+        let status = RecordStatus { state, state_ms, ..RecordStatus::default() };
+        let recording = Recording { task: record.clone(), status: Mutex::new(status), ..Recording::default() };
+        api.gateway.live.recording_started(number, key("a"), Arc::new(recording));
+    }
+    let task = &api.next("DescribeCDNRecords StreamId=a Vendor=Huawei").await["Data"]["Tasks"][0];
+    assert_eq!((&task["State"], &task["Reason"], &task["StartTime"]), (&json!("recording"), &json!(""), &json!(3)));
 }
