@@ -37,10 +37,10 @@ impl Machine {
         Machine { away, ended, threads }
     }
 
-    /// What `measure` gives while the machine is there all but a tenth of the time; of three tries the last one counts. For what peers do
+    /// What `measure` gives while the machine is there all but a tenth of the time; of five tries the last one counts. For what peers do
     /// worse without it, as a browser whose camera runs in real time does.
     pub fn there<T>(mut measure: impl FnMut() -> T) -> T {
-        for _ in 0..2 {
+        for _ in 0..4 {
             let (machine, begin) = (Machine::watch(), Instant::now());
             let found = measure();
             let took = begin.elapsed();

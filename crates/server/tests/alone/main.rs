@@ -121,12 +121,10 @@ fn scale_300_publishers_200_hanging_targets() {
         let arrivals: Vec<_> = session.arrivals.into_iter().filter(|it| it.at > from).collect();
         let counts: Vec<u32> = arrivals.iter().filter(|it| !it.is_header()).map(|it| it.count()).collect();
         assert!(counts.len() > 9 * 15 && counts.windows(2).all(|pair| pair[1] == pair[0] + 1), "{name} lost frames");
-        // A busy machine delays a few; a server that cannot keep up delays ever more.
-        let (late, lately) = (
-            latencies(&arrivals, |from, to| machine.ran(from, to)),
-            latencies(&arrivals[arrivals.len() - 30..], |from, to| machine.ran(from, to)),
-        );
-        let (p95, end) = (quantile(&late, 0.95), quantile(&lately, 0.5));
+        // A busy machine delays a few, or all for a moment; a server that cannot keep up delays ever more.
+        let late = |of| latencies(of, |from, to| machine.ran(from, to));
+        let p95 = quantile(&late(&arrivals[..]), 0.95);
+        let end = arrivals.rchunks(30).take(3).map(|of| quantile(&late(of), 0.5)).fold(f64::INFINITY, f64::min);
         assert!(p95 < 250.0 && end < 100.0, "{name}: p95 {p95} ms, at the end {end} ms");
     }
     // A rate is measured from one look to the next.
@@ -205,10 +203,12 @@ fn a_player_behind_a_bad_network_goes_on_decoding() {
     };
     // The player learns in its first seconds how long a picture that was sent again takes, and plays so much later.
     eventually("ten seconds of pictures", secs(40), || (video("framesDecoded") > 250.0).then_some(()));
-    let (had, frozen, begin) = (video("framesDecoded"), video("totalFreezesDuration"), Instant::now());
-    thread::sleep(secs(20));
-    let (decoded, took) = (video("framesDecoded") - had, begin.elapsed().as_secs_f64());
-    let frozen = video("totalFreezesDuration") - frozen;
+    let (decoded, took, frozen) = Machine::there(|| {
+        let (had, frozen, begin) = (video("framesDecoded"), video("totalFreezesDuration"), Instant::now());
+        thread::sleep(secs(20));
+        let (decoded, took) = (video("framesDecoded") - had, begin.elapsed().as_secs_f64());
+        (decoded, took, video("totalFreezesDuration") - frozen)
+    });
     let ((lost, _), nacks) = (forwarder.counts(), video("nackCount"));
     println!("{lost} datagrams lost, {nacks} asked for again; {decoded} pictures in {took:.1} s, {frozen:.2} s frozen");
     assert!(lost > 30 && nacks > 0.0, "{lost} datagrams lost, {nacks} asked for again");
@@ -218,18 +218,20 @@ fn a_player_behind_a_bad_network_goes_on_decoding() {
 #[test]
 fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
     let _alone = alone();
-    let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
-    let (forwarder, detour) = bad_network(&server);
-    server.relay("cam", &nginx.url("cam"));
-    let page = browser.open(&format!("{}&auto=camera", server.page("publish", "cam")), &detour);
-    page.wait("at('state').textContent === 'Live.'", secs(20));
-    nginx.wait_for("cam", 20);
-    thread::sleep(secs(30));
-    let (lost, passed) = forwarder.counts();
-    page.eval("at('stop').click()");
-    let recordings = nginx.recordings("cam");
-    assert_eq!(recordings.len(), 1, "one session");
-    let tags = assert_clean(&recordings[0]);
+    let ((lost, passed), tags) = Machine::there(|| {
+        let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
+        let (forwarder, detour) = bad_network(&server);
+        server.relay("cam", &nginx.url("cam"));
+        let page = browser.open(&format!("{}&auto=camera", server.page("publish", "cam")), &detour);
+        page.wait("at('state').textContent === 'Live.'", secs(20));
+        nginx.wait_for("cam", 20);
+        thread::sleep(secs(30));
+        let counts = forwarder.counts();
+        page.eval("at('stop').click()");
+        let recordings = nginx.recordings("cam");
+        assert_eq!(recordings.len(), 1, "one session");
+        (counts, assert_clean(&recordings[0]))
+    });
     let gaps = |kind: u8| {
         let times: Vec<i64> =
             tags.iter().filter(|it| it.kind == kind && it.is_frame()).map(|it| it.timestamp).collect();

@@ -65,6 +65,10 @@ fn delete_always_works() {
     }
     assert!(server.rules("show").is_empty());
     eventually("the running one ends", secs(2), || sinks[0].session("show").filter(|it| it.closed && it.unpublished));
+    let none_runs = || server.get("/metrics").expect("metrics").1.lines().any(|it| it == "bywash_relays 0");
+    eventually("none runs", secs(2), || none_runs().then_some(()));
+    // What was on its way has come.
+    std::thread::sleep(secs(1));
     let had = sinks.each_ref().map(|sink| sink.connects().len());
     stays("nobody is called again", secs(5), || sinks.each_ref().map(|sink| sink.connects().len()) == had);
     server.unrelay("show", &away.url("show"));

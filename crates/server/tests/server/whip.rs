@@ -41,7 +41,7 @@ fn ffmpeg_is_relayed_by_whip() {
     server.relay("show", &cdn.url("show"));
     let client = Client::ffmpeg(&server.whip("show"), ["whip", "libx264", "libopus"]);
     client.wait("pictures 30");
-    let recorded = cdn.wait_for("show", 200);
+    let recorded = cdn.wait_for("show", 300);
     client.end();
     eventually("DELETE ends the stream", secs(5), || {
         server.ok("DescribeStreams", &[])["Streams"].as_array()?.is_empty().then_some(())
@@ -77,7 +77,7 @@ fn gstreamer_is_relayed_in_h264() {
     server.relay("show", &cdn.url("show"));
     let client = Client::gstreamer(&server.whip("show"), "H264");
     client.wait("connected");
-    let recorded = cdn.wait_for("show", 200);
+    let recorded = cdn.wait_for("show", 300);
     client.end();
     let (pictures, sounds) = media::count(&media::assert_clean(&recorded));
     assert!(pictures > 50 && sounds > 80, "{pictures} pictures, {sounds} packets of sound");
