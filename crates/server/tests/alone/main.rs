@@ -192,24 +192,24 @@ fn bad_network(server: &Server) -> (Forwarder, String) {
 #[test]
 fn a_player_behind_a_bad_network_goes_on_decoding() {
     let _alone = alone();
-    let (server, browser) = (Server::start(Setup::default()), Browser::start());
-    let _publishing = Media::Plain.publish(&server.rtmp("show"));
-    let (forwarder, detour) = bad_network(&server);
-    let page = browser.open(&format!("{}&auto=play", server.page("play", "show")), &detour);
-    page.wait("at('state').textContent === 'Playing.'", secs(20));
-    let video = |field: &str| {
-        let told = page.eval(&format!("session.numbers('inbound-rtp').then((it) => it.video?.{field} ?? 0)"));
-        told.as_f64().unwrap_or(0.0)
-    };
-    // The player learns in its first seconds how long a picture that was sent again takes, and plays so much later.
-    eventually("ten seconds of pictures", secs(40), || (video("framesDecoded") > 250.0).then_some(()));
-    let (decoded, took, frozen) = Machine::there(|| {
+    let (lost, nacks, decoded, took, frozen) = Machine::there(|| {
+        let (server, browser) = (Server::start(Setup::default()), Browser::start());
+        let _publishing = Media::Plain.publish(&server.rtmp("show"));
+        let (forwarder, detour) = bad_network(&server);
+        let page = browser.open(&format!("{}&auto=play", server.page("play", "show")), &detour);
+        page.wait("at('state').textContent === 'Playing.'", secs(20));
+        let video = |field: &str| {
+            let told = page.eval(&format!("session.numbers('inbound-rtp').then((it) => it.video?.{field} ?? 0)"));
+            told.as_f64().unwrap_or(0.0)
+        };
+        // The player learns in its first seconds how long a picture that was sent again takes, and plays so much later.
+        eventually("ten seconds of pictures", secs(40), || (video("framesDecoded") > 250.0).then_some(()));
         let (had, frozen, begin) = (video("framesDecoded"), video("totalFreezesDuration"), Instant::now());
         thread::sleep(secs(20));
         let (decoded, took) = (video("framesDecoded") - had, begin.elapsed().as_secs_f64());
-        (decoded, took, video("totalFreezesDuration") - frozen)
+        let frozen = video("totalFreezesDuration") - frozen;
+        (forwarder.counts().0, video("nackCount"), decoded, took, frozen)
     });
-    let ((lost, _), nacks) = (forwarder.counts(), video("nackCount"));
     println!("{lost} datagrams lost, {nacks} asked for again; {decoded} pictures in {took:.1} s, {frozen:.2} s frozen");
     assert!(lost > 30 && nacks > 0.0, "{lost} datagrams lost, {nacks} asked for again");
     assert!(decoded > 25.0 * took * 0.9 && frozen < 0.1 * took, "{decoded} pictures in {took} s, {frozen} s frozen");
