@@ -99,7 +99,10 @@ pub fn interface_addresses() -> io::Result<Vec<IpAddr>> {
 }
 
 /// Beats every so often, by the kernel's clock (timerfd_create(2)).
-pub struct Metronome(AsyncFd<OwnedFd>);
+pub struct Metronome {
+    fd: AsyncFd<OwnedFd>,
+    period: Duration,
+}
 
 impl Metronome {
     /// Beats at the whole multiples of `period` since the kernel's clock began: those of several metronomes that fall together
@@ -113,32 +116,44 @@ impl Metronome {
             }
             OwnedFd::from_raw_fd(fd)
         };
+        // SAFETY: the descriptor moves into the AsyncFd, which closes it only after it is no longer registered.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        let mut metronome = Metronome { fd, period: Duration::ZERO };
+        metronome.set(period)?;
+        Ok(metronome)
+    }
+
+    /// Beats at the multiples of another period from now on.
+    pub fn set(&mut self, period: Duration) -> io::Result<()> {
+        if period == self.period {
+            return Ok(());
+        }
         let span = |nanos: u128| libc::timespec {
             tv_sec: (nanos / 1_000_000_000) as libc::time_t,
             tv_nsec: (nanos % 1_000_000_000) as libc::c_long,
         };
-        let period = period.as_nanos().max(1);
-        let first = (clock(libc::CLOCK_MONOTONIC).as_nanos() / period + 1) * period;
-        let spec = libc::itimerspec { it_interval: span(period), it_value: span(first) };
+        let nanos = period.as_nanos().max(1);
+        let first = (clock(libc::CLOCK_MONOTONIC).as_nanos() / nanos + 1) * nanos;
+        let spec = libc::itimerspec { it_interval: span(nanos), it_value: span(first) };
         // SAFETY: `spec` outlives the call, and no old value is asked for.
         let rc = unsafe {
-            libc::timerfd_settime(fd.as_raw_fd(), libc::TFD_TIMER_ABSTIME, &raw const spec, std::ptr::null_mut())
+            libc::timerfd_settime(self.fd.as_raw_fd(), libc::TFD_TIMER_ABSTIME, &raw const spec, std::ptr::null_mut())
         };
         if rc != 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor moves into the AsyncFd, which closes it only after it is no longer registered.
-        Ok(Metronome(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?))
+        self.period = period;
+        Ok(())
     }
 
     /// Waits for the next beat. Beats that were missed are one.
     pub async fn beat(&self) -> io::Result<()> {
         loop {
-            let mut ready = self.0.readable().await?;
+            let mut ready = self.fd.readable().await?;
             // The kernel sets the timer again when its count is read.
             let mut count = [0u8; 8];
             // SAFETY: the kernel writes at most the eight bytes of `count`.
-            let read = unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+            let read = unsafe { libc::read(self.fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
             ready.clear_ready();
             if read > 0 {
                 return Ok(());

@@ -99,11 +99,13 @@ pub struct Table {
     sessions: HashMap<Id, Entry>,
     users: HashMap<String, Id>,
     sources: HashMap<SocketAddr, Id>,
+    opened: Option<Instant>,
 }
 
 impl Table {
     /// Adds a session, reached by the ICE user `user`.
     pub fn insert(&mut self, id: Id, entry: Entry, user: String) {
+        self.opened = Some(entry.heard);
         self.sessions.insert(id, entry);
         self.add_user(id, user);
     }
@@ -141,6 +143,11 @@ impl Table {
     /// All sessions.
     pub fn iter(&self) -> impl Iterator<Item = (&Id, &Entry)> {
         self.sessions.iter()
+    }
+
+    /// When the newest was added.
+    pub fn opened(&self) -> Option<Instant> {
+        self.opened
     }
 
     /// How many there are.

@@ -9,6 +9,7 @@ pub mod certificate;
 pub mod demux;
 pub mod dtls;
 pub mod framing;
+pub mod gather;
 pub mod offer;
 pub mod peer;
 pub mod port;

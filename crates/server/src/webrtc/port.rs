@@ -2,7 +2,7 @@
 //!
 //! One task reads the UDP socket and hands what it reads to the sessions, which live on their lanes; each session sends for itself.
 //! The task lives on a lane too, so that a packet for a session there crosses no thread. While packets come they are gathered in the
-//! kernel and read at each [`GATHER`]: the kernel has noted when each came. A TCP connection (RFC 6544, the passive side) has a task
+//! kernel and read at beats ([`Gather`]): the kernel has noted when each came. A TCP connection (RFC 6544, the passive side) has a task
 //! of its own.
 //!
 //! Invariant: whoever sends, a full mailbox or socket drops the packet and waits for nobody.
@@ -23,7 +23,7 @@ use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use str0m::Candidate;
 use str0m::config::DtlsCert;
 use str0m::net::TcpType;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::demux::{Entry, Id, Packets, Table};
+use super::gather::Gather;
 use super::peer::Command;
 use super::{certificate, framing};
 use crate::address::canonical;
@@ -45,16 +46,11 @@ const READ: usize = 64 << 10;
 /// What the kernel may keep for us, if its own limit allows: a quarter of a second of 100 Mbit/s.
 const SOCKET_BUFFER: usize = 4 << 20;
 
-/// The least that the kernel must keep for packets to be gathered: the pictures of some streams that come at once. It counts twice
-/// what a packet has.
-const SOCKET_BUFFER_LEAST: usize = 2 << 20;
+/// Less than this makes it be read more often where much comes.
+const SOCKET_BUFFER_WISHED: usize = 2 << 20;
 
-/// How long packets wait in the kernel at the most: a packet of Opus. A picture's come one by one over some milliseconds: read as
-/// they come, each costs a wake-up.
-const GATHER: Duration = Duration::from_millis(20);
-
-/// So many reads in a row that find nothing end the gathering, until the next packet.
-const QUIET: u32 = 5;
+/// Where there are no beats to read at, it is read so often.
+const WITHOUT_BEATS: Duration = Duration::from_millis(20);
 
 /// How long a packet can have waited for us: what the kernel's notes say beyond that, the host's clock was set in between.
 const WAITED_MAX: Duration = Duration::from_millis(200);
@@ -78,8 +74,8 @@ const END_PATIENCE: Duration = Duration::from_secs(2);
 pub struct Port {
     udp: std::net::UdpSocket,
     state: UdpSocketState,
-    /// The kernel keeps enough to be read late.
-    gathers: bool,
+    /// Bytes that the kernel keeps of what is not read yet, as it counts.
+    room: usize,
     tcp: TcpListener,
     local: SocketAddr,
     /// What candidates are made of.
@@ -145,9 +141,10 @@ impl Port {
         let state = UdpSocketState::new(UdpSockRef::from(&udp))?;
         let _ = state.set_recv_buffer_size(UdpSockRef::from(&udp), SOCKET_BUFFER);
         let _ = state.set_send_buffer_size(UdpSockRef::from(&udp), SOCKET_BUFFER);
-        let gathers = state.recv_buffer_size(UdpSockRef::from(&udp))? >= SOCKET_BUFFER_LEAST;
-        if !gathers {
-            info!("each webrtc packet wakes a thread: net.core.rmem_max is less than {}", SOCKET_BUFFER_LEAST / 2);
+        // It counts twice what is asked for.
+        let room = state.recv_buffer_size(UdpSockRef::from(&udp))?;
+        if room < SOCKET_BUFFER_WISHED {
+            info!("webrtc packets are read more often: net.core.rmem_max is less than {}", SOCKET_BUFFER_WISHED / 2);
         }
 
         let mut own = Vec::new();
@@ -169,7 +166,7 @@ impl Port {
         Ok(Arc::new(Port {
             udp,
             state,
-            gathers,
+            room,
             tcp,
             local,
             addresses,
@@ -339,45 +336,41 @@ impl Port {
                 // Out of file descriptors: publishers are served none the worse.
                 warn!(%error, "webrtc packets are read late");
                 self.drain(&mut inbox).await;
-                tokio::time::sleep(GATHER).await;
+                tokio::time::sleep(WITHOUT_BEATS).await;
             }
         }
     }
 
-    /// Waits for packets, and reads until none come for a while. A socket that is registered for its events wakes the thread for
-    /// each packet; so it is only while nothing comes, or where the kernel keeps too little.
+    /// Waits for a packet, and reads until none come for a while. A socket that is registered for its events wakes the thread for
+    /// each packet; so it is only while nothing comes.
     async fn gather(&self, inbox: &mut Inbox) -> io::Result<()> {
         let socket = UdpSocket::from_std(self.udp.try_clone()?)?;
-        loop {
-            socket.readable().await?;
-            let _ = socket.try_io(Interest::READABLE, || {
-                if self.read(inbox)? == BATCH { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
-            });
-            if self.gathers {
-                break;
-            }
-        }
+        socket.readable().await?;
         drop(socket);
-        let metronome = Metronome::new(GATHER)?;
-        let mut quiet = 0;
-        while quiet < QUIET {
+        let mut gather = Gather::new(self.room, Instant::now());
+        let mut metronome = Metronome::new(gather.beat())?;
+        loop {
+            let datagrams = self.drain(inbox).await;
+            let opened = self.table().opened();
+            if !gather.goes_on(datagrams, opened, Instant::now()) {
+                return Ok(());
+            }
+            metronome.set(gather.beat())?;
             metronome.beat().await?;
-            quiet = if self.drain(inbox).await { 0 } else { quiet + 1 };
         }
-        Ok(())
     }
 
-    /// Reads what there is; true if there was anything. Sessions take theirs in between, lest their mailboxes overflow.
-    async fn drain(&self, inbox: &mut Inbox) -> bool {
-        let mut any = false;
-        while let Ok(count @ 1..) = self.read(inbox) {
-            any = true;
-            if count < BATCH {
+    /// Reads what there is; says how many datagrams that were. Sessions take theirs in between, lest their mailboxes overflow.
+    async fn drain(&self, inbox: &mut Inbox) -> usize {
+        let mut datagrams = 0;
+        while let Ok(reads) = self.read(inbox) {
+            datagrams += inbox.metas[..reads].iter().map(|meta| meta.len.div_ceil(meta.stride.max(1))).sum::<usize>();
+            if reads < BATCH {
                 break;
             }
             tokio::task::yield_now().await;
         }
-        any
+        datagrams
     }
 
     /// Reads once, and hands to the sessions what came; says how many reads the kernel made of it.
