@@ -255,7 +255,9 @@ fn measure(scenario: &Scenario, name: &str, seconds: u64, outage: u64) -> Value 
     }
     if scenario.whip {
         let parts = whip::bare();
-        run["of_bare"] = json!(per_stream / parts["bare_ms"].as_f64().unwrap_or(f64::NAN));
+        for (field, whole) in [("of_bare", "bare_ms"), ("of_real_time", "real_time_ms")] {
+            run[field] = json!(per_stream / parts[whole].as_f64().unwrap_or(f64::NAN));
+        }
         run.as_object_mut().expect("it is one").extend(parts.as_object().cloned().unwrap_or_default());
     }
     run

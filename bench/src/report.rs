@@ -18,7 +18,8 @@ pub fn table(scenarios: &[&str], runs: &[Value], seconds: u64, rounds: u64) -> S
             ("memory per recording, MB", "rss_mb_per_recording"),
             ("bytes recorded, share", "recorded"),
             ("frames skipped", "frames_skipped"),
-            ("CPU as a multiple of its bare parts", "of_bare"),
+            ("CPU as a multiple of its bare parts in one go", "of_bare"),
+            ("CPU as a multiple of its bare parts in real time", "of_real_time"),
         ] {
             row(&mut out, &format!("{scenario}: {what}"), field, |run| run["scenario"] == *scenario, runs);
         }
@@ -29,6 +30,7 @@ pub fn table(scenarios: &[&str], runs: &[Value], seconds: u64, rounds: u64) -> S
         ("AAC encoder alone, ms", "aac_ms"),
         ("sockets alone, ms", "sockets_ms"),
         ("all four, ms", "bare_ms"),
+        ("all four in one program in real time, ms", "real_time_ms"),
     ] {
         row(&mut out, &format!("WHIP: {what}"), field, |_| true, runs);
     }
@@ -52,9 +54,9 @@ from the publisher's write to the whole message at the target. nginx-rtmp relays
 are noisy: only the ratios mean anything.
 
 WHIP streams have the same pictures and Opus at 96 kbit/s, and are relayed with AAC at 128 kbit/s. Below their cost stand the parts of the
-work that nobody could leave out, each measured alone in a thread in the same runs: decrypting the packets, decoding the sound, encoding it, and
-reading and writing the same bytes in real time. A lone stream finds the processor's caches cold each time that something comes, which costs it
-as much again; of ten, each finds what the last one left.
+work that nobody could leave out, measured in a thread in the same runs: decrypting the packets, decoding the sound, encoding it, and reading and
+writing the same bytes. Each alone, the sound of five seconds in one go; and all four in one program that does nothing else, in real time, as the
+packets come. The two differ as a processor's caches are cold each time that something comes; ten streams share them.
 
 Recordings (`+ FLV`, `× FLV` and so on) begin when the streams have been on air for some seconds, and what memory they add is theirs: a stream's ring is
 there without them. nginx-rtmp records with `record all` and leaves it to the kernel when its files come to the disk; bywash syncs each file every second
