@@ -55,8 +55,9 @@ are noisy: only the ratios mean anything.
 
 WHIP streams have the same pictures and Opus at 96 kbit/s, and are relayed with AAC at 128 kbit/s. Below their cost stand the parts of the
 work that nobody could leave out, measured in a thread in the same runs: decrypting the packets, decoding the sound, encoding it, and reading and
-writing the same bytes. Each alone, the sound of five seconds in one go; and all four in one program that does nothing else, in real time, as the
-packets come. The two differ as a processor's caches are cold each time that something comes; ten streams share them.
+writing the same bytes. Each alone, the sockets in real time and the rest, five seconds of it, in one go; and all four in one program that does
+nothing else, in real time, as the packets come. The two differ as a processor's caches are cold each time that something comes; ten streams share
+them.
 
 Recordings (`+ FLV`, `× FLV` and so on) begin when the streams have been on air for some seconds, and what memory they add is theirs: a stream's ring is
 there without them. nginx-rtmp records with `record all` and leaves it to the kernel when its files come to the disk; bywash syncs each file every second

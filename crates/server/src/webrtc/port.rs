@@ -144,7 +144,8 @@ impl Port {
         // It counts twice what is asked for.
         let room = state.recv_buffer_size(UdpSockRef::from(&udp))?;
         if room < SOCKET_BUFFER_WISHED {
-            info!("webrtc packets are read more often: net.core.rmem_max is less than {}", SOCKET_BUFFER_WISHED / 2);
+            let wished = SOCKET_BUFFER_WISHED / 2;
+            info!("webrtc packets are read more often where many come: net.core.rmem_max is less than {wished}");
         }
 
         let mut own = Vec::new();
