@@ -237,24 +237,36 @@ fn a_flash_and_a_beep_are_together_again_after_a_pause_of_the_sound() {
 fn demo_shows_what_a_browser_publishes() {
     let (dir, browser) = (Scratch::new(), Browser::start());
     let mut demo = command(binary());
-    demo.args(["demo", "--whip", "--for", "10s"]).current_dir(dir.join("")).stdin(Stdio::null()).stdout(Stdio::piped());
+    demo.args(["demo", "--whip"]).current_dir(dir.join("")).stdin(Stdio::null()).stdout(Stdio::piped());
     // Another demonstration may look for free ports at the same moment.
     for key in ["http", "rtmp", "webrtc"] {
         demo.arg("--set").arg(format!("{key}.listen=127.0.0.1:{}", bywash_testkit::port()));
     }
     let mut demo = Process::start(demo.env("TMPDIR", dir.join("")));
     let mut out = BufReader::new(demo.child().stdout.take().expect("it is piped"));
-    let page = loop {
+    let mut next = |promise: &str| {
         let mut line = String::new();
-        assert!(out.read_line(&mut line).expect("text") > 0, "the demo ended before it named a page");
-        if let Some(page) = line.trim().strip_prefix("publish ") {
+        assert!(out.read_line(&mut line).expect("text") > 0, "the demo ended before {promise}");
+        line
+    };
+    let page = loop {
+        if let Some(page) = next("it named a page").trim().strip_prefix("publish ") {
             break page.trim().to_owned();
         }
     };
     // Nobody is there at once.
     std::thread::sleep(secs(2));
     let page = browser.open(&format!("{page}&auto=camera"), "");
-    page.wait("at('state').textContent === 'Live.'", secs(8));
+    page.wait("at('state').textContent === 'Live.'", secs(20));
+    // It tells how it goes once a second.
+    let arrives = |line: &str| {
+        let (_, counts) = line.split_once("at the target ")?;
+        let (pictures, sounds) = counts.trim().split_once(" pictures, ")?;
+        let enough = |it: &str| it.parse::<u32>().is_ok_and(|it| it >= 30);
+        (enough(pictures) && enough(sounds.strip_suffix(" packets of sound")?)).then_some(())
+    };
+    eventually("pictures and sound arrive", secs(20), || arrives(&next("anything arrived")));
+    demo.signal("TERM");
     let mut rest = String::new();
     out.read_to_string(&mut rest).expect("text");
     assert_eq!(eventually("it ends", secs(5), || demo.exit_code()), 0, "{rest}");

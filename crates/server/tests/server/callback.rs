@@ -114,9 +114,12 @@ fn a_corrected_url_gets_what_the_wrong_one_did_not_take() {
     server.process().signal("HUP");
     right.wait("stream_create", "show", secs(20), |_| true);
 
-    let all = server.ok("DescribeCallbacks", &[("State", "delivered")]);
-    let callbacks = all["Callbacks"].as_array().expect("a list").iter();
-    let id = callbacks.filter(|it| it["Event"] == "stream_create").find_map(|it| it["Id"].as_i64()).expect("an id");
+    // It is delivered once its answer has been written down.
+    let id = eventually("delivered", secs(5), || {
+        let all = server.ok("DescribeCallbacks", &[("State", "delivered")]);
+        let mut callbacks = all["Callbacks"].as_array()?.iter().filter(|it| it["Event"] == "stream_create");
+        callbacks.find_map(|it| it["Id"].as_i64())
+    });
     server.ok("RetryCallbacks", &[("Id[]", &id.to_string())]);
     eventually("sent again", secs(5), || (right.of("stream_create", "show").len() == 2).then_some(()));
 }
