@@ -57,8 +57,8 @@ struct Output {
     /// What goes out now.
     waiting: VecDeque<Frame>,
     late: Late,
-    /// When the last picture that went out is shown.
-    shown: Option<Time>,
+    /// When the last picture that went out was to be shown, and when the player is told to show it.
+    shown: Option<(Time, Time)>,
     /// Where on this host's clock the line of the stream begins, as far as is known: no frame was sent before its time.
     epoch: Option<Instant>,
 }
@@ -98,8 +98,8 @@ impl Output {
                     _ => {}
                 }
             }
-            if let Some((tracks, frame)) = self.late.next(Instant::now()) {
-                let packed = self.packed(&tracks, frame);
+            if let Some((tracks, frame, late)) = self.late.next(Instant::now()) {
+                let packed = self.packed(&tracks, frame, late);
                 self.waiting.extend(packed);
             }
             if let Some(frame) = self.waiting.pop_front() {
@@ -120,7 +120,7 @@ impl Output {
                             hub::Event::Frame(frame) => {
                                 let tracks = self.tracks.clone();
                                 let frame = self.late.pass(&tracks, frame, Instant::now());
-                                let packed = frame.and_then(|frame| self.packed(&tracks, frame));
+                                let packed = frame.and_then(|frame| self.packed(&tracks, frame, Time::ZERO));
                                 self.waiting.extend(packed);
                             }
                             hub::Event::Lagged { .. } => self.late = source.as_ref().map(Late::until).unwrap_or_default(),
@@ -141,20 +141,21 @@ impl Output {
         }
     }
 
-    /// A frame as RTP carries it: pictures as Annex B, with the parameter sets before each keyframe. `None` for other codecs and for
-    /// pictures that step back.
-    fn packed(&mut self, tracks: &Tracks, frame: Frame) -> Option<Frame> {
+    /// A frame as RTP carries it: pictures as Annex B, with the parameter sets before each keyframe, and to be shown so much `late`. `None`
+    /// for other codecs and for pictures that step back.
+    fn packed(&mut self, tracks: &Tracks, frame: Frame, late: Time) -> Option<Frame> {
         let track = tracks.get(frame.track)?;
         match track.codec {
             Codec::Opus => Some(frame),
             Codec::H264 => {
-                let next = self.shown.map_or(Time::ZERO, |last| last + Time::from_millis(1));
-                let shown = match frame.dts + frame.cts {
-                    early if early < next && !frame.key => return None,
-                    // What follows needs it. Another encoder may reorder less than the last one.
-                    shown => shown.max(next),
+                let shown = frame.dts + frame.cts;
+                let told = match self.shown {
+                    // What follows a keyframe needs it, and belongs behind it wherever that is.
+                    Some((last, _)) if shown <= last && !frame.key => return None,
+                    Some((_, last)) => (shown + late).max(last + Time::from_millis(1)),
+                    None => shown + late,
                 };
-                self.shown = Some(shown);
+                self.shown = Some((shown, told));
                 let sets = nal::Sets::parse(Codec::H264, &track.config).filter(|_| frame.key);
                 let sets = sets.iter().flat_map(|sets| sets.iter());
                 let mut payload = Vec::with_capacity(frame.payload.len() + 128);
@@ -162,7 +163,7 @@ impl Output {
                     payload.extend_from_slice(&[0, 0, 0, 1]);
                     payload.extend_from_slice(unit);
                 }
-                Some(Frame { cts: shown - frame.dts, payload: payload.into(), ..frame })
+                Some(Frame { cts: told - frame.dts, payload: payload.into(), ..frame })
             }
             _ => None,
         }
@@ -194,11 +195,14 @@ impl Output {
 
 /// Pictures that a player is sent late: it begins with a keyframe, and what has followed that lies behind what is live. All at once they
 /// would be more than many a line takes, so they go out one by one, only faster than they were made; sound does not wait for them.
+///
+/// Each is to be shown when it goes out. By the times at which they were made the next keyframe, which comes before all that is live has
+/// been caught up with, would lie seconds behind them, and browsers stand still for seconds before they show it.
 #[derive(Default)]
 struct Late {
     /// The newest frame of each kind as the player came.
     live: [Option<Time>; 2],
-    /// The picture that was the first to wait, and since when.
+    /// The first picture that waited, and since when.
     first: Option<(Time, Instant)>,
     pictures: VecDeque<(Arc<Tracks>, Frame)>,
 }
@@ -219,12 +223,10 @@ impl Late {
         if frame.key {
             self.pictures.clear();
         }
-        if self.pictures.is_empty() {
-            if live.is_none_or(|live| frame.dts >= live) {
-                return Some(frame);
-            }
-            self.first = Some((frame.dts, now));
+        if self.pictures.is_empty() && live.is_none_or(|live| frame.dts >= live) {
+            return Some(frame);
         }
+        self.first.get_or_insert((frame.dts, now));
         self.pictures.push_back((tracks.clone(), frame));
         None
     }
@@ -240,9 +242,14 @@ impl Late {
         Some(since + span(next.dts).mul_f64(share))
     }
 
-    /// The next picture, if it is time.
-    fn next(&mut self, now: Instant) -> Option<(Arc<Tracks>, Frame)> {
-        if self.due()? > now { None } else { self.pictures.pop_front() }
+    /// The next picture, if it is time, and how late that is: what is made when it goes out lies so far behind it.
+    fn next(&mut self, now: Instant) -> Option<(Arc<Tracks>, Frame, Time)> {
+        let due = self.due().filter(|due| *due <= now)?;
+        let ((tracks, frame), (_, since)) = (self.pictures.pop_front()?, self.first?);
+        let live =
+            self.live[Kind::Video as usize].unwrap_or(frame.dts) + Time::from_nanos((due - since).as_nanos() as i64);
+        let late = (live - frame.dts).max(Time::ZERO);
+        Some((tracks, frame, late))
     }
 }
 
@@ -295,7 +302,7 @@ mod tests {
             let [dts, cts] = [dts, cts].map(|ms| ms.parse().expect("milliseconds"));
             Frame { cts: Time::from_millis(cts), ..frame(Kind::Video, dts, step.starts_with('K')) }
         };
-        let sent = script.split(' ').filter_map(|step| output.packed(&tracks, picture(step)));
+        let sent = script.split(' ').filter_map(|step| output.packed(&tracks, picture(step), Time::ZERO));
         let shown: Vec<_> = sent.map(|frame| (frame.dts + frame.cts).as_millis()).collect();
         assert_eq!(shown, want, "{script}");
     }
@@ -306,8 +313,8 @@ mod tests {
         check("K0+80 40+160 80+40 120+0 160+160 200+40 240+0 K280+80", &[80, 200, 320, 360]);
         // An open group of pictures: what is shown before its first picture comes behind that.
         check("K0+80 K40+160 80+40 120+0 160+80", &[80, 200, 240]);
-        // Another encoder that does not reorder.
-        check("K0+80 40+160 K80+0 120+0 160+0 200+0 240+0", &[80, 200, 201, 240]);
+        // Another encoder that does not reorder: nothing that follows its keyframe steps back.
+        check("K0+80 40+160 K80+0 120+0 160+0 200+0 240+0", &[80, 200, 201, 202, 203, 204, 240]);
     }
 
     /// A player comes as a stream with a picture and a packet each 20 ms, and a keyframe each `interval` ms, is `age` ms behind its first
@@ -321,9 +328,10 @@ mod tests {
         for at in 0..2 * interval {
             let now = begin + Duration::from_millis(at as u64);
             let come = std::iter::from_fn(|| stream.next_if(|frame| frame.dts.as_millis() <= age + at));
-            let mut out: Vec<_> = come.filter_map(|frame| late.pass(&tracks, frame, now)).collect();
-            out.extend(std::iter::from_fn(|| late.next(now)).map(|(_, frame)| frame));
-            for frame in out {
+            let pass = |frame| late.pass(&tracks, frame, now).map(|frame| (frame, Time::ZERO));
+            let mut out: Vec<_> = come.filter_map(pass).collect();
+            out.extend(std::iter::from_fn(|| late.next(now)).map(|(_, frame, late)| (frame, late)));
+            for (frame, shift) in out {
                 let ms = frame.dts.as_millis();
                 let behind = age + at - ms;
                 if frame.track == Kind::Audio {
@@ -331,6 +339,8 @@ mod tests {
                     continue;
                 }
                 assert!(ms == next || frame.key, "{ms} for {next}");
+                let told = ms + shift.as_millis();
+                assert!((age + at - 20..=age + at).contains(&told), "{ms} goes out {at} ms on, to be shown at {told}");
                 next = ms + 20;
                 if behind >= 20 {
                     sent.push(at);
