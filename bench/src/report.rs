@@ -37,6 +37,7 @@ pub fn table(scenarios: &[&str], runs: &[Value], seconds: u64, rounds: u64) -> S
     row(&mut out, "idle: CPU, ms per second", "idle_cpu_ms_per_second", |_| true, runs);
     row(&mut out, "idle: memory, MB", "idle_rss_mb", |_| true, runs);
     row(&mut out, "target back after an outage, s", "target_back_seconds", |_| true, runs);
+    row(&mut out, "taken by the machine's host meanwhile, share of the cores", "stolen", |_| true, runs);
     let _ = writeln!(out, "\nMedians of {rounds} windows of {seconds} s each, the servers in turn.");
     out
 }
@@ -51,7 +52,8 @@ Made by `make bench BENCH=--write-docs`; the numbers are this one run's.
 Publishers send 1280×720 H.264 at 30 pictures a second, 2.5 Mbit/s, and AAC at 128 kbit/s, in real time, from one
 process on the same machine that also takes the relayed streams. CPU is the server's alone, user and system. Latency is
 from the publisher's write to the whole message at the target. nginx-rtmp relays with `push` and its defaults. Machines
-are noisy: only the ratios mean anything.
+are noisy: only the ratios mean anything. A window in which a virtual machine's host takes more than a fiftieth of the cores' time is measured
+again, twice at most.
 
 WHIP streams have the same pictures and Opus at 96 kbit/s, and are relayed with AAC at 128 kbit/s. Below their cost stand the parts of the
 work that nobody could leave out, measured in a thread in the same runs: decrypting the packets, decoding the sound, encoding it, and reading and
