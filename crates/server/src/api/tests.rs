@@ -428,8 +428,14 @@ async fn a_caller_who_hangs_up_leaves_no_change_without_a_wake() {
         tokio::time::timeout(Duration::from_micros(50 * n), api.gateway.answer(request, api.now)).await.ok();
         // The next change begins when the one before has ended.
         drop(api.gateway.store.begin().await.unwrap());
-        tokio::time::sleep(Duration::from_millis(2)).await;
-        assert_eq!(api.woken().len(), api.addresses(&id).await.len(), "{n}");
+        let changes = api.addresses(&id).await.len();
+        let woken = async {
+            while api.woken.lock().unwrap().len() < changes {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), woken).await.expect("a wake for the change");
+        assert_eq!(api.woken().len(), changes, "{n}");
     }
 }
 
