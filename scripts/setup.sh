@@ -57,7 +57,7 @@ either() { # COMMAND COMMAND: there is one of them
 need 'chromium|chromium-browser' either chromium chromium-browser  # a WebRTC publisher and player
 need 'firefox-esr|firefox' either firefox-esr firefox              # another
 need python3-venv python3 -c "import venv, ensurepip"            # for a WebRTC publisher, below
-need nodejs node --version                                         # runs the S3 server and mp4box, below
+need nodejs node --version                                         # runs the S3 server, mp4box and libdatachannel, below
 need npm npm --version
 need python3-gi /usr/bin/python3 -c "import gi"                # for GStreamer as a WebRTC publisher
 gst() { # ELEMENT: GStreamer has it
@@ -92,4 +92,5 @@ modules() { # NAME: what crates/testkit/NAME asks for, from npm, is in target/NA
 }
 
 modules s3                                                         # an S3 server
+modules publishers                                                 # libdatachannel, by which OBS publishes
 modules players                                                    # hls.js, a player; mp4box, a parser

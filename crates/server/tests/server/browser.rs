@@ -12,7 +12,7 @@ use bywash_testkit::{
     secs,
 };
 
-use crate::enhanced::{decodes, enhanced};
+use crate::enhanced::av1_decodes;
 
 /// Publishes what the browser's camera shows until nginx has `tags` tags of it; gives the page and nginx's recording.
 fn publish<'a>(browser: &'a Browser, server: &Server, nginx: &Nginx, before: &str, tags: usize) -> (Page<'a>, PathBuf) {
@@ -129,14 +129,6 @@ fn av1_reaches_a_target_that_takes_it_as_it_is() {
     eventually("pictures", secs(30), || (sink.pictures("cam") > 60).then_some(()));
     assert_eq!(server.ok("DescribeStreams", &[("StreamId", "cam")])["Streams"][0]["VideoCodec"], "AV1");
     av1_decodes(&sink.session("cam").expect("a session").kept);
-}
-
-fn av1_decodes(kept: &[flv::Tag]) {
-    let (header, pictures) = enhanced(kept, b"av01");
-    // Low-overhead OBUs (AV1 §5) want a temporal delimiter each, which RTMP leaves out; the record holds the sequence header.
-    let stream =
-        pictures.iter().fold(vec![0x12, 0], |stream, picture| [&stream, &header[4..], picture, &[0x12, 0]].concat());
-    decodes(&stream, "obu", pictures.len());
 }
 
 /// Plays the stream in a page until pictures and sound have come out.

@@ -33,10 +33,17 @@ impl Client {
         Client::run(&venv(), "ffmpeg.py", url, &["play", takes])
     }
 
-    fn run(python: &Path, script: &str, url: &str, options: &[&str]) -> Client {
+    /// libdatachannel as OBS drives it, by `obs.mjs`.
+    pub fn obs(url: &str, codec: &str) -> Client {
+        let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/publishers/node_modules");
+        assert!(modules.is_dir(), "libdatachannel is not installed; run `make setup`");
+        Client::run(Path::new("node"), "obs.mjs", url, &[codec, modules.to_str().expect("a UTF-8 path")])
+    }
+
+    fn run(interpreter: &Path, script: &str, url: &str, options: &[&str]) -> Client {
         let (root, dir) = (Path::new(env!("CARGO_MANIFEST_DIR")), Scratch::new());
         let output = || std::fs::OpenOptions::new().create(true).append(true).open(dir.join("said")).expect("a file");
-        let mut command = Command::new(python);
+        let mut command = Command::new(interpreter);
         command.arg(root.join("tests/server").join(script)).arg(url).args(options);
         let process = Process::start(command.stdin(Stdio::piped()).stdout(output()).stderr(output()));
         Client { process, dir }

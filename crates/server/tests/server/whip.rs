@@ -5,13 +5,11 @@ use std::net::{TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use bywash_media::Codec;
-use bywash_media::codec::nal;
 use bywash_testkit::server::{APP, PUBLISH_KEY, publish_query};
 use bywash_testkit::{Manner, Media, Nginx, Process, Receiver, Scratch, Server, Setup, Sink, eventually, media, secs};
 
 use crate::client::Client;
-use crate::enhanced::{decodes, enhanced};
+use crate::enhanced::{av1_decodes, h265_decodes};
 
 #[test]
 fn whip_is_relayed_and_told_of() {
@@ -92,12 +90,37 @@ fn gstreamer_is_relayed_in_h265_to_a_target_that_takes_it() {
     eventually("pictures", secs(20), || (sink.pictures("show") > 60).then_some(()));
     assert_eq!(server.ok("DescribeStreams", &[("StreamId", "show")])["Streams"][0]["VideoCodec"], "H.265");
     client.end();
-    let (record, pictures) = enhanced(&sink.session("show").expect("a session").kept, b"hvc1");
-    let sets = nal::Sets::parse(Codec::H265, &record).expect("a record");
-    let annex_b = |unit: &[u8]| [&[0, 0, 0, 1], unit].concat();
-    let mut stream: Vec<u8> = sets.iter().flat_map(annex_b).collect();
-    stream.extend(pictures.iter().flat_map(|picture| nal::nals(picture, 4)).flat_map(annex_b));
-    decodes(&stream, "hevc", pictures.len());
+    h265_decodes(&sink.session("show").expect("a session").kept);
+}
+
+#[test]
+fn what_obs_publishes_by_is_relayed_in_h264() {
+    let (cdn, server) = (Nginx::start(), Server::start(Setup::default()));
+    server.relay("show", &cdn.url("show"));
+    let client = Client::obs(&server.whip("show"), "h264");
+    client.wait("connected");
+    let recorded = cdn.wait_for("show", 300);
+    client.end();
+    eventually("DELETE ends the stream", secs(5), || {
+        server.ok("DescribeStreams", &[])["Streams"].as_array()?.is_empty().then_some(())
+    });
+    let (pictures, sounds) = media::count(&media::assert_clean(&recorded));
+    assert!(pictures > 50 && sounds > 80, "{pictures} pictures, {sounds} packets of sound");
+}
+
+#[test]
+fn what_obs_publishes_by_is_relayed_in_h265_and_av1_to_a_target_that_takes_them() {
+    let (sink, server) = (Sink::start(Manner::Keep), Server::start(Setup::default()));
+    for (codec, name) in [("h265", "H.265"), ("av1", "AV1")] {
+        server.relay(codec, &sink.url(codec));
+        let client = Client::obs(&server.whip(codec), codec);
+        client.wait("connected");
+        eventually("pictures", secs(20), || (sink.pictures(codec) > 60).then_some(()));
+        assert_eq!(server.ok("DescribeStreams", &[("StreamId", codec)])["Streams"][0]["VideoCodec"], name);
+        client.end();
+    }
+    h265_decodes(&sink.session("h265").expect("a session").kept);
+    av1_decodes(&sink.session("av1").expect("a session").kept);
 }
 
 #[test]
