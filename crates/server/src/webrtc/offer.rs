@@ -60,6 +60,8 @@ pub struct Offer {
     pub video: bool,
     /// Likewise sound.
     pub audio: bool,
+    /// The sections whose packets the client sends again when it is asked to.
+    resent: Vec<Mid>,
 }
 
 impl Offer {
@@ -91,9 +93,15 @@ impl Offer {
             user: creds.ufrag,
             video: flows("video"),
             audio: flows("audio"),
+            resent: session.taken().filter(|section| section.resends()).map(Section::engine_mid).collect(),
         };
         offer.sdp()?;
         Ok(offer)
+    }
+
+    /// Whether the client sends lost packets of `mid` again: with RTX (RFC 4588) if it offered that, else as they were.
+    pub fn resends(&self, mid: Mid) -> bool {
+        self.resent.contains(&mid)
     }
 
     fn sdp(&self) -> Result<SdpOffer, Unfit> {
@@ -469,6 +477,18 @@ impl Section<'_> {
         self.name().into()
     }
 
+    /// The feedback that the client takes, each with its payload type, which may be `*` for all (RFC 4585 §4.2).
+    fn feedback(&self) -> HashSet<(&str, &str)> {
+        self.lines.iter().filter_map(|line| line.strip_prefix("a=rtcp-fb:")?.split_once(' ')).collect()
+    }
+
+    /// Whether the client heeds generic NACKs (RFC 4585 §6.2.1) for a format that is carried. For sound we offer none.
+    fn resends(&self) -> bool {
+        let feedback = self.feedback();
+        let heeds = |format: &Format| ["*", &format.pt.to_string()].iter().any(|pt| feedback.contains(&(pt, "nack")));
+        self.kind == "video" && self.formats.iter().any(heeds)
+    }
+
     /// Values of an attribute that belong to a payload type.
     fn of_payloads(&self, name: &str) -> HashMap<u8, String> {
         let mut values: HashMap<u8, String> = HashMap::new();
@@ -559,8 +579,7 @@ impl Section<'_> {
         text.extend(["m=", self.kind, " 9 UDP/TLS/RTP/SAVPF"]);
         text.extend(described.iter().map(|(pt, ..)| format!(" {pt}")));
         text.push_str(&format!("\r\nc=IN IP4 0.0.0.0\r\na=mid:{mid}\r\na={direction}\r\n"));
-        let feedback = self.lines.iter().filter_map(|line| line.strip_prefix("a=rtcp-fb:")?.split_once(' '));
-        let feedback: HashSet<(&str, &str)> = feedback.collect();
+        let feedback = self.feedback();
         for (pt, map, fmtp) in &described {
             let meaning = if map.starts_with("opus") { map.clone() } else { format!("{map} {fmtp}") };
             if meanings.insert(*pt, meaning.clone()).is_some_and(|known| known != meaning) {
@@ -590,7 +609,8 @@ impl Section<'_> {
     fn reply(&self, purpose: Purpose) -> Reply {
         let (taken, flows) = (self.taken, self.flows(purpose));
         let [kind, protocol, payloads] = [self.kind, self.protocol, self.payloads].map(str::to_owned);
-        Reply { kind, protocol, payloads, mid: self.mid.map(str::to_owned), taken, flows }
+        let feedback = self.feedback().into_iter().map(|(pt, kind)| (pt.to_owned(), kind.to_owned())).collect();
+        Reply { kind, protocol, payloads, feedback, mid: self.mid.map(str::to_owned), taken, flows }
     }
 }
 
@@ -600,6 +620,8 @@ struct Reply {
     kind: String,
     protocol: String,
     payloads: String,
+    /// As [`Section::feedback`].
+    feedback: HashSet<(String, String)>,
     mid: Option<String>,
     /// The engine knows it.
     taken: bool,
@@ -611,7 +633,7 @@ impl Reply {
     fn accept(&self, section: &str, offer: &Offer, (candidates, cname): (&str, &str), text: &mut String) {
         let opus = section.lines().find_map(|line| line.strip_prefix("a=rtpmap:")?.strip_suffix(" opus/48000/2"));
         let opus = opus.map(|pt| format!("a=fmtp:{pt} "));
-        for line in section.lines().filter(|line| !is_candidate(line)) {
+        for line in section.lines().filter(|line| !is_candidate(line) && self.offered(line)) {
             match line.split_once([':', '=']) {
                 Some(("m", media)) => {
                     let payloads = media.split(' ').skip(3).fold(String::new(), |all, it| all + " " + it);
@@ -637,6 +659,13 @@ impl Reply {
         if offer.bundle.is_empty() || self.mid.as_ref() == offer.bundle.first() {
             text.push_str(candidates);
         }
+    }
+
+    /// Whether a line of an answer is no feedback, which the engine writes as it is able to, or one that was offered.
+    fn offered(&self, line: &str) -> bool {
+        let feedback = line.strip_prefix("a=rtcp-fb:").and_then(|line| line.split_once(' '));
+        feedback
+            .is_none_or(|(pt, kind)| ["*", pt].iter().any(|pt| self.feedback.contains(&((*pt).into(), kind.into()))))
     }
 
     /// Port 0 says no (RFC 3264 §6).
@@ -743,6 +772,8 @@ mod tests {
         video: (&'static str, &'static str),
         /// Lines of the answer, of which the first is the DTLS role.
         want: &'static [&'static str],
+        /// Whether its pictures are sent again.
+        resends: bool,
     }
 
     impl Client {
@@ -770,6 +801,7 @@ mod tests {
              a=rtpmap:98 AV1/90000|a=candidate:1 1 udp 2130706431 127.0.0.1 9 typ host",
         ),
         want: &[],
+        resends: false,
     };
 
     /// Answers an offer, with a candidate of ours.
@@ -805,6 +837,7 @@ mod tests {
                  a=candidate:1 1 UDP 2122317823 192.0.2.7 9 typ host|a=end-of-candidates",
             ),
             want: &["a=setup:passive", "a=rtpmap:96 H264/90000", "a=rtcp-fb:96 nack pli"],
+            resends: true,
         },
         Client {
             // Several layers, since OBS 32.
@@ -819,6 +852,7 @@ mod tests {
                  a=fmtp:96 profile-level-id=42e01f;packetization-mode=1;level-asymmetry-allowed=1",
             ),
             want: &["a=setup:passive", "a=simulcast:recv 0;1;2", "a=rid:2 recv"],
+            resends: false,
         },
         Client {
             // It waits for our DTLS, sends to the first candidate alone, and has one H.264 and no way to send again.
@@ -831,6 +865,7 @@ mod tests {
                 "a=rtpmap:106 H264/90000|a=fmtp:106 level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42001f",
             ),
             want: &["a=setup:active", "a=rtpmap:106 H264/90000"],
+            resends: false,
         },
         Client {
             name: "Firefox",
@@ -857,6 +892,7 @@ mod tests {
                 "a=rtpmap:127 rtx/90000",
                 "a=rtpmap:109 opus/48000/2",
             ],
+            resends: true,
         },
         Client {
             name: "Safari",
@@ -878,6 +914,7 @@ mod tests {
                  a=rtpmap:101 rtx/90000|a=fmtp:101 apt=100|a=rtpmap:102 VP8/90000|a=rtpmap:125 red/90000",
             ),
             want: &["a=setup:passive", "a=rtpmap:96 H264/90000", "a=rtpmap:100 H265/90000", "a=rtpmap:63 red/48000/2"],
+            resends: true,
         },
         Client {
             // Its parameter sets are in the offer as well, and fields that are its own.
@@ -894,15 +931,18 @@ mod tests {
                  a=fmtp:96 packetization-mode=1;profile-level-id=42c01e;sprop-parameter-sets=Z0LAHtkDxWhAAAADAEAAAAwDxYuS,aMuMsg==",
             ),
             want: &["a=setup:passive", "a=rtpmap:96 H264/90000"],
+            resends: false,
         },
     ];
 
     #[test]
     fn what_clients_offer_is_answered_as_they_need_it() {
         for client in CLIENTS {
-            let Client { name, want, .. } = client;
-            let offer = Offer::parse(client.offer().as_bytes(), Purpose::Publish);
+            let Client { name, want, resends, .. } = client;
+            let offered = client.offer();
+            let offer = Offer::parse(offered.as_bytes(), Purpose::Publish);
             let offer = offer.unwrap_or_else(|unfit| panic!("{name}: {unfit}"));
+            assert_eq!(["0", "1"].map(|mid| offer.resends(mid.into())), [false, resends], "{name}");
             let mut rtc = engine(&offer);
             let address = "192.0.2.1:8000".parse().unwrap();
             let tcp = Candidate::builder().tcp().host(address).tcptype(str0m::net::TcpType::Passive).build();
@@ -914,6 +954,8 @@ mod tests {
                 assert!(answer.lines().any(|it| it == *line), "{name}: no {line} in {answer}");
             }
             assert!(answer.contains(" opus/48000/2") && !answer.contains("VP8"), "{name}: {answer}");
+            let mut feedback = answer.lines().filter(|line| line.starts_with("a=rtcp-fb:"));
+            assert!(feedback.all(|line| offered.lines().any(|it| it == line)), "{name}: {answer}");
             let first = answer.lines().find(|line| line.starts_with("a=candidate:"));
             assert!(
                 first.is_some_and(|it| it.contains(" udp ") && it.contains(" 192.0.2.1 8000 typ host")),

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use bywash_media::StreamKey;
 use str0m::media::{KeyframeRequestKind, MediaTime, Mid, Pt, Rid};
 use str0m::net::{Protocol, Receive, Transmit};
+use str0m::rtp::StreamPaused;
 use str0m::{Candidate, Event, Input, Output, Rtc, RtcError};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
@@ -153,6 +154,9 @@ impl Peer {
                 Output::Transmit(transmit) => self.send(&transmit),
                 Output::Event(event) => {
                     self.count(&event);
+                    if let Event::StreamPaused(stream) = &event {
+                        self.ask_for_losses(stream);
+                    }
                     return Ok(Some(event));
                 }
                 Output::Timeout(at) => {
@@ -202,6 +206,17 @@ impl Peer {
     pub fn repair(&mut self, mid: Mid) {
         if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(mid, None) {
             stream.set_rtx_cache(REPAIR_PACKETS, REPAIR_AGE, Some(0.5));
+        }
+    }
+
+    /// Asks the sender for what is lost also where it sends that as it was: left to itself the engine asks only where RTX (RFC 4588) was
+    /// offered, which OBS does not.
+    fn ask_for_losses(&mut self, stream: &StreamPaused) {
+        if !stream.paused
+            && self.offer.resends(stream.mid)
+            && let Some(stream) = self.rtc.direct_api().stream_rx(&stream.ssrc)
+        {
+            stream.suppress_nack(false);
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bywash_testkit::flv::Tag;
 use bywash_testkit::media::assert_clean;
 use bywash_testkit::publisher::{Flow, Pace};
 use bywash_testkit::sink::{latencies, quantile};
@@ -11,6 +12,12 @@ use bywash_testkit::{
     Browser, Flock, Forwarder, Machine, Manner, Media, Nginx, Publisher, Server, Setup, Sink, Unanswered, Way, alone,
     eventually, rtc, secs,
 };
+
+use client::Client;
+
+#[allow(dead_code, reason = "the other test program has more kinds")]
+#[path = "../server/client.rs"]
+mod client;
 
 /// 150 calls at 30 a second: the 99th percentile of what they took as far as the machine was there, in milliseconds.
 fn call_p99(machine: &Machine, server: &Server) -> f64 {
@@ -173,11 +180,15 @@ fn scale_of_webrtc_without_a_picture_lost() {
     assert_eq!((silent.ended(), flock.ended()), (0, 0));
 }
 
-/// A bad way to the server's WebRTC port, and JavaScript that sends a page by it, in place of the server's own port and TCP.
-fn bad_network(server: &Server) -> (Forwarder, String) {
+/// A bad way to the server's WebRTC port.
+fn bad_network(server: &Server) -> Forwarder {
     let way = Way { loss: 0.05, delay: Duration::from_millis(50), jitter: Duration::from_millis(20) };
-    let forwarder = Forwarder::start(server.webrtc_port(), way, 1);
-    let detour = format!(
+    Forwarder::start(server.webrtc_port(), way, 1)
+}
+
+/// JavaScript that sends a page by the forwarder, in place of the server's own port and TCP.
+fn detour(server: &Server, forwarder: &Forwarder) -> String {
+    format!(
         "const set = RTCPeerConnection.prototype.setRemoteDescription;
         RTCPeerConnection.prototype.setRemoteDescription = function ({{ type, sdp }}) {{
           sdp = sdp.replaceAll(' {} typ ', ' {} typ ').replace(/^a=candidate:.* tcp .*\\r\\n/gim, '');
@@ -185,8 +196,7 @@ fn bad_network(server: &Server) -> (Forwarder, String) {
         }};",
         server.webrtc_port(),
         forwarder.port(),
-    );
-    (forwarder, detour)
+    )
 }
 
 #[test]
@@ -195,8 +205,8 @@ fn a_player_behind_a_bad_network_goes_on_decoding() {
     let (lost, nacks, decoded, took, frozen) = Machine::there(|| {
         let (server, browser) = (Server::start(Setup::default()), Browser::start());
         let _publishing = Media::Plain.publish(&server.rtmp("show"));
-        let (forwarder, detour) = bad_network(&server);
-        let page = browser.open(&format!("{}&auto=play", server.page("play", "show")), &detour);
+        let forwarder = bad_network(&server);
+        let page = browser.open(&format!("{}&auto=play", server.page("play", "show")), &detour(&server, &forwarder));
         page.wait("at('state').textContent === 'Playing.'", secs(20));
         let video = |field: &str| {
             let told = page.eval(&format!("session.numbers('inbound-rtp').then((it) => it.video?.{field} ?? 0)"));
@@ -218,20 +228,52 @@ fn a_player_behind_a_bad_network_goes_on_decoding() {
 #[test]
 fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
     let _alone = alone();
-    let ((lost, passed), tags) = Machine::there(|| {
+    let (lost, tags) = Machine::there(|| {
         let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
-        let (forwarder, detour) = bad_network(&server);
+        let forwarder = bad_network(&server);
         server.relay("cam", &nginx.url("cam"));
-        let page = browser.open(&format!("{}&auto=camera", server.page("publish", "cam")), &detour);
+        let page =
+            browser.open(&format!("{}&auto=camera", server.page("publish", "cam")), &detour(&server, &forwarder));
         page.wait("at('state').textContent === 'Live.'", secs(20));
         nginx.wait_for("cam", 20);
         thread::sleep(secs(30));
-        let counts = forwarder.counts();
+        let lost = forwarder.counts().0;
         page.eval("at('stop').click()");
-        let recordings = nginx.recordings("cam");
-        assert_eq!(recordings.len(), 1, "one session");
-        (counts, assert_clean(&recordings[0]))
+        (lost, only_recording(&nginx, "cam"))
     });
+    assert_flows(lost, &tags);
+}
+
+/// OBS sends lost packets again as they were, not by RTX, and makes no keyframe when asked.
+#[test]
+fn what_obs_publishes_by_is_relayed_from_behind_a_bad_network_without_freezes_and_holes() {
+    let _alone = alone();
+    let (lost, tags) = Machine::there(|| {
+        let (nginx, server) = (Nginx::start(), Server::start(Setup::default()));
+        let forwarder = bad_network(&server);
+        server.relay("show", &nginx.url("show"));
+        let client = Client::obs(&server.whip("show"), &["h264", &forwarder.port().to_string()]);
+        client.wait("connected");
+        nginx.wait_for("show", 20);
+        thread::sleep(secs(30));
+        let lost = forwarder.counts().0;
+        client.end();
+        (lost, only_recording(&nginx, "show"))
+    });
+    assert_flows(lost, &tags);
+}
+
+/// What arrived at the CDN in its one session.
+#[track_caller]
+fn only_recording(nginx: &Nginx, stream: &str) -> Vec<Tag> {
+    let recordings = nginx.recordings(stream);
+    assert_eq!(recordings.len(), 1, "one session");
+    assert_clean(&recordings[0])
+}
+
+/// Half a minute of which `lost` datagrams were lost has pictures nearly all the time, and sound all the time.
+#[track_caller]
+fn assert_flows(lost: u64, tags: &[Tag]) {
     let gaps = |kind: u8| {
         let times: Vec<i64> =
             tags.iter().filter(|it| it.kind == kind && it.is_frame()).map(|it| it.timestamp).collect();
@@ -240,7 +282,7 @@ fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
     let ((length, pictures), (_, sounds)) = (gaps(9), gaps(8));
     // A picture that stays for more than 150 ms longer than one of 20 a second should.
     let frozen: i64 = pictures.iter().filter(|gap| **gap > 200).sum();
-    println!("{lost} datagrams lost and {passed} passed; of {length} ms {frozen} frozen");
+    println!("{lost} datagrams lost; of {length} ms {frozen} frozen");
     assert!(lost > 50 && length > 25_000, "{lost} datagrams lost in {length} ms");
     assert!(frozen * 20 < length, "of {length} ms {frozen} frozen");
     let hole = sounds.iter().max().copied().unwrap_or(i64::MAX);

@@ -34,10 +34,12 @@ impl Client {
     }
 
     /// libdatachannel as OBS drives it, by `obs.mjs`.
-    pub fn obs(url: &str, codec: &str) -> Client {
+    pub fn obs(url: &str, options: &[&str]) -> Client {
         let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/publishers/node_modules");
         assert!(modules.is_dir(), "libdatachannel is not installed; run `make setup`");
-        Client::run(Path::new("node"), "obs.mjs", url, &[codec, modules.to_str().expect("a UTF-8 path")])
+        let (codec, more) = options.split_first().expect("a codec");
+        let options = [&[*codec, modules.to_str().expect("a UTF-8 path")], more].concat();
+        Client::run(Path::new("node"), "obs.mjs", url, &options)
     }
 
     fn run(interpreter: &Path, script: &str, url: &str, options: &[&str]) -> Client {

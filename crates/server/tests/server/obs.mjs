@@ -1,12 +1,13 @@
 // libdatachannel, the library by which OBS publishes, used as OBS does: publishes a moving picture and a tone until stdin ends.
 //
-// Arguments: the address; h264, h265 or av1; the folder of node's modules. Prints the connection's states.
+// Arguments: the address; h264, h265 or av1; the folder of node's modules; another UDP port than the answer's, if one is to be
+// spoken to. Prints the connection's states.
 
 import { spawn } from "node:child_process";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 
-const [url, codec, modules] = process.argv.slice(2);
+const [url, codec, modules, port] = process.argv.slice(2);
 const rtc = createRequire(join(modules, "/"))("node-datachannel");
 const say = (...words) => process.stdout.write(`${words.join(" ")}\n`);
 
@@ -103,7 +104,7 @@ peer.onLocalDescription(async (sdp) => {
     const posted = await fetch(url, { method: "POST", body: sdp, headers: { "Content-Type": "application/sdp" } });
     const answer = await posted.text();
     if (posted.status != 201) return say(posted.status, answer);
-    peer.setRemoteDescription(answer, "answer");
+    peer.setRemoteDescription(port ? answer.replace(/^(a=candidate:.* udp .*) \d+ typ/gm, `$1 ${port} typ`) : answer, "answer");
     process.stdin.resume().on("end", async () => {
         encoders.forEach((it) => it.kill());
         await fetch(new URL(posted.headers.get("Location"), url), { method: "DELETE" });

@@ -97,7 +97,7 @@ fn gstreamer_is_relayed_in_h265_to_a_target_that_takes_it() {
 fn what_obs_publishes_by_is_relayed_in_h264() {
     let (cdn, server) = (Nginx::start(), Server::start(Setup::default()));
     server.relay("show", &cdn.url("show"));
-    let client = Client::obs(&server.whip("show"), "h264");
+    let client = Client::obs(&server.whip("show"), &["h264"]);
     client.wait("connected");
     let recorded = cdn.wait_for("show", 300);
     client.end();
@@ -113,7 +113,7 @@ fn what_obs_publishes_by_is_relayed_in_h265_and_av1_to_a_target_that_takes_them(
     let (sink, server) = (Sink::start(Manner::Keep), Server::start(Setup::default()));
     for (codec, name) in [("h265", "H.265"), ("av1", "AV1")] {
         server.relay(codec, &sink.url(codec));
-        let client = Client::obs(&server.whip(codec), codec);
+        let client = Client::obs(&server.whip(codec), &[codec]);
         client.wait("connected");
         eventually("pictures", secs(20), || (sink.pictures(codec) > 60).then_some(()));
         assert_eq!(server.ok("DescribeStreams", &[("StreamId", codec)])["Streams"][0]["VideoCodec"], name);
