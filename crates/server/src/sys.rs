@@ -32,6 +32,51 @@ pub fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<(
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Lets the kernel keep this many bytes of what is not read yet: beyond its own limit where we may (SO_RCVBUFFORCE, socket(7)), else
+/// up to that. Gives how many they are; the kernel takes twice what is asked for.
+pub fn set_receive_buffer(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<usize> {
+    let asked = bytes as libc::c_int;
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
+        // SAFETY: the option takes one c_int, and the pointer and length are those of `asked`.
+        let rc = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                (&raw const asked).cast(),
+                mem::size_of_val(&asked) as libc::socklen_t,
+            )
+        };
+        if rc == 0 {
+            break;
+        }
+    }
+    let mut given: libc::c_int = 0;
+    let mut len = mem::size_of_val(&given) as libc::socklen_t;
+    // SAFETY: the kernel writes one c_int, of which `len` is the length.
+    let rc = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, (&raw mut given).cast(), &raw mut len)
+    };
+    if rc == 0 { Ok(given.max(0) as usize) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Packets that came to this socket since it was made and found no room (SO_MEMINFO, Linux 4.12). The count begins anew after 2^32.
+pub fn overflowed(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    /// Of the kernel's list (linux/sock_diag.h): SK_MEMINFO_DROPS, and how many there are.
+    const DROPS: usize = 8;
+    let mut info = [0u32; DROPS + 1];
+    let mut len = mem::size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into `info` and sets `len` to what it wrote.
+    let rc = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, info.as_mut_ptr().cast(), &raw mut len)
+    };
+    match rc {
+        0 if len as usize == mem::size_of_val(&info) => Ok(info[DROPS]),
+        0 => Err(io::Error::from(io::ErrorKind::Unsupported)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Bytes that the peer's kernel has acknowledged on this TCP connection (tcpi_bytes_acked, Linux 4.1).
 pub fn tcp_bytes_acked(socket: BorrowedFd<'_>) -> io::Result<u64> {
     /// Where the kernel's `struct tcp_info` keeps the 64-bit count (linux/tcp.h); libc's own struct ends before it.
@@ -269,6 +314,21 @@ mod tests {
             assert!(std::time::Instant::now() < deadline, "the count never came to 5000");
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn the_kernel_counts_the_datagrams_that_found_no_room() {
+        let [to, from] = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+        let room = set_receive_buffer(to.as_fd(), 20_000).unwrap();
+        assert!((20_000..=40_000).contains(&room), "{room}");
+        assert_eq!(overflowed(to.as_fd()).unwrap(), 0);
+        for _ in 0..100 {
+            from.send_to(&[7; 1000], to.local_addr().unwrap()).unwrap();
+        }
+        to.set_nonblocking(true).unwrap();
+        let kept = std::iter::from_fn(|| to.recv(&mut [0; 1000]).ok()).count();
+        assert!((1..100).contains(&kept), "{kept} of 100 are kept");
+        assert_eq!(overflowed(to.as_fd()).unwrap() as usize, 100 - kept);
     }
 
     #[tokio::test]

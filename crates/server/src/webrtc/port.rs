@@ -10,6 +10,7 @@
 use std::collections::HashSet;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
@@ -23,15 +24,15 @@ use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use str0m::Candidate;
 use str0m::config::DtlsCert;
 use str0m::net::TcpType;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::demux::{Entry, Id, Packets, Table};
-use super::gather::Gather;
+use super::gather::{Gather, ROOM_WISHED};
 use super::peer::Command;
 use super::{certificate, framing};
 use crate::address::canonical;
@@ -45,9 +46,6 @@ const READ: usize = 64 << 10;
 
 /// What the kernel may keep for us, if its own limit allows: a quarter of a second of 100 Mbit/s.
 const SOCKET_BUFFER: usize = 4 << 20;
-
-/// Less than this makes it be read more often where much comes.
-const SOCKET_BUFFER_WISHED: usize = 2 << 20;
 
 /// Where there are no beats to read at, it is read so often.
 const WITHOUT_BEATS: Duration = Duration::from_millis(20);
@@ -94,6 +92,8 @@ pub struct Port {
 struct Inbox {
     memory: Vec<u8>,
     metas: [RecvMeta; BATCH],
+    /// Packets that the kernel had no room for, by its own count.
+    overflowed: u32,
 }
 
 /// What Prometheus is told of all sessions.
@@ -107,6 +107,8 @@ pub struct Counters {
     pub bytes: Counter,
     /// Reads of the socket that were thrown away as their session was too slow.
     pub dropped: Counter,
+    /// Packets that the kernel had no room for until they could be read.
+    pub overflowed: Counter,
     /// Requests to send packets again: ours to publishers, and those of players.
     pub nacks: Counter,
     /// Places where something was lost of what a publisher sent, and did not come again.
@@ -139,13 +141,14 @@ impl Port {
         let local = udp.local_addr()?;
         let tcp = TcpListener::bind(local).await.with_context(hint)?;
         let state = UdpSocketState::new(UdpSockRef::from(&udp))?;
-        let _ = state.set_recv_buffer_size(UdpSockRef::from(&udp), SOCKET_BUFFER);
         let _ = state.set_send_buffer_size(UdpSockRef::from(&udp), SOCKET_BUFFER);
-        // It counts twice what is asked for.
-        let room = state.recv_buffer_size(UdpSockRef::from(&udp))?;
-        if room < SOCKET_BUFFER_WISHED {
-            let wished = SOCKET_BUFFER_WISHED / 2;
-            info!("webrtc packets are read more often where many come: net.core.rmem_max is less than {wished}");
+        let room = sys::set_receive_buffer(udp.as_fd(), SOCKET_BUFFER)?;
+        if room < ROOM_WISHED {
+            // The kernel takes twice what is asked for.
+            let wished = ROOM_WISHED / 2;
+            warn!(
+                "the kernel keeps few webrtc packets, and may lose those of a large picture: set net.core.rmem_max to {wished} or more"
+            );
         }
 
         let mut own = Vec::new();
@@ -331,52 +334,86 @@ impl Port {
     }
 
     async fn read_udp(&self) {
-        let mut inbox = Inbox { memory: vec![0; BATCH * READ], metas: [RecvMeta::default(); BATCH] };
+        let mut inbox = Inbox { memory: vec![0; BATCH * READ], metas: [RecvMeta::default(); BATCH], overflowed: 0 };
         loop {
             if let Err(error) = self.gather(&mut inbox).await {
                 // Out of file descriptors: publishers are served none the worse.
                 warn!(%error, "webrtc packets are read late");
-                self.drain(&mut inbox).await;
+                self.drain(&mut inbox, None).await;
                 tokio::time::sleep(WITHOUT_BEATS).await;
             }
         }
     }
 
     /// Waits for a packet, and reads until none come for a while. A socket that is registered for its events wakes the thread for
-    /// each packet; so it is only while nothing comes.
+    /// each packet; so it is only while nothing comes, or there can be no beats.
     async fn gather(&self, inbox: &mut Inbox) -> io::Result<()> {
-        let socket = UdpSocket::from_std(self.udp.try_clone()?)?;
-        socket.readable().await?;
-        drop(socket);
+        let register = || UdpSocket::from_std(self.udp.try_clone()?);
+        let mut registered = Some(register()?);
+        if let Some(socket) = &registered {
+            socket.readable().await?;
+        }
         let mut gather = Gather::new(self.room, Instant::now());
-        let mut metronome = Metronome::new(gather.beat())?;
+        let mut beats = None;
         loop {
-            let datagrams = self.drain(inbox).await;
+            let datagrams = self.drain(inbox, registered.as_ref()).await;
             let opened = self.table().opened();
-            if !gather.goes_on(datagrams, opened, Instant::now()) {
+            if !gather.goes_on(datagrams, self.has_overflowed(inbox), opened, Instant::now()) {
                 return Ok(());
             }
-            metronome.set(gather.beat())?;
-            metronome.beat().await?;
+            match gather.beat() {
+                Some(beat) => {
+                    registered = None;
+                    let metronome = match &mut beats {
+                        Some(metronome) => metronome,
+                        None => beats.insert(Metronome::new(beat)?),
+                    };
+                    metronome.set(beat)?;
+                    metronome.beat().await?;
+                }
+                None => {
+                    let socket = match &registered {
+                        Some(socket) => socket,
+                        None => registered.insert(register()?),
+                    };
+                    if let Ok(ready) = tokio::time::timeout(Gather::quiet(), socket.readable()).await {
+                        ready?;
+                    }
+                }
+            }
         }
     }
 
-    /// Reads what there is; says how many datagrams that were. Sessions take theirs in between, lest their mailboxes overflow.
-    async fn drain(&self, inbox: &mut Inbox) -> usize {
+    /// Reads what there is; says how many datagrams that were. Sessions take theirs in between, lest their mailboxes overflow. Of a
+    /// registered socket all is read: only then does it tell of the next.
+    async fn drain(&self, inbox: &mut Inbox, registered: Option<&UdpSocket>) -> usize {
         let mut datagrams = 0;
-        while let Ok(reads) = self.read(inbox) {
+        loop {
+            let read = match registered {
+                Some(socket) => socket.try_io(Interest::READABLE, || self.read(inbox)),
+                None => self.read(inbox),
+            };
+            let Ok(reads) = read else { return datagrams };
             datagrams += inbox.metas[..reads].iter().map(|meta| meta.len.div_ceil(meta.stride.max(1))).sum::<usize>();
-            if reads < BATCH {
-                break;
+            if reads == BATCH {
+                tokio::task::yield_now().await;
+            } else if registered.is_none() {
+                return datagrams;
             }
-            tokio::task::yield_now().await;
         }
-        datagrams
+    }
+
+    /// Whether the kernel has had no room for packets since it was last asked.
+    fn has_overflowed(&self, inbox: &mut Inbox) -> bool {
+        let Ok(overflowed) = sys::overflowed(self.udp.as_fd()) else { return false };
+        let more = overflowed.wrapping_sub(std::mem::replace(&mut inbox.overflowed, overflowed));
+        self.counters.overflowed.inc_by(more.into());
+        more > 0
     }
 
     /// Reads once, and hands to the sessions what came; says how many reads the kernel made of it.
     fn read(&self, inbox: &mut Inbox) -> io::Result<usize> {
-        let Inbox { memory, metas } = inbox;
+        let Inbox { memory, metas, .. } = inbox;
         let mut chunks = memory.chunks_mut(READ);
         let mut buffers: [_; BATCH] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().expect("there is one for each")));
