@@ -12,7 +12,7 @@ use bywash_media::codec::{self, nal, opus};
 use bywash_media::sync::Sync;
 use bywash_media::{Codec, Format, Frame, Kind, Time, Track, Tracks};
 use str0m::media::{MediaAdded, MediaData, MediaKind, Mid, Rid, SenderFeedback};
-use str0m::{Event, IceConnectionState, RtcError};
+use str0m::{Event, RtcError};
 use tracing::{debug, info, warn};
 
 use crate::lane::Lane;
@@ -143,6 +143,9 @@ impl Ingest {
                         // There is nothing to come back to.
                         return Ok(Leave::Finished);
                     }
+                    if self.connected && peer.is_lost(Instant::now()) {
+                        return Ok(Leave::Lost);
+                    }
                 }
             }
         }
@@ -153,9 +156,6 @@ impl Ingest {
             Event::Connected => {
                 info!("connected");
                 self.connected = true;
-            }
-            Event::IceConnectionStateChange(IceConnectionState::Disconnected) if self.connected => {
-                return Some(Leave::Lost);
             }
             Event::Closed => return Some(Leave::Finished),
             Event::MediaAdded(added) => self.media_added(&added),

@@ -14,7 +14,7 @@ use bywash_media::codec::nal;
 use bywash_media::{Codec, Frame, Kind, Time, Tracks, transcode};
 use str0m::format::Codec as RtpCodec;
 use str0m::media::{Frequency, MediaKind, MediaTime, Mid, Pt};
-use str0m::{Event, IceConnectionState, RtcError};
+use str0m::{Event, RtcError};
 use tracing::info;
 
 use crate::clock::until;
@@ -83,9 +83,6 @@ impl Output {
                         self.late = Late::until(&begun);
                         source = Some(begun);
                     }
-                    Event::IceConnectionStateChange(IceConnectionState::Disconnected) if source.is_some() => {
-                        return Ok(());
-                    }
                     Event::Closed => return Ok(()),
                     Event::MediaAdded(added) if added.direction.is_sending() => {
                         peer.repair(added.mid);
@@ -134,6 +131,9 @@ impl Output {
                 () = &mut beats => {
                     if source.is_none() && since.elapsed() > ESTABLISH {
                         info!("no media connection in time");
+                        return Ok(());
+                    }
+                    if source.is_some() && peer.is_lost(Instant::now()) {
                         return Ok(());
                     }
                 }

@@ -12,7 +12,7 @@ use bywash_media::StreamKey;
 use str0m::media::{KeyframeRequestKind, MediaTime, Mid, Pt, Rid};
 use str0m::net::{Protocol, Receive, Transmit};
 use str0m::rtp::StreamPaused;
-use str0m::{Candidate, Event, Input, Output, Rtc, RtcError};
+use str0m::{Candidate, Event, IceConnectionState, Input, Output, Rtc, RtcError};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
@@ -82,6 +82,10 @@ pub struct Peer {
     tcp: Vec<(SocketAddr, mpsc::Sender<Bytes>)>,
     /// How many requests to send again were counted of each of its tracks.
     nacks: Vec<(Mid, Option<Rid>, u64)>,
+    /// When media or a report of it last came from the client.
+    heard: Instant,
+    /// No ICE check has come from the client for as long as the engine waits for one, which is 15 s.
+    unchecked: bool,
     due: Instant,
     sweeps: Ticks,
 }
@@ -89,6 +93,9 @@ pub struct Peer {
 /// What is kept to be sent again: a second of 20 Mbit/s, and no more than helps.
 const REPAIR_PACKETS: usize = 2048;
 const REPAIR_AGE: Duration = Duration::from_secs(3);
+
+/// A client of whom nothing came for so long is gone. As long as the engine waits for a check.
+const LOST: Duration = Duration::from_secs(15);
 
 /// How many restarts a candidate that was sent before them is still known by.
 const FORMER_MAX: usize = 16;
@@ -126,6 +133,8 @@ impl Peer {
             burst: Burst::default(),
             tcp: Vec::new(),
             nacks: Vec::new(),
+            heard: now,
+            unchecked: false,
             due: now,
             sweeps: lane.sweeps(),
         };
@@ -154,9 +163,7 @@ impl Peer {
                 Output::Transmit(transmit) => self.send(&transmit),
                 Output::Event(event) => {
                     self.count(&event);
-                    if let Event::StreamPaused(stream) = &event {
-                        self.ask_for_losses(stream);
-                    }
+                    self.heed(&event);
                     return Ok(Some(event));
                 }
                 Output::Timeout(at) => {
@@ -207,6 +214,25 @@ impl Peer {
         if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(mid, None) {
             stream.set_rtx_cache(REPAIR_PACKETS, REPAIR_AGE, Some(0.5));
         }
+    }
+
+    /// Takes in what an event tells of the client's presence, and of a new stream of its.
+    fn heed(&mut self, event: &Event) {
+        match event {
+            Event::MediaData(data) => self.heard = self.heard.max(data.network_time),
+            Event::SenderFeedback(report) => self.heard = self.heard.max(report.received_at),
+            // A player has reported since the last such event.
+            Event::MediaEgressStats(stats) if stats.loss.is_some() => self.heard = self.heard.max(stats.timestamp),
+            Event::IceConnectionStateChange(state) => self.unchecked = *state == IceConnectionState::Disconnected,
+            Event::StreamPaused(stream) => self.ask_for_losses(stream),
+            _ => {}
+        }
+    }
+
+    /// Whether the client, which was connected, is gone: neither checks nor media nor reports have come for [`LOST`]. Checks alone tell
+    /// too little: GStreamer and pion send none while they send media, nor does FFmpeg 8.0, and the engine still answers.
+    pub fn is_lost(&self, now: Instant) -> bool {
+        self.unchecked && now.saturating_duration_since(self.heard) >= LOST
     }
 
     /// Asks the sender for what is lost also where it sends that as it was: left to itself the engine asks only where RTX (RFC 4588) was

@@ -81,6 +81,26 @@ fn gstreamer_is_relayed_in_h264() {
     assert!(pictures > 50 && sounds > 80, "{pictures} pictures, {sounds} packets of sound");
 }
 
+/// GStreamer sends no ICE check for 25 s once it is connected.
+#[test]
+fn a_publisher_that_checks_nothing_stays_while_its_media_comes_and_goes_with_it() {
+    let server = Server::start(Setup { everywhere: true, ..Setup::server("publish.grace = \"1s\"") });
+    let sink = Sink::start(Manner::Keep);
+    server.relay("show", &sink.url("show"));
+    let client = Client::gstreamer(&server.whip("show"), "H264");
+    client.wait("connected");
+    let begin = Instant::now();
+    while begin.elapsed() < secs(24) {
+        let had = sink.pictures("show");
+        eventually("pictures come", secs(10), || (sink.pictures("show") > had).then_some(()));
+    }
+    assert_eq!(sink.sessions().len(), 1);
+    drop(client);
+    eventually("the stream ends", secs(30), || {
+        server.ok("DescribeStreams", &[])["Streams"].as_array()?.is_empty().then_some(())
+    });
+}
+
 #[test]
 fn gstreamer_is_relayed_in_h265_to_a_target_that_takes_it() {
     let (sink, server) = (Sink::start(Manner::Keep), Server::start(Setup::default()));
