@@ -83,16 +83,20 @@ fn gstreamer_is_relayed_in_h264() {
 
 /// GStreamer sends no ICE check for 25 s once it is connected.
 #[test]
-fn a_publisher_that_checks_nothing_stays_while_its_media_comes_and_goes_with_it() {
+fn clients_that_check_nothing_stay_while_their_media_and_reports_come_and_go_with_them() {
     let server = Server::start(Setup { everywhere: true, ..Setup::server("publish.grace = \"1s\"") });
     let sink = Sink::start(Manner::Keep);
     server.relay("show", &sink.url("show"));
     let client = Client::gstreamer(&server.whip("show"), "H264");
     client.wait("connected");
+    let player = Client::gstreamer(&server.whep("show"), "play");
+    player.wait("connected");
+    let played =
+        || player.said().lines().rev().find_map(|line| line.strip_prefix("packets ")?.parse().ok()).unwrap_or(0);
     let begin = Instant::now();
     while begin.elapsed() < secs(24) {
-        let had = sink.pictures("show");
-        eventually("pictures come", secs(10), || (sink.pictures("show") > had).then_some(()));
+        let had: (usize, u64) = (sink.pictures("show"), played());
+        eventually("pictures come", secs(10), || (sink.pictures("show") > had.0 && played() > had.1).then_some(()));
     }
     assert_eq!(sink.sessions().len(), 1);
     drop(client);
