@@ -11,6 +11,7 @@ pub mod dtls;
 pub mod framing;
 pub mod gather;
 pub mod offer;
+pub mod order;
 pub mod peer;
 pub mod port;
 

@@ -11,13 +11,14 @@ use bytes::Bytes;
 use bywash_media::StreamKey;
 use str0m::media::{KeyframeRequestKind, MediaTime, Mid, Pt, Rid};
 use str0m::net::{Protocol, Receive, Transmit};
-use str0m::rtp::StreamPaused;
+use str0m::rtp::{Ssrc, StreamPaused};
 use str0m::{Candidate, Event, IceConnectionState, Input, Output, Rtc, RtcError};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
 use super::demux::{Id, MAIL, Packets};
 use super::offer::{self, Fragment, Offer, Unfit};
+use super::order::Order;
 use super::port::{Full, Port};
 use crate::lane::{Lane, Ticks};
 use crate::token::Purpose;
@@ -77,6 +78,8 @@ pub struct Peer {
     orders: mpsc::Receiver<Command>,
     /// Packets that came and are still to be fed, the first one last.
     came: Vec<Packets>,
+    /// Streams of which lost packets come again as they were.
+    resent: Vec<(Ssrc, Order<Packets>)>,
     burst: Burst,
     /// TCP connections of the client, by its address; the newest last.
     tcp: Vec<(SocketAddr, mpsc::Sender<Bytes>)>,
@@ -93,6 +96,9 @@ pub struct Peer {
 /// What is kept to be sent again: a second of 20 Mbit/s, and no more than helps.
 const REPAIR_PACKETS: usize = 2048;
 const REPAIR_AGE: Duration = Duration::from_secs(3);
+
+/// Streams of one client that are put in order.
+const RESENT_MAX: usize = 8;
 
 /// A client of whom nothing came for so long is gone. As long as the engine waits for a check.
 const LOST: Duration = Duration::from_secs(15);
@@ -130,6 +136,7 @@ impl Peer {
             mail,
             orders,
             came: Vec::new(),
+            resent: Vec::new(),
             burst: Burst::default(),
             tcp: Vec::new(),
             nacks: Vec::new(),
@@ -177,10 +184,28 @@ impl Peer {
 
     /// Feeds one packet of those that have come; false if none is left. [`poll`](Self::poll) comes before the next.
     pub fn feed(&mut self) -> Result<bool, RtcError> {
+        if let Some(packet) = self.in_order() {
+            return self.input(&packet).map(|()| true);
+        }
         match self.came.pop() {
             Some(packets) => self.receive(packets).map(|()| true),
             None => Ok(false),
         }
+    }
+
+    /// The next packet that has waited for one before it, if it may go on.
+    fn in_order(&mut self) -> Option<Packets> {
+        let holds = self.resent.iter_mut().filter(|(_, order)| order.holds());
+        for (ssrc, order) in holds {
+            // What comes by RTX after all cannot be told from outside.
+            if self.rtc.direct_api().stream_rx(ssrc).is_none_or(|stream| stream.rtx().is_some()) {
+                order.give_up();
+            }
+            if let Some(packet) = order.next(Instant::now()) {
+                return Some(packet);
+            }
+        }
+        None
     }
 
     /// Waits for the first of packets, an order and the engine's own time, and feeds it. The engine's time comes at once where it
@@ -240,9 +265,13 @@ impl Peer {
     fn ask_for_losses(&mut self, stream: &StreamPaused) {
         if !stream.paused
             && self.offer.resends(stream.mid)
-            && let Some(stream) = self.rtc.direct_api().stream_rx(&stream.ssrc)
+            && let Some(known) = self.rtc.direct_api().stream_rx(&stream.ssrc)
         {
-            stream.suppress_nack(false);
+            known.suppress_nack(false);
+            let ordered = self.resent.iter().any(|(ssrc, _)| *ssrc == stream.ssrc);
+            if known.rtx().is_none() && !ordered && self.resent.len() < RESENT_MAX {
+                self.resent.push((stream.ssrc, Order::default()));
+            }
         }
     }
 
@@ -290,20 +319,33 @@ impl Peer {
     }
 
     fn receive(&mut self, mut packets: Packets) -> Result<(), RtcError> {
-        let datagram = packets.data.split_to(packets.stride.min(packets.data.len()));
-        let (proto, source, destination) = match &packets.tcp {
-            Some(tcp) => {
-                self.know_tcp(packets.source, tcp);
-                (Protocol::Tcp, packets.source, packets.destination)
-            }
-            None => (Protocol::Udp, packets.source, packets.destination),
-        };
-        let at = packets.at;
+        let data = packets.data.split_to(packets.stride.min(packets.data.len()));
+        let Packets { source, destination, at, stride, .. } = packets;
+        let packet = Packets { source, destination, at, stride, data, tcp: packets.tcp.clone() };
         if !packets.data.is_empty() {
             self.came.push(packets);
         }
-        match Receive::new(proto, source, destination, &datagram) {
-            Ok(receive) => self.rtc.handle_input(Input::Receive(at, receive)),
+        let packet = match rtp(&packet.data) {
+            Some((of, sequence)) => match self.resent.iter_mut().find(|(ssrc, _)| *ssrc == of) {
+                Some((_, order)) => order.take(sequence, packet, at),
+                None => Some(packet),
+            },
+            None => Some(packet),
+        };
+        packet.map_or(Ok(()), |packet| self.input(&packet))
+    }
+
+    /// Feeds one datagram.
+    fn input(&mut self, packet: &Packets) -> Result<(), RtcError> {
+        let proto = match &packet.tcp {
+            Some(tcp) => {
+                self.know_tcp(packet.source, tcp);
+                Protocol::Tcp
+            }
+            None => Protocol::Udp,
+        };
+        match Receive::new(proto, packet.source, packet.destination, &packet.data) {
+            Ok(receive) => self.rtc.handle_input(Input::Receive(packet.at, receive)),
             // Anybody can send anything from a spoofed address.
             Err(_) => Ok(()),
         }
@@ -386,6 +428,14 @@ impl Peer {
             self.rtc.add_remote_candidate(candidate);
         }
     }
+}
+
+/// The stream and the sequence number of a datagram, if it is RTP (RFC 3550 §5.1) and not RTCP (RFC 5761 §4), STUN or DTLS.
+fn rtp(datagram: &[u8]) -> Option<(Ssrc, u16)> {
+    let [first, kind, high, low, _, _, _, _, ssrc @ ..] = datagram else { return None };
+    let ssrc = u32::from_be_bytes(*ssrc.first_chunk()?);
+    let is_rtp = first >> 6 == 2 && !(192..=223).contains(kind);
+    is_rtp.then(|| (ssrc.into(), u16::from_be_bytes([*high, *low])))
 }
 
 /// Waits for the first sweep at which it is `due`.

@@ -12,7 +12,7 @@ const rtc = createRequire(join(modules, "/"))("node-datachannel");
 const say = (...words) => process.stdout.write(`${words.join(" ")}\n`);
 
 const MTU = 1200, NAME = "OBS", SOUND = { seconds: 0.02, bytes: 240 }, FRAMES = 25;
-const PICTURE = `-i testsrc2=size=320x180:rate=${FRAMES} -pix_fmt yuv420p -g 50 -b:v 400k`;
+const PICTURE = `-i testsrc2=size=640x360:rate=${FRAMES} -pix_fmt yuv420p -g 50 -b:v 2M`;
 const FAST = "-preset ultrafast -tune zerolatency";
 
 /** Gives `take` what lies between two access unit delimiters of H.264 or H.265, and returns the rest. */
