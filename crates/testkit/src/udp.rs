@@ -21,23 +21,17 @@ pub struct Way {
 /// A forwarder to one port of this machine; each sender gets a socket of its own towards it, as behind a router.
 pub struct Forwarder {
     port: u16,
-    counts: Arc<Counts>,
+    lost: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
-}
-
-#[derive(Default)]
-struct Counts {
-    lost: AtomicU64,
-    passed: AtomicU64,
 }
 
 impl Forwarder {
     /// Starts one in front of `target`. `seed` makes its dice.
     pub fn start(target: u16, way: Way, seed: u64) -> Forwarder {
-        let forwarder = Forwarder { port: crate::port(), counts: Arc::default(), stop: Arc::default() };
+        let forwarder = Forwarder { port: crate::port(), lost: Arc::default(), stop: Arc::default() };
         let front = UdpSocket::bind((Ipv4Addr::LOCALHOST, forwarder.port)).expect("our own port");
-        let (counts, stop) = (forwarder.counts.clone(), forwarder.stop.clone());
-        thread::spawn(move || run(&front, (Ipv4Addr::LOCALHOST, target).into(), way, seed, &counts, &stop));
+        let (lost, stop) = (forwarder.lost.clone(), forwarder.stop.clone());
+        thread::spawn(move || run(&front, (Ipv4Addr::LOCALHOST, target).into(), way, seed, &lost, &stop));
         forwarder
     }
 
@@ -46,9 +40,9 @@ impl Forwarder {
         self.port
     }
 
-    /// Datagrams lost and passed on so far.
-    pub fn counts(&self) -> (u64, u64) {
-        (self.counts.lost.load(Relaxed), self.counts.passed.load(Relaxed))
+    /// Datagrams lost so far.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Relaxed)
     }
 }
 
@@ -58,7 +52,7 @@ impl Drop for Forwarder {
     }
 }
 
-fn run(front: &UdpSocket, target: SocketAddr, way: Way, seed: u64, counts: &Counts, stop: &AtomicBool) {
+fn run(front: &UdpSocket, target: SocketAddr, way: Way, seed: u64, lost: &AtomicU64, stop: &AtomicBool) {
     let mut dice = seed | 1;
     let mut roll = move || {
         dice ^= dice << 13;
@@ -85,7 +79,7 @@ fn run(front: &UdpSocket, target: SocketAddr, way: Way, seed: u64, counts: &Coun
         let now = Instant::now();
         for datagram in come {
             if roll() < way.loss {
-                counts.lost.fetch_add(1, Relaxed);
+                lost.fetch_add(1, Relaxed);
                 continue;
             }
             number += 1;
@@ -105,7 +99,6 @@ fn run(front: &UdpSocket, target: SocketAddr, way: Way, seed: u64, counts: &Coun
             } else {
                 let _ = front.send_to(&bytes, from);
             }
-            counts.passed.fetch_add(1, Relaxed);
         }
         thread::sleep(Duration::from_millis(1));
     }

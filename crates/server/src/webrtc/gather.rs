@@ -33,8 +33,8 @@ pub const ROOM_WISHED: usize = 512 * DATAGRAM;
 /// Beats that brought too much may be tried again after so long: keyframes are seldom farther apart.
 const CALM: Duration = Duration::from_secs(10);
 
-/// So long without a packet ends the beats.
-const QUIET: Duration = Duration::from_millis(100);
+/// So long without a packet ends the reading.
+pub const QUIET: Duration = Duration::from_millis(100);
 
 /// How one socket is read, from a packet on until none comes.
 pub struct Gather {
@@ -70,11 +70,6 @@ impl Gather {
     pub fn beat(&self) -> Option<Duration> {
         let calm = BEATS.iter().zip(&self.windows).filter(|(_, window)| window.barred <= self.read);
         calm.map(|(beat, _)| *beat).find(|beat| !self.opens || *beat <= OPENING)
-    }
-
-    /// How long nothing comes where it is not read at beats.
-    pub const fn quiet() -> Duration {
-        QUIET
     }
 
     /// Takes in how many datagrams were read `now`, whether others found no room before, and when a session was last opened; false once

@@ -108,7 +108,41 @@ impl<T> Order<T> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_comes_goes_on_once_and_none_is_far_ahead_of_what_is_missing(
+            first: u16,
+            come in prop::collection::vec((0u16..400, 0u64..40, any::<bool>()), 1..600),
+        ) {
+            let begin = Instant::now();
+            let (mut order, mut gone, mut ms, mut newest) = (Order::default(), Vec::new(), 0, first);
+            for (n, (far, wait, ahead)) in come.iter().enumerate() {
+                ms += wait;
+                let sequence = if *ahead { newest.wrapping_add(1 + far % 8) } else { newest.wrapping_sub(*far) };
+                newest = if *ahead { sequence } else { newest };
+                let now = begin + Duration::from_millis(ms);
+                let missing = order.missing.front().map(|it: &(u16, Instant)| it.0);
+                if let Some(packet) = order.take(sequence, n, now) {
+                    let ahead = missing.map_or(0, |missing| sequence.wrapping_sub(missing) as i16);
+                    prop_assert!(ahead <= WINDOW as i16, "{ahead} ahead");
+                    gone.push(packet);
+                }
+                gone.extend(std::iter::from_fn(|| order.next(now)));
+                prop_assert!(order.missing.len() <= usize::from(WINDOW));
+            }
+            let late = begin + Duration::from_millis(ms);
+            // What waits behind the last may show that more is missing.
+            for n in 1..=20 {
+                gone.extend(std::iter::from_fn(|| order.next(late + n * PATIENCE)));
+            }
+            gone.sort_unstable();
+            prop_assert_eq!(gone, (0..come.len()).collect::<Vec<_>>());
+        }
+    }
 
     /// Gives the packets of `come` to an order, each at a millisecond and with all that may follow it, and compares when which went on.
     fn check(come: &[(u64, u16)], want: &[(u64, u16)]) {

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::demux::{Entry, Id, Packets, Table};
-use super::gather::{Gather, ROOM_WISHED};
+use super::gather::{Gather, QUIET, ROOM_WISHED};
 use super::peer::Command;
 use super::{certificate, framing};
 use crate::address::canonical;
@@ -376,7 +376,7 @@ impl Port {
                         Some(socket) => socket,
                         None => registered.insert(register()?),
                     };
-                    if let Ok(ready) = tokio::time::timeout(Gather::quiet(), socket.readable()).await {
+                    if let Ok(ready) = tokio::time::timeout(QUIET, socket.readable()).await {
                         ready?;
                     }
                 }

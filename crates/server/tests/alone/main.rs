@@ -218,7 +218,7 @@ fn a_player_behind_a_bad_network_goes_on_decoding() {
         thread::sleep(secs(20));
         let (decoded, took) = (video("framesDecoded") - had, begin.elapsed().as_secs_f64());
         let frozen = video("totalFreezesDuration") - frozen;
-        (forwarder.counts().0, video("nackCount"), decoded, took, frozen)
+        (forwarder.lost(), video("nackCount"), decoded, took, frozen)
     });
     println!("{lost} datagrams lost, {nacks} asked for again; {decoded} pictures in {took:.1} s, {frozen:.2} s frozen");
     assert!(lost > 30 && nacks > 0.0, "{lost} datagrams lost, {nacks} asked for again");
@@ -237,7 +237,7 @@ fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
         page.wait("at('state').textContent === 'Live.'", secs(20));
         nginx.wait_for("cam", 20);
         thread::sleep(secs(30));
-        let lost = forwarder.counts().0;
+        let lost = forwarder.lost();
         page.eval("at('stop').click()");
         (lost, only_recording(&nginx, "cam"))
     });
@@ -256,7 +256,7 @@ fn what_obs_publishes_by_is_relayed_from_behind_a_bad_network_without_freezes_an
         client.wait("connected");
         nginx.wait_for("show", 20);
         thread::sleep(secs(30));
-        let lost = forwarder.counts().0;
+        let lost = forwarder.lost();
         client.end();
         (lost, only_recording(&nginx, "show"))
     });
