@@ -13,18 +13,30 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Asks the kernel to wake a reader only once `bytes` have come in (SO_RCVLOWAT, socket(7)). End of file and errors wake it as ever.
 pub fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
-    let value = bytes as libc::c_int;
-    // SAFETY: the option takes one c_int, and the pointer and length are those of `value`.
+    set_option(socket, libc::SO_RCVLOWAT, bytes as libc::c_int)
+}
+
+/// Lets the kernel keep this many bytes of what is not read yet: beyond its own limit where we may (SO_RCVBUFFORCE, socket(7)), else
+/// up to that. Gives how many they are; the kernel takes twice what is asked for.
+pub fn set_receive_buffer(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<usize> {
+    let bytes = bytes as libc::c_int;
+    let _ = set_option(socket, libc::SO_RCVBUFFORCE, bytes).or_else(|_| set_option(socket, libc::SO_RCVBUF, bytes));
+    SockRef::from(&socket).recv_buffer_size()
+}
+
+fn set_option(socket: BorrowedFd<'_>, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the options of a socket that this module sets take one c_int, and the pointer and length are those of `value`.
     let rc = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
-            libc::SO_RCVLOWAT,
+            option,
             (&raw const value).cast(),
             mem::size_of_val(&value) as libc::socklen_t,
         )
@@ -32,69 +44,36 @@ pub fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<(
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Lets the kernel keep this many bytes of what is not read yet: beyond its own limit where we may (SO_RCVBUFFORCE, socket(7)), else
-/// up to that. Gives how many they are; the kernel takes twice what is asked for.
-pub fn set_receive_buffer(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<usize> {
-    let asked = bytes as libc::c_int;
-    for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
-        // SAFETY: the option takes one c_int, and the pointer and length are those of `asked`.
-        let rc = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                option,
-                (&raw const asked).cast(),
-                mem::size_of_val(&asked) as libc::socklen_t,
-            )
-        };
-        if rc == 0 {
-            break;
-        }
-    }
-    let mut given: libc::c_int = 0;
-    let mut len = mem::size_of_val(&given) as libc::socklen_t;
-    // SAFETY: the kernel writes one c_int, of which `len` is the length.
-    let rc = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, (&raw mut given).cast(), &raw mut len)
-    };
-    if rc == 0 { Ok(given.max(0) as usize) } else { Err(io::Error::last_os_error()) }
-}
-
 /// Packets that came to this socket since it was made and found no room (SO_MEMINFO, Linux 4.12). The count begins anew after 2^32.
 pub fn overflowed(socket: BorrowedFd<'_>) -> io::Result<u32> {
-    /// Of the kernel's list (linux/sock_diag.h): SK_MEMINFO_DROPS, and how many there are.
-    const DROPS: usize = 8;
-    let mut info = [0u32; DROPS + 1];
-    let mut len = mem::size_of_val(&info) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes into `info` and sets `len` to what it wrote.
-    let rc = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, info.as_mut_ptr().cast(), &raw mut len)
-    };
-    match rc {
-        0 if len as usize == mem::size_of_val(&info) => Ok(info[DROPS]),
-        0 => Err(io::Error::from(io::ErrorKind::Unsupported)),
-        _ => Err(io::Error::last_os_error()),
-    }
+    /// Where the kernel's list has them (SK_MEMINFO_DROPS, linux/sock_diag.h): the ninth of its numbers.
+    const OFFSET: usize = 32;
+    option_at(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, OFFSET).map(u32::from_ne_bytes)
 }
 
 /// Bytes that the peer's kernel has acknowledged on this TCP connection (tcpi_bytes_acked, Linux 4.1).
 pub fn tcp_bytes_acked(socket: BorrowedFd<'_>) -> io::Result<u64> {
     /// Where the kernel's `struct tcp_info` keeps the 64-bit count (linux/tcp.h); libc's own struct ends before it.
     const OFFSET: usize = 120;
-    let mut info = [0u8; 256];
-    let mut len = info.len() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes into `info` and sets `len` to what it wrote.
-    let rc = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut len)
-    };
+    option_at(socket, libc::IPPROTO_TCP, libc::TCP_INFO, OFFSET).map(u64::from_ne_bytes)
+}
+
+/// The `N` bytes at `offset` of what the kernel tells for an option; an error if it tells less.
+fn option_at<const N: usize>(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    offset: usize,
+) -> io::Result<[u8; N]> {
+    let mut told = [0u8; 256];
+    let mut len = told.len() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into `told` and sets `len` to what it wrote.
+    let rc = unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, told.as_mut_ptr().cast(), &raw mut len) };
     if rc != 0 {
         return Err(io::Error::last_os_error());
     }
-    if (len as usize) < OFFSET + 8 {
-        return Err(io::Error::from(io::ErrorKind::Unsupported));
-    }
-    let bytes = info[OFFSET..OFFSET + 8].try_into().expect("eight bytes");
-    Ok(u64::from_ne_bytes(bytes))
+    let told = told.get(..len as usize).and_then(|told| told.get(offset..)?.first_chunk());
+    told.copied().ok_or(io::ErrorKind::Unsupported.into())
 }
 
 /// Bytes in this socket's send queue: not yet sent, or sent and not acknowledged (SIOCOUTQ, tcp(7)).

@@ -7,6 +7,7 @@
 //! is linear in a text of at most [`TEXT_MAX`] bytes.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
 use std::time::Duration;
 
 use str0m::change::SdpOffer;
@@ -477,16 +478,14 @@ impl Section<'_> {
         self.name().into()
     }
 
-    /// The feedback that the client takes, each with its payload type, which may be `*` for all (RFC 4585 §4.2).
-    fn feedback(&self) -> HashSet<(&str, &str)> {
-        self.lines.iter().filter_map(|line| line.strip_prefix("a=rtcp-fb:")?.split_once(' ')).collect()
+    fn feedback(&self) -> Feedback {
+        Feedback(self.lines.iter().filter_map(|line| line.strip_prefix("a=rtcp-fb:")).map(str::to_owned).collect())
     }
 
     /// Whether the client heeds generic NACKs (RFC 4585 §6.2.1) for a format that is carried. For sound we offer none.
     fn resends(&self) -> bool {
         let feedback = self.feedback();
-        let heeds = |format: &Format| ["*", &format.pt.to_string()].iter().any(|pt| feedback.contains(&(pt, "nack")));
-        self.kind == "video" && self.formats.iter().any(heeds)
+        self.kind == "video" && self.formats.iter().any(|format| feedback.has(format.pt, "nack"))
     }
 
     /// Values of an attribute that belong to a payload type.
@@ -590,7 +589,7 @@ impl Section<'_> {
                 text.push_str(&format!("a=fmtp:{pt} {fmtp}\r\n"));
             }
             // Of all feedback this is the one that the engine takes from the offer.
-            if feedback.contains(&(&*pt.to_string(), "transport-cc")) || feedback.contains(&("*", "transport-cc")) {
+            if feedback.has(pt, "transport-cc") {
                 text.push_str(&format!("a=rtcp-fb:{pt} transport-cc\r\n"));
             }
         }
@@ -609,8 +608,17 @@ impl Section<'_> {
     fn reply(&self, purpose: Purpose) -> Reply {
         let (taken, flows) = (self.taken, self.flows(purpose));
         let [kind, protocol, payloads] = [self.kind, self.protocol, self.payloads].map(str::to_owned);
-        let feedback = self.feedback().into_iter().map(|(pt, kind)| (pt.to_owned(), kind.to_owned())).collect();
-        Reply { kind, protocol, payloads, feedback, mid: self.mid.map(str::to_owned), taken, flows }
+        Reply { kind, protocol, payloads, feedback: self.feedback(), mid: self.mid.map(str::to_owned), taken, flows }
+    }
+}
+
+/// The feedback that a client takes: the values of its `a=rtcp-fb`, each for a payload type or `*` for all (RFC 4585 §4.2).
+#[derive(Clone)]
+struct Feedback(HashSet<String>);
+
+impl Feedback {
+    fn has(&self, pt: impl Display, kind: &str) -> bool {
+        self.0.contains(&format!("{pt} {kind}")) || self.0.contains(&format!("* {kind}"))
     }
 }
 
@@ -620,8 +628,7 @@ struct Reply {
     kind: String,
     protocol: String,
     payloads: String,
-    /// As [`Section::feedback`].
-    feedback: HashSet<(String, String)>,
+    feedback: Feedback,
     mid: Option<String>,
     /// The engine knows it.
     taken: bool,
@@ -664,8 +671,7 @@ impl Reply {
     /// Whether a line of an answer is no feedback, which the engine writes as it is able to, or one that was offered.
     fn offered(&self, line: &str) -> bool {
         let feedback = line.strip_prefix("a=rtcp-fb:").and_then(|line| line.split_once(' '));
-        feedback
-            .is_none_or(|(pt, kind)| ["*", pt].iter().any(|pt| self.feedback.contains(&((*pt).into(), kind.into()))))
+        feedback.is_none_or(|(pt, kind)| self.feedback.has(pt, kind))
     }
 
     /// Port 0 says no (RFC 3264 §6).

@@ -325,14 +325,18 @@ impl Peer {
         if !packets.data.is_empty() {
             self.came.push(packets);
         }
-        let packet = match rtp(&packet.data) {
-            Some((of, sequence)) => match self.resent.iter_mut().find(|(ssrc, _)| *ssrc == of) {
-                Some((_, order)) => order.take(sequence, packet, at),
-                None => Some(packet),
-            },
+        let packet = match self.order_of(&packet.data) {
+            Some((order, sequence)) => order.take(sequence, packet, at),
             None => Some(packet),
         };
         packet.map_or(Ok(()), |packet| self.input(&packet))
+    }
+
+    /// What puts a datagram in order, and by which number, if anything does.
+    fn order_of(&mut self, datagram: &[u8]) -> Option<(&mut Order<Packets>, u16)> {
+        let (of, sequence) = rtp(datagram)?;
+        let (_, order) = self.resent.iter_mut().find(|(ssrc, _)| *ssrc == of)?;
+        Some((order, sequence))
     }
 
     /// Feeds one datagram.

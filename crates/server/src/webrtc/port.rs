@@ -349,10 +349,9 @@ impl Port {
     /// each packet; so it is only while nothing comes, or there can be no beats.
     async fn gather(&self, inbox: &mut Inbox) -> io::Result<()> {
         let register = || UdpSocket::from_std(self.udp.try_clone()?);
-        let mut registered = Some(register()?);
-        if let Some(socket) = &registered {
-            socket.readable().await?;
-        }
+        let socket = register()?;
+        socket.readable().await?;
+        let mut registered = Some(socket);
         let mut gather = Gather::new(self.room, Instant::now());
         let mut beats = None;
         loop {

@@ -33,12 +33,11 @@ impl Client {
         Client::run(&venv(), "ffmpeg.py", url, &["play", takes])
     }
 
-    /// libdatachannel as OBS drives it, by `obs.mjs`.
+    /// libdatachannel as OBS drives it, by `obs.mjs`; what `options` are behind the folder of modules is told there.
     pub fn obs(url: &str, options: &[&str]) -> Client {
         let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/publishers/node_modules");
         assert!(modules.is_dir(), "libdatachannel is not installed; run `make setup`");
-        let (codec, more) = options.split_first().expect("a codec");
-        let options = [&[*codec, modules.to_str().expect("a UTF-8 path")], more].concat();
+        let options = [&[modules.to_str().expect("a UTF-8 path")], options].concat();
         Client::run(Path::new("node"), "obs.mjs", url, &options)
     }
 

@@ -1,13 +1,13 @@
 // libdatachannel, the library by which OBS publishes, used as OBS does: publishes a moving picture and a tone until stdin ends.
 //
-// Arguments: the address; h264, h265 or av1; the folder of node's modules; another UDP port than the answer's, if one is to be
+// Arguments: the address; the folder of node's modules; h264, h265 or av1; another UDP port than the answer's, if one is to be
 // spoken to. Prints the connection's states.
 
 import { spawn } from "node:child_process";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 
-const [url, codec, modules, port] = process.argv.slice(2);
+const [url, modules, codec, port] = process.argv.slice(2);
 const rtc = createRequire(join(modules, "/"))("node-datachannel");
 const say = (...words) => process.stdout.write(`${words.join(" ")}\n`);
 
@@ -23,8 +23,8 @@ const units = (delimiter) => (held, take) => {
 
 /** Likewise the temporal units of an IVF file. */
 function ivf(held, take) {
-    const size = (at) => (held.toString("latin1", 0, 4) == "DKIF" ? 32 : held.readUInt32LE(at) + 12);
-    for (; held.length >= 12 && held.length >= size(0); held = held.subarray(size(0))) if (size(0) > 32) take(held.subarray(12, size(0)));
+    if (held.length >= 32 && held.toString("latin1", 0, 4) == "DKIF") held = held.subarray(32);
+    for (let end; held.length >= 12 && (end = held.readUInt32LE() + 12) <= held.length; held = held.subarray(end)) take(held.subarray(12, end));
     return held;
 }
 
