@@ -20,7 +20,7 @@ pub struct Way {
 
 /// A forwarder to one port of this machine; each sender gets a socket of its own towards it, as behind a router.
 pub struct Forwarder {
-    port: u16,
+    address: SocketAddr,
     lost: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
@@ -28,8 +28,20 @@ pub struct Forwarder {
 impl Forwarder {
     /// Starts one in front of `target`. `seed` makes its dice.
     pub fn start(target: u16, way: Way, seed: u64) -> Forwarder {
-        let forwarder = Forwarder { port: crate::port(), lost: Arc::default(), stop: Arc::default() };
-        let front = UdpSocket::bind((Ipv4Addr::LOCALHOST, forwarder.port)).expect("our own port");
+        Forwarder::at((Ipv4Addr::LOCALHOST, crate::port()).into(), target, way, seed)
+    }
+
+    /// Starts one at the target's own port, on [`Forwarder::PUBLIC`]: for clients that go where the target says that it is.
+    pub fn public(target: u16, way: Way, seed: u64) -> Forwarder {
+        Forwarder::at((Forwarder::PUBLIC, target).into(), target, way, seed)
+    }
+
+    /// An address of this machine that nothing else listens on.
+    pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+    fn at(address: SocketAddr, target: u16, way: Way, seed: u64) -> Forwarder {
+        let forwarder = Forwarder { address, lost: Arc::default(), stop: Arc::default() };
+        let front = UdpSocket::bind(address).expect("our own port");
         let (lost, stop) = (forwarder.lost.clone(), forwarder.stop.clone());
         thread::spawn(move || run(&front, (Ipv4Addr::LOCALHOST, target).into(), way, seed, &lost, &stop));
         forwarder
@@ -37,7 +49,7 @@ impl Forwarder {
 
     /// Where to send to.
     pub fn port(&self) -> u16 {
-        self.port
+        self.address.port()
     }
 
     /// Datagrams lost so far.

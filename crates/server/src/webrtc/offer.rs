@@ -241,6 +241,7 @@ pub fn config(offer: &Offer, certificate: DtlsCert, jitter_buffer: Duration) -> 
         .set_dtls_cert(certificate)
         .set_crypto_provider(dtls::provider())
         .set_stats_interval(Some(STATS))
+        .enable_raw_packets(offer.purpose == Purpose::Publish && !offer.resent.is_empty())
         .set_reordering_timeout_audio(Some(jitter_buffer))
         .clear_codecs()
         .enable_opus(true, offer.purpose == Purpose::Publish);

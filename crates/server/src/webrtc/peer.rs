@@ -2,7 +2,8 @@
 //!
 //! Invariant: the engine is given one thing at a time, and drained before the next (str0m's rule).
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use bywash_media::StreamKey;
 use str0m::media::{KeyframeRequestKind, MediaTime, Mid, Pt, Rid};
 use str0m::net::{Protocol, Receive, Transmit};
-use str0m::rtp::{Ssrc, StreamPaused};
+use str0m::rtp::{RawPacket, Ssrc, StreamPaused};
 use str0m::{Candidate, Event, IceConnectionState, Input, Output, Rtc, RtcError};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
@@ -78,7 +79,11 @@ pub struct Peer {
     orders: mpsc::Receiver<Command>,
     /// Packets that came and are still to be fed, the first one last.
     came: Vec<Packets>,
-    /// Streams of which lost packets come again as they were.
+    /// Media that came before the keys to it; `None` once they are there.
+    early: Option<Vec<Packets>>,
+    /// Of which stream the last packet of media was that came, and its number.
+    last: Option<(Ssrc, u16)>,
+    /// Streams of which lost packets are sent again.
     resent: Vec<(Ssrc, Order<Packets>)>,
     burst: Burst,
     /// TCP connections of the client, by its address; the newest last.
@@ -96,6 +101,9 @@ pub struct Peer {
 /// What is kept to be sent again: a second of 20 Mbit/s, and no more than helps.
 const REPAIR_PACKETS: usize = 2048;
 const REPAIR_AGE: Duration = Duration::from_secs(3);
+
+/// Datagrams of media that are kept until the keys are there: a second of 5 Mbit/s.
+const EARLY_MAX: usize = 512;
 
 /// Streams of one client that are put in order.
 const RESENT_MAX: usize = 8;
@@ -136,6 +144,8 @@ impl Peer {
             mail,
             orders,
             came: Vec::new(),
+            early: Some(Vec::new()),
+            last: None,
             resent: Vec::new(),
             burst: Burst::default(),
             tcp: Vec::new(),
@@ -168,6 +178,7 @@ impl Peer {
         loop {
             match self.rtc.poll_output()? {
                 Output::Transmit(transmit) => self.send(&transmit),
+                Output::Event(Event::RawPacket(packet)) => self.note(&packet),
                 Output::Event(event) => {
                     self.count(&event);
                     self.heed(&event);
@@ -195,17 +206,7 @@ impl Peer {
 
     /// The next packet that has waited for one before it, if it may go on.
     fn in_order(&mut self) -> Option<Packets> {
-        let holds = self.resent.iter_mut().filter(|(_, order)| order.holds());
-        for (ssrc, order) in holds {
-            // What comes by RTX after all cannot be told from outside.
-            if self.rtc.direct_api().stream_rx(ssrc).is_none_or(|stream| stream.rtx().is_some()) {
-                order.give_up();
-            }
-            if let Some(packet) = order.next(Instant::now()) {
-                return Some(packet);
-            }
-        }
-        None
+        self.resent.iter_mut().find_map(|(_, order)| order.next(Instant::now()))
     }
 
     /// Waits for the first of packets, an order and the engine's own time, and feeds it. The engine's time comes at once where it
@@ -250,8 +251,22 @@ impl Peer {
             Event::MediaEgressStats(stats) if stats.loss.is_some() => self.heard = self.heard.max(stats.timestamp),
             Event::IceConnectionStateChange(state) => self.unchecked = *state == IceConnectionState::Disconnected,
             Event::StreamPaused(stream) => self.ask_for_losses(stream),
+            Event::Connected => self.begin(),
             _ => {}
         }
+    }
+
+    /// Lets the media go on that came before the keys: whoever ends the handshake sends at once, and on some ways that overtakes its end.
+    fn begin(&mut self) {
+        let mut early = self.early.take().unwrap_or_default();
+        let mut firsts: HashMap<Ssrc, u16> = HashMap::new();
+        // The last one first, as it is with all that came.
+        early.sort_by_cached_key(|packet| {
+            let (ssrc, sequence) = rtp(&packet.data)?;
+            let first = *firsts.entry(ssrc).or_insert(sequence);
+            Some(Reverse((*ssrc, sequence.wrapping_sub(first).wrapping_add(1 << 15))))
+        });
+        self.came.extend(early);
     }
 
     /// Whether the client, which was connected, is gone: neither checks nor media nor reports have come for [`LOST`]. Checks alone tell
@@ -260,8 +275,8 @@ impl Peer {
         self.unchecked && now.saturating_duration_since(self.heard) >= LOST
     }
 
-    /// Asks the sender for what is lost also where it sends that as it was: left to itself the engine asks only where RTX (RFC 4588) was
-    /// offered, which OBS does not.
+    /// Lets a new stream wait for what is lost. Asks for that also where it is sent again as it was: left to itself the engine asks only
+    /// where RTX (RFC 4588) was offered, which OBS does not.
     fn ask_for_losses(&mut self, stream: &StreamPaused) {
         if !stream.paused
             && self.offer.resends(stream.mid)
@@ -269,8 +284,10 @@ impl Peer {
         {
             known.suppress_nack(false);
             let ordered = self.resent.iter().any(|(ssrc, _)| *ssrc == stream.ssrc);
-            if known.rtx().is_none() && !ordered && self.resent.len() < RESENT_MAX {
-                self.resent.push((stream.ssrc, Order::default()));
+            if !ordered && self.resent.len() < RESENT_MAX {
+                // A stream may begin by RTX alone: browsers measure the way with it.
+                let first = self.last.and_then(|(ssrc, first)| (ssrc == stream.ssrc).then_some(first));
+                self.resent.push((stream.ssrc, Order::after(first)));
             }
         }
     }
@@ -325,18 +342,31 @@ impl Peer {
         if !packets.data.is_empty() {
             self.came.push(packets);
         }
-        let packet = match self.order_of(&packet.data) {
-            Some((order, sequence)) => order.take(sequence, packet, at),
+        let Some((ssrc, sequence)) = rtp(&packet.data) else { return self.input(&packet) };
+        if let Some(early) = &mut self.early {
+            if early.len() < EARLY_MAX {
+                early.push(packet);
+            }
+            return Ok(());
+        }
+        self.last = Some((ssrc, sequence));
+        let packet = match self.resent.iter_mut().find(|(of, _)| *of == ssrc) {
+            Some((_, order)) => order.take(sequence, packet, at),
             None => Some(packet),
         };
         packet.map_or(Ok(()), |packet| self.input(&packet))
     }
 
-    /// What puts a datagram in order, and by which number, if anything does.
-    fn order_of(&mut self, datagram: &[u8]) -> Option<(&mut Order<Packets>, u16)> {
-        let (of, sequence) = rtp(datagram)?;
-        let (_, order) = self.resent.iter_mut().find(|(ssrc, _)| *ssrc == of)?;
-        Some((order, sequence))
+    /// Learns from a packet that the engine has decrypted which lost one it is, if it came by RTX: it begins with that one's number (RFC
+    /// 4588 §4).
+    fn note(&mut self, packet: &RawPacket) {
+        let RawPacket::RtpRx(header, payload) = packet else { return };
+        let Some(number) = payload.first_chunk() else { return };
+        let mut api = self.rtc.direct_api();
+        let mut repairs = |ssrc: &Ssrc| api.stream_rx(ssrc).is_some_and(|stream| stream.rtx() == Some(header.ssrc));
+        if let Some((_, order)) = self.resent.iter_mut().find(|(ssrc, _)| repairs(ssrc)) {
+            order.fill(u16::from_be_bytes(*number));
+        }
     }
 
     /// Feeds one datagram.
@@ -510,6 +540,9 @@ mod tests {
     use crate::lane::Lanes;
     use crate::webrtc::framing;
 
+    /// The record by which the last flight of a handshake begins (RFC 5246 §6.2.1).
+    const CHANGE_CIPHER_SPEC: u8 = 20;
+
     /// How a client of the tests is connected.
     enum Wire {
         Udp(UdpSocket),
@@ -569,7 +602,8 @@ mod tests {
     }
 
     /// Publishes Opus packets of one byte, 1, 2, 3, to a port that listens on `listen`; says which came, until the client says goodbye.
-    async fn check(listen: &str, connect: &str, tcp: bool, want: &[u8]) {
+    /// The first `early` of them overtake the end of the handshake.
+    async fn check(listen: &str, connect: &str, tcp: bool, early: u8, want: &[u8]) {
         let (port, folder) = bind(listen).await;
         let server = SocketAddr::new(connect.parse().unwrap(), port.address().port());
         let stop = CancellationToken::new();
@@ -584,7 +618,12 @@ mod tests {
         let mut api = client.sdp_api();
         let mid = api.add_media(MediaKind::Audio, Direction::SendOnly, None, None, None);
         let (offer, pending) = api.apply().unwrap();
-        let offer = Offer::parse(offer.to_sdp_string().as_bytes(), Purpose::Publish).unwrap();
+        let mut offer = offer.to_sdp_string();
+        if early > 0 {
+            // Who answers a handshake ends it.
+            offer = offer.replace("a=setup:actpass", "a=setup:passive");
+        }
+        let offer = Offer::parse(offer.as_bytes(), Purpose::Publish).unwrap();
         let key = StreamKey::published(1, "show").unwrap();
         let lanes = Lanes::start(1).unwrap();
         let (mut peer, answer) = Peer::open(&port, key, offer, Purpose::Publish, lanes.pick()).unwrap();
@@ -594,12 +633,21 @@ mod tests {
         client.sdp_api().accept_answer(pending, SdpAnswer::from_sdp_string(&answer).unwrap()).unwrap();
 
         let publisher = async {
-            let (mut sent, mut next, mut connected) = (0u8, Instant::now(), false);
+            let (mut sent, mut next, mut connected, mut held) = (0u8, Instant::now(), false, Vec::new());
+            client.handle_input(Input::Timeout(next)).unwrap();
             loop {
                 let due = loop {
                     match client.poll_output().unwrap() {
                         Output::Timeout(at) => break at,
-                        Output::Transmit(transmit) => wire.send(&transmit).await,
+                        Output::Transmit(transmit) if sent < early && transmit.contents[0] == CHANGE_CIPHER_SPEC => {
+                            held.push(transmit);
+                        }
+                        Output::Transmit(transmit) => {
+                            wire.send(&transmit).await;
+                            for transmit in held.drain(..held.len() * usize::from(sent >= early)) {
+                                wire.send(&transmit).await;
+                            }
+                        }
                         Output::Event(Event::Connected) => connected = true,
                         Output::Event(_) => {}
                     }
@@ -666,8 +714,14 @@ mod tests {
             ("[::]:0", "::1", true),
             ("0.0.0.0:0", "127.0.0.1", false),
         ] {
-            check(listen, connect, tcp, &want).await;
+            check(listen, connect, tcp, 0, &want).await;
         }
+    }
+
+    #[tokio::test]
+    async fn media_that_overtakes_the_end_of_the_handshake_is_not_lost() {
+        let want: Vec<u8> = (1..=20).collect();
+        check("127.0.0.1:0", "127.0.0.1", false, 5, &want).await;
     }
 
     #[tokio::test]

@@ -180,10 +180,11 @@ fn scale_of_webrtc_without_a_picture_lost() {
     assert_eq!((silent.ended(), flock.ended()), (0, 0));
 }
 
+const BAD: Way = Way { loss: 0.05, delay: Duration::from_millis(50), jitter: Duration::from_millis(20) };
+
 /// A bad way to the server's WebRTC port.
 fn bad_network(server: &Server) -> Forwarder {
-    let way = Way { loss: 0.05, delay: Duration::from_millis(50), jitter: Duration::from_millis(20) };
-    Forwarder::start(server.webrtc_port(), way, 1)
+    Forwarder::start(server.webrtc_port(), BAD, 1)
 }
 
 /// JavaScript that sends a page by the forwarder, in place of the server's own port and TCP.
@@ -254,6 +255,25 @@ fn what_obs_publishes_by_is_relayed_from_behind_a_bad_network_without_freezes_an
         server.relay("show", &nginx.url("show"));
         let client = Client::obs(&server.whip("show"), &["h264", &forwarder.port().to_string()]);
         client.wait("connected");
+        nginx.wait_for("show", 20);
+        thread::sleep(secs(30));
+        let lost = forwarder.lost();
+        client.end();
+        (lost, only_recording(&nginx, "show"))
+    });
+    assert_flows(lost, &tags);
+}
+
+/// FFmpeg sends a keyframe's packets all at once, and lost ones again by RTX; it makes no keyframe when asked.
+#[test]
+fn ffmpeg_is_relayed_from_behind_a_bad_network_without_freezes_and_holes() {
+    let _alone = alone();
+    let (lost, tags) = Machine::there(|| {
+        let public = format!("webrtc.public_addresses = [\"{}\"]", Forwarder::PUBLIC);
+        let (nginx, server) = (Nginx::start(), Server::start(Setup::server(&public)));
+        let forwarder = Forwarder::public(server.webrtc_port(), BAD, 1);
+        server.relay("show", &nginx.url("show"));
+        let client = Client::ffmpeg(&server.whip("show"), &["whip", "libx264", "libopus", "4000"]);
         nginx.wait_for("show", 20);
         thread::sleep(secs(30));
         let lost = forwarder.lost();

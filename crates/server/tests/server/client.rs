@@ -24,8 +24,8 @@ impl Client {
     }
 
     /// FFmpeg 8, by `ffmpeg.py`; what `options` are is told there.
-    pub fn ffmpeg(url: &str, options: [&str; 3]) -> Client {
-        Client::run(&venv(), "ffmpeg.py", url, &options)
+    pub fn ffmpeg(url: &str, options: &[&str]) -> Client {
+        Client::run(&venv(), "ffmpeg.py", url, options)
     }
 
     /// FFmpeg 8 as a player of enhanced RTMP that says it takes these codecs; prints which come.

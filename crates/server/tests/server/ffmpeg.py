@@ -1,12 +1,14 @@
 """The newest FFmpeg, by its Python binding: publishes a moving picture and a tone until stdin ends.
 
-The first argument is the address, the second the muxer (whip, flv), then the encoders of picture and sound. Prints "pictures N" each second.
+The first argument is the address, the second the muxer (whip, flv), then the encoders of picture and sound. With a rate behind them, in kbit/s, the
+pictures are noise that needs that much. Prints "pictures N" each second.
 
 With "play" for a muxer it plays by RTMP instead, says that it takes the codecs of the third argument, and prints the names of those that it gets and
 can decode.
 """
 
 import math
+import os
 import struct
 import sys
 import threading
@@ -26,13 +28,15 @@ if sys.argv[2] == "play":
     print(*(track.codec_context.name for track in tracks), flush=True)
     sys.exit()
 
-url, muxer, pictures, sound = sys.argv[1:]
+url, muxer, pictures, sound, *rate = sys.argv[1:]
 output = av.open(url, "w", format=muxer)
 fast = {"libx264": {"preset": "ultrafast", "tune": "zerolatency", "profile": "baseline"},
         "libx265": {"preset": "ultrafast", "tune": "zerolatency", "x265-params": "log-level=none"},
         "libsvtav1": {"preset": "10", "crf": "50", "svtav1-params": "pred-struct=1:lookahead=0"}}
-video = output.add_stream(pictures, rate=FRAMES, options={**fast[pictures], "g": str(FRAMES)})
+limits = {name: f"{it}k" for it in rate for name in ("b", "maxrate", "bufsize")}
+video = output.add_stream(pictures, rate=FRAMES, options={**fast[pictures], "g": str(FRAMES), **limits})
 video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+NOISE = os.urandom(2 * WIDTH * HEIGHT)
 audio = output.add_stream(sound, rate=RATE)
 audio.layout, audio.bit_rate = "stereo", 64_000
 
@@ -42,7 +46,8 @@ def picture(n):
     for plane, shade in zip(frame.planes, (0, 64, 128)):
         # Rows are padded: what is in the padding nobody sees.
         row = bytes((x + 2 * n + shade) % 220 + 16 for x in range(plane.line_size))
-        plane.update(row * plane.height)
+        begin = 7919 * n % (WIDTH * HEIGHT)
+        plane.update(NOISE[begin:begin + plane.buffer_size] if rate else row * plane.height)
     frame.pts, frame.time_base = n, Fraction(1, FRAMES)
     return frame
 

@@ -149,7 +149,7 @@ fn what_ffmpeg_publishes_in_newer_codecs_is_recorded() {
     let clients = [("hevc", "libx265", "libopus"), ("av1", "libsvtav1", "aac"), ("avc", "libx264", "libopus")];
     let clients = clients.map(|(stream, pictures, sound)| {
         server.record(stream);
-        (stream, Client::ffmpeg(&server.rtmp(stream), ["flv", pictures, sound]))
+        (stream, Client::ffmpeg(&server.rtmp(stream), &["flv", pictures, sound]))
     });
     for (stream, client) in clients {
         client.wait("pictures 90");

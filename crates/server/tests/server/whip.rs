@@ -35,7 +35,7 @@ fn whip_is_relayed_and_told_of() {
 
 #[test]
 fn ffmpeg_is_relayed_by_whip() {
-    assert_relayed(|url| Client::ffmpeg(url, ["whip", "libx264", "libopus"]), "pictures 30");
+    assert_relayed(|url| Client::ffmpeg(url, &["whip", "libx264", "libopus"]), "pictures 30");
 }
 
 /// What a client publishes arrives at a CDN, and its end ends the stream.
@@ -57,7 +57,7 @@ fn assert_relayed(publish: impl FnOnce(&str) -> Client, begun: &str) {
 #[test]
 fn an_rtmp_player_hears_a_webrtc_stream_in_what_it_takes() {
     let server = Server::start(Setup::default());
-    let client = Client::ffmpeg(&server.whip("show"), ["whip", "libx264", "libopus"]);
+    let client = Client::ffmpeg(&server.whip("show"), &["whip", "libx264", "libopus"]);
     client.wait("pictures 30");
     let dir = Scratch::new();
     let mut player = Command::new("ffmpeg");
