@@ -338,12 +338,14 @@ fn a_recording_is_armed_until_it_is_stopped_or_its_time_is_over() {
         server.wait_recording("show", "ended", secs(3));
     });
     on_air("show");
-    let files = server.recorded(&receiver, "show");
-    assert_eq!(files.len(), 3);
+    let files = eventually("three files", secs(5), || {
+        Some(server.recorded(&receiver, "show")).filter(|files| files.len() == 3)
+    });
     assert!((0.5..5.9).contains(&files[2].duration), "{files:?}");
     for file in &files {
         judge(&file.path);
     }
+    receiver.wait("record_state", "show", secs(5), |it| it["state"] == "ended");
     let states = receiver.of("record_state", "show");
     let states: Vec<_> = states.iter().filter(|it| it["task_id"] == *task).map(|it| it["state"].clone()).collect();
     for (state, count) in [("recording", 3), ("waiting", 2), ("ended", 1)] {
@@ -351,9 +353,12 @@ fn a_recording_is_armed_until_it_is_stopped_or_its_time_is_over() {
     }
 
     // EndTime.
+    let _publishing = Media::Plain.publish(&server.rtmp("timed"));
+    eventually("it is live", secs(10), || {
+        (server.ok("DescribeStreams", &[("StreamId", "timed")])["Streams"][0]["VideoCodec"] == "H.264").then_some(())
+    });
     let end = (bywash_testkit::server::now_ms() / 1000 + 3).to_string();
     server.ok("StartCDNRecord", &[("StreamId[]", "timed"), ("Vendor", "Tencent"), ("EndTime", &end)]);
-    let _publishing = Media::Plain.publish(&server.rtmp("timed"));
     server.wait_recording("timed", "ended", secs(8));
     let file = eventually("its file", secs(3), || server.recorded(&receiver, "timed").pop());
     let end_ms = end.parse::<f64>().expect("a number") * 1000.0;
@@ -393,7 +398,7 @@ fn a_recording_that_is_stopped_before_its_first_file_begins_has_recorded() {
         server.stop_record("show");
         server.wait_recording("show", "ended", secs(5));
     });
-    assert_eq!(server.recorded(&receiver, "show").len(), 3);
+    eventually("three files", secs(5), || (server.recorded(&receiver, "show").len() == 3).then_some(()));
     assert!(server.recording("show")["StartTime"].as_i64() > Some(0), "{}", server.recording("show"));
     let states = eventually("its end", secs(3), || Some(receiver.of("record_state", "show")).filter(|it| it.len() > 1));
     let states: Vec<_> = states.iter().map(|it| it["state"].clone()).collect();
