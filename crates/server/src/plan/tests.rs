@@ -197,7 +197,9 @@ async fn a_publisher_does_not_wait_for_all_that_calls_have_changed() {
     while world.hub.get(&key("asks")).is_none() {
         tokio::task::yield_now().await;
     }
-    assert!(world.live.relays().len() < 3, "all were looked at first");
+    // One after each write that has been done meanwhile, which are few.
+    let before = world.live.relays().len();
+    assert!(before < 10, "{before} of 20 were looked at first");
     wait("all are relayed", async || world.live.relays().len() == 20).await;
     assert!(asks.await.unwrap().is_ok());
 }
