@@ -255,11 +255,7 @@ fn what_obs_publishes_by_is_relayed_from_behind_a_bad_network_without_freezes_an
         server.relay("show", &nginx.url("show"));
         let client = Client::obs(&server.whip("show"), &["h264", &forwarder.port().to_string()]);
         client.wait("connected");
-        nginx.wait_for("show", 20);
-        thread::sleep(secs(30));
-        let lost = forwarder.lost();
-        client.end();
-        (lost, only_recording(&nginx, "show"))
+        half_a_minute_of(client, &forwarder, &nginx)
     });
     assert_flows(lost, &tags);
 }
@@ -274,13 +270,18 @@ fn ffmpeg_is_relayed_from_behind_a_bad_network_without_freezes_and_holes() {
         let forwarder = Forwarder::public(server.webrtc_port(), BAD, 1);
         server.relay("show", &nginx.url("show"));
         let client = Client::ffmpeg(&server.whip("show"), &["whip", "libx264", "libopus", "4000"]);
-        nginx.wait_for("show", 20);
-        thread::sleep(secs(30));
-        let lost = forwarder.lost();
-        client.end();
-        (lost, only_recording(&nginx, "show"))
+        half_a_minute_of(client, &forwarder, &nginx)
     });
     assert_flows(lost, &tags);
+}
+
+/// Lets the client publish `show` for that long. Gives the datagrams that were lost, and what arrived.
+fn half_a_minute_of(client: Client, forwarder: &Forwarder, nginx: &Nginx) -> (u64, Vec<Tag>) {
+    nginx.wait_for("show", 20);
+    thread::sleep(secs(30));
+    let lost = forwarder.lost();
+    client.end();
+    (lost, only_recording(nginx, "show"))
 }
 
 /// What arrived at the CDN in its one session.
