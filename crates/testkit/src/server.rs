@@ -337,6 +337,14 @@ play_key = "playkey0123456789playkey01234567"
         recorded(&self.media(), receiver, stream)
     }
 
+    /// Waits until they are so many.
+    #[track_caller]
+    pub fn wait_recorded(&self, receiver: &Receiver, stream: &str, count: usize, limit: Duration) -> Vec<Recorded> {
+        eventually(&format!("{count} files of {stream}"), limit, || {
+            Some(self.recorded(receiver, stream)).filter(|files| files.len() == count)
+        })
+    }
+
     /// All rules of a stream as DescribeCDNTransferRules shows them.
     #[track_caller]
     pub fn rules(&self, stream: &str) -> Vec<Value> {

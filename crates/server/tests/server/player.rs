@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicI64;
 
 use bywash_testkit::media::judge;
 use bywash_testkit::players::{Players, parse, play, watch};
-use bywash_testkit::{Browser, Media, Receiver, Recorded, Scratch, Server, Setup, eventually, secs};
+use bywash_testkit::{Browser, Media, Receiver, Recorded, Scratch, Server, Setup, secs};
 
 use crate::record::{Clip, clip, publish, told, with_av1, with_hevc};
 
@@ -18,9 +18,7 @@ fn recorded(clip: &Clip, formats: &str, files: usize) -> (Server, Vec<(Recorded,
     });
     server.record("show");
     assert!(publish(&server.rtmp("show"), clip, &AtomicI64::new(0)), "the publish goes on");
-    let files = eventually("the files", secs(40), || {
-        Some(server.recorded(&receiver, "show")).filter(|them| them.len() == files)
-    });
+    let files = server.wait_recorded(&receiver, "show", files, secs(40));
     let urls = receiver.of("record", "show");
     let url = |file: &Recorded| {
         let url = urls.iter().filter_map(|it| it["replay_url"].as_str()).find(|url| url.ends_with(&file.key));

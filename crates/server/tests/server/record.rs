@@ -202,9 +202,7 @@ fn wait_for_files(server: &Server, receiver: &Receiver, case: &Case) -> Vec<(Str
     let has = |kind| case.clips.iter().flatten().any(|it| it.0 == kind);
     let pictures = if has(9) || has(8) { 2 * case.files + 1 } else { 0 };
     let sound = if has(8) { 2 * case.files } else { 0 };
-    let files = eventually(&format!("{} and {} files of {}", pictures, sound, case.name), secs(10), || {
-        Some(server.recorded(receiver, case.name)).filter(|it| it.len() == pictures + sound)
-    });
+    let files = server.wait_recorded(receiver, case.name, pictures + sound, secs(10));
     let judged = files.into_iter().filter(|it| {
         // This ffmpeg is older than enhanced FLV.
         let strange = case.name == "hevc" && it.key.ends_with(".flv");
@@ -325,7 +323,7 @@ fn a_recording_is_armed_until_it_is_stopped_or_its_time_is_over() {
     assert_eq!(server.recording("show")["State"], "waiting");
     for n in 1..=2 {
         on_air("show");
-        eventually("a file", secs(5), || (server.recorded(&receiver, "show").len() == n).then_some(()));
+        server.wait_recorded(&receiver, "show", n, secs(5));
         server.wait_recording("show", "waiting", secs(5));
     }
     assert_eq!(server.record("show"), task, "a second call is the same recording");
@@ -338,9 +336,7 @@ fn a_recording_is_armed_until_it_is_stopped_or_its_time_is_over() {
         server.wait_recording("show", "ended", secs(3));
     });
     on_air("show");
-    let files = eventually("three files", secs(5), || {
-        Some(server.recorded(&receiver, "show")).filter(|files| files.len() == 3)
-    });
+    let files = server.wait_recorded(&receiver, "show", 3, secs(5));
     assert!((0.5..5.9).contains(&files[2].duration), "{files:?}");
     for file in &files {
         judge(&file.path);
@@ -375,8 +371,7 @@ fn a_recording_that_is_stopped_has_as_much_mp3_as_other_sound() {
     server.wait_recording("show", "recording", secs(5));
     thread::sleep(secs(2));
     server.stop_record("show");
-    let files =
-        eventually("both files", secs(5), || Some(server.recorded(&receiver, "show")).filter(|files| files.len() == 2));
+    let files = server.wait_recorded(&receiver, "show", 2, secs(5));
     let [aac, mp3] = [0, 1].map(|n| files[n].duration);
     assert!((mp3 - aac).abs() < 0.05, "{files:?}");
 }
@@ -398,7 +393,7 @@ fn a_recording_that_is_stopped_before_its_first_file_begins_has_recorded() {
         server.stop_record("show");
         server.wait_recording("show", "ended", secs(5));
     });
-    eventually("three files", secs(5), || (server.recorded(&receiver, "show").len() == 3).then_some(()));
+    server.wait_recorded(&receiver, "show", 3, secs(5));
     assert!(server.recording("show")["StartTime"].as_i64() > Some(0), "{}", server.recording("show"));
     let states = eventually("its end", secs(3), || Some(receiver.of("record_state", "show")).filter(|it| it.len() > 1));
     let states: Vec<_> = states.iter().map(|it| it["state"].clone()).collect();
@@ -422,9 +417,7 @@ fn sigterm_finishes_and_tells_of_every_recording() {
     drop(publishing);
     let server = stopped.start_again();
     for name in ["a", "b"] {
-        let files =
-            eventually("both files", secs(5), || Some(server.recorded(&receiver, name)).filter(|it| it.len() == 2));
-        for file in files {
+        for file in server.wait_recorded(&receiver, name, 2, secs(5)) {
             assert!(!file.interrupted && file.duration > 1.5, "{file:?}");
             judge(&file.path);
         }
