@@ -37,6 +37,7 @@ use crate::live;
 use crate::output::record::Note;
 use crate::output::relay::{self, Relay, Wish};
 use crate::rendition::Renditions;
+use crate::secret::Secret;
 use crate::store::{self, File, Origin, Reason, Rule, Session, State, Status, Store, Tx};
 use crate::vendor::{self, Target};
 
@@ -310,7 +311,7 @@ struct Live {
 struct Running {
     key: StreamKey,
     address: String,
-    masked: String,
+    url: Secret,
     counters: Arc<live::Relay>,
     /// Taken away when the rule is.
     wish: Option<watch::Sender<Wish>>,
@@ -476,7 +477,7 @@ impl Keeper {
     async fn recover(&mut self) -> Result<(), store::Error> {
         let grace = **self.parts.grace.load();
         let look = async |tx: &mut Tx| {
-            let stopped = Entry::Stopped(tx.rules_running().await?, tx.records_running().await?);
+            let stopped = Entry::Stopped(tx.relays_running().await?, tx.records_running().await?);
             Ok((tx.streams_open().await?, tx.rules_default().await?, tx.files_open().await?, stopped))
         };
         let (sessions, rules, files, stopped) = self.read(look).await?;
@@ -917,7 +918,7 @@ impl Keeper {
         }
         self.numbers += 1;
         let number = self.numbers;
-        let (masked, public) = (wish.target.masked(), wish.target.public(key.id()));
+        let (url, public) = (wish.target.url().clone(), wish.target.public(key.id()));
         let counters = Arc::new(live::Relay { target: public.clone(), ..live::Relay::default() });
         self.parts.live.relay_started(key.clone(), address.clone(), counters.clone());
         let (wish, wished) = watch::channel(wish);
@@ -939,7 +940,7 @@ impl Keeper {
         let relay = Running {
             key: key.clone(),
             address,
-            masked,
+            url,
             counters,
             wish,
             task,
@@ -1050,6 +1051,6 @@ impl Keeper {
     }
 }
 
-fn masked(url: &crate::secret::Secret) -> String {
+fn masked(url: &Secret) -> String {
     Target::parse(url.expose()).map_or_else(|_| "***".to_owned(), |target| target.masked())
 }

@@ -22,7 +22,8 @@ use crate::clock::unix_ms;
 use crate::config::Apps;
 use crate::object::Urls;
 use crate::output::record::{Note, State as RecordingState};
-use crate::store::{Error, File, Origin, Reason, Record, Rule, Session, State, Status, Store, Tx};
+use crate::secret::Secret;
+use crate::store::{Error, File, Origin, Ran, Reason, Record, Session, State, Status, Store, Tx};
 use crate::vendor::Target;
 
 /// How long a failing store is left alone before it is tried again.
@@ -56,7 +57,7 @@ pub(super) enum Due {
 /// What is written as it is.
 pub(super) enum Entry {
     /// What the last run left running does not run.
-    Stopped(Vec<Rule>, Vec<Record>),
+    Stopped(Vec<Ran>, Vec<Record>),
     /// Callbacks that are not delivered yet go to where their apps take them now: the configuration may have changed.
     Readdress,
     /// A session that the rows do not know, or not as it is.
@@ -108,7 +109,7 @@ pub(super) struct Told {
     pub(super) number: u64,
     pub(super) key: StreamKey,
     pub(super) address: String,
-    pub(super) masked: String,
+    pub(super) url: Secret,
     pub(super) status: Status,
     /// The customer has not heard that.
     pub(super) news: bool,
@@ -246,7 +247,7 @@ impl Entry {
     async fn write(&self, tx: &mut Tx, desk: &Desk) -> Result<Vec<File>, Error> {
         let now_ms = unix_ms();
         match self {
-            Entry::Stopped(rules, records) => note_stopped(tx, &desk.apps, rules, records).await?,
+            Entry::Stopped(relays, records) => note_stopped(tx, &desk.apps, relays, records).await?,
             Entry::Readdress => {
                 for app in desk.apps.all() {
                     for environment in [Environment::Production, Environment::Test] {
@@ -270,10 +271,10 @@ impl Entry {
                 }
             }
             Entry::Status(told) => {
-                let Told { key, address, masked, status, news, .. } = &**told;
-                tx.rule_note(key, address, status).await?;
+                let Told { key, address, url, status, news, .. } = &**told;
+                tx.relay_note(key, address, url, status).await?;
                 if let Some(app) = desk.apps.get(key.app()).filter(|_| *news) {
-                    tx.owe(callback::relay_state(&app, key, masked, status, now_ms), now_ms).await?;
+                    tx.owe(callback::relay_state(&app, key, &masked(url), status, now_ms), now_ms).await?;
                 }
             }
             Entry::Record(record) => {
@@ -398,15 +399,15 @@ impl Desk {
 }
 
 /// Notes that none of what the last run left running runs, and owes what is to be told of that.
-async fn note_stopped(tx: &mut Tx, apps: &Apps, rules: &[Rule], records: &[Record]) -> Result<(), Error> {
+async fn note_stopped(tx: &mut Tx, apps: &Apps, relays: &[Ran], records: &[Record]) -> Result<(), Error> {
     const WHY: &str = "the server stopped";
     let now_ms = unix_ms();
-    for rule in rules {
+    for Ran { key, address, url } in relays {
         let mut status = Status::new(State::None, Reason::ServerError);
         (status.state_ms, status.last_error) = (now_ms, WHY.into());
-        let noted = tx.rule_note(&rule.key, &rule.address, &status).await?;
-        if let Some(app) = apps.get(rule.key.app()).filter(|_| noted) {
-            tx.owe(callback::relay_state(&app, &rule.key, &masked(&rule.url), &status, now_ms), now_ms).await?;
+        let noted = tx.relay_note(key, address, url, &status).await?;
+        if let Some(app) = apps.get(key.app()).filter(|_| noted) {
+            tx.owe(callback::relay_state(&app, key, &masked(url), &status, now_ms), now_ms).await?;
         }
     }
     record::note_stopped(tx, apps, records, WHY).await
@@ -455,9 +456,9 @@ impl Keeper {
                 relay.noted = false;
                 let status = self.pending.remove(&number)?;
                 relay.on_its_way = true;
-                let (key, address, masked) = (relay.key.clone(), relay.address.clone(), relay.masked.clone());
+                let (key, address, url) = (relay.key.clone(), relay.address.clone(), relay.url.clone());
                 let news = !relay.has_told(&status);
-                Some(Entry::Status(Box::new(Told { number, key, address, masked, status, news })))
+                Some(Entry::Status(Box::new(Told { number, key, address, url, status, news })))
             }
             Due::Entry(entry) => Some(entry),
         }

@@ -357,6 +357,42 @@ async fn a_rule_that_is_put_again_before_plan_looks_says_that_its_relay_goes_on(
 }
 
 #[tokio::test]
+async fn a_relay_that_ends_after_its_rule_is_told_of_once() {
+    let world = World::new().await;
+    let (plan, running) = world.start();
+    world.put_rule("s").await;
+    let hold = plan.publish(world.arrival("s", "")).await.unwrap();
+    world.wait_told(&["relay_state 1"]).await;
+    let delete = async |tx: &mut Tx| tx.rule_delete(&key("s"), &world.address("s")).await.map(drop);
+    world.change(delete).await;
+    plan.wake(key("s"));
+    world.wait_told(&["relay_state 1", "relay_state 0"]).await;
+    running.abort();
+    drop(hold);
+    world.keeper().0.recover().await.unwrap();
+    assert_eq!(world.told().await, ["relay_state 1", "relay_state 0"]);
+}
+
+#[tokio::test]
+async fn a_relay_that_begins_after_its_rule_was_deleted_and_is_cut_by_a_stop_is_told_to_have_ended() {
+    let world = World::new().await;
+    world.put_rule("s").await;
+    let (mut keeper, _asked) = world.keeper();
+    let hold = keeper.publish(world.arrival("s", "")).await.unwrap();
+    // Its row has never said that it runs.
+    world.change(async |tx| tx.rule_delete(&key("s"), &world.address("s")).await.map(drop)).await;
+    wait("it connects", async || !keeper.plan.inbox.lock().statuses.is_empty()).await;
+    keeper.read_inbox();
+    keeper.write_all().await;
+    assert_eq!(world.told().await, ["relay_state 1"]);
+    drop((keeper, hold));
+    for _ in 0..2 {
+        world.keeper().0.recover().await.unwrap();
+        assert_eq!(world.told().await, ["relay_state 1", "relay_state 0 the server stopped"]);
+    }
+}
+
+#[tokio::test]
 async fn a_relay_whose_task_has_failed_rests_before_it_is_started_again() {
     let world = World::new().await;
     let (mut keeper, _asked) = world.keeper();

@@ -34,7 +34,7 @@ pub use file::{About, File, FileState, Listed, Search};
 pub use job::{Job, JobState, Merge, Part};
 pub use outbox::{Callback, Delivery, Rearm};
 pub use record::{Record, RecordState, RecordStatus};
-pub use rule::{Origin, Reason, Rule, State, Status};
+pub use rule::{Origin, Ran, Reason, Rule, State, Status};
 pub use sequence::Accepted;
 pub use stream::Session;
 
@@ -75,11 +75,12 @@ pub struct Page {
 }
 
 /// The numbered schema files; a database at version n has the first n of them.
-const SCHEMA: [&str; 4] = [
+const SCHEMA: [&str; 5] = [
     include_str!("schema/0001_begin.sql"),
     include_str!("schema/0002_record.sql"),
     include_str!("schema/0003_record_over.sql"),
     include_str!("schema/0004_heard.sql"),
+    include_str!("schema/0005_leaving.sql"),
 ];
 
 /// How long one waits for its turn at the writer or for a reader.

@@ -1,10 +1,11 @@
 //! Relay rules: where each stream should go, and how that goes.
 //!
-//! Invariant: a stream has one rule for an address, however often it is put.
+//! Invariant: a stream has one rule for an address, however often it is put. A relay that was noted as running is found by
+//! [`Tx::relays_running`] until it is noted that it has ended, whatever becomes of its rule.
 
 use bywash_media::{Environment, StreamKey};
-use sqlx::Row;
 use sqlx::any::AnyRow;
+use sqlx::{AssertSqlSafe, Row};
 
 use super::{Error, Page, Tx, bind_key, environment_to_row, key_of, origin_of, unknown};
 use crate::secret::Secret;
@@ -35,6 +36,17 @@ pub enum Origin {
     Api,
     /// The app's `relay_everything`.
     Default,
+}
+
+/// A relay that was noted as running, and no end of it since.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ran {
+    /// The stream.
+    pub key: StreamKey,
+    /// As in its [`Rule`], which may be gone.
+    pub address: String,
+    /// Likewise.
+    pub url: Secret,
 }
 
 /// How a relay goes.
@@ -144,8 +156,9 @@ impl Tx {
 
     /// Takes a rule away; says whether there was one.
     pub async fn rule_delete(&mut self, key: &StreamKey, address: &str) -> Result<bool, Error> {
-        let sql = "DELETE FROM rule WHERE app = $1 AND environment = $2 AND stream = $3 AND address = $4";
-        Ok(self.run(bind_key(sqlx::query(sql), key).bind(address.to_owned())).await? > 0)
+        let which = "app = $1 AND environment = $2 AND stream = $3 AND address = $4";
+        let gone = self.rules_take(which, |sql| bind_key(sql, key).bind(address.to_owned())).await?;
+        Ok(!gone.is_empty())
     }
 
     /// Takes away all rules of a stream, or of the app, that do not relay; the streams that lost one.
@@ -155,18 +168,11 @@ impl Tx {
         environment: Environment,
         stream: Option<&str>,
     ) -> Result<Vec<StreamKey>, Error> {
-        let sql = match stream {
-            Some(_) => {
-                "DELETE FROM rule WHERE app = $1 AND environment = $2 AND state <> 2 AND stream = $3 \
-                 RETURNING app, environment, stream"
-            }
-            None => {
-                "DELETE FROM rule WHERE app = $1 AND environment = $2 AND state <> 2 \
-                 RETURNING app, environment, stream"
-            }
+        let which = match stream {
+            Some(_) => "app = $1 AND environment = $2 AND state <> 2 AND stream = $3",
+            None => "app = $1 AND environment = $2 AND state <> 2",
         };
-        let rows = self.all(bind_scope(sqlx::query(sql), app, environment, stream)).await?;
-        let mut keys = rows.iter().map(key_of).collect::<Result<Vec<_>, _>>()?;
+        let mut keys = self.rules_take(which, |sql| bind_scope(sql, app, environment, stream)).await?;
         keys.sort();
         keys.dedup();
         Ok(keys)
@@ -174,8 +180,23 @@ impl Tx {
 
     /// Takes away the rules of a stream that no call has put.
     pub async fn rules_delete_default(&mut self, key: &StreamKey) -> Result<(), Error> {
-        let sql = "DELETE FROM rule WHERE app = $1 AND environment = $2 AND stream = $3 AND origin = $4";
-        self.run(bind_key(sqlx::query(sql), key).bind(Origin::Default as i64)).await.map(drop)
+        let which = "app = $1 AND environment = $2 AND stream = $3 AND origin = $4";
+        self.rules_take(which, |sql| bind_key(sql, key).bind(Origin::Default as i64)).await.map(drop)
+    }
+
+    /// Takes rules away, and keeps in mind which of them run; the stream of each.
+    async fn rules_take(
+        &mut self,
+        which: &str,
+        bind: impl Fn(super::Sql<'static>) -> super::Sql<'static>,
+    ) -> Result<Vec<StreamKey>, Error> {
+        let keep = format!(
+            "INSERT INTO leaving (app, environment, stream, address, url) \
+             SELECT app, environment, stream, address, url FROM rule WHERE {which} AND state <> 0 ON CONFLICT DO NOTHING"
+        );
+        self.run(bind(sqlx::query(AssertSqlSafe(keep)))).await?;
+        let take = format!("DELETE FROM rule WHERE {which} RETURNING app, environment, stream");
+        self.each(bind(sqlx::query(AssertSqlSafe(take))), key_of).await
     }
 
     /// The rules of a stream, ordered by address.
@@ -219,6 +240,26 @@ impl Tx {
         Ok(self.run(sql).await? > 0)
     }
 
+    /// Notes how the relay to `url` goes, in its rule or, where that is gone, until it has ended; `false` if it was not known to run.
+    pub async fn relay_note(
+        &mut self,
+        key: &StreamKey,
+        address: &str,
+        url: &Secret,
+        status: &Status,
+    ) -> Result<bool, Error> {
+        let ruled = self.rule_note(key, address, status).await?;
+        if !ruled && status.state != State::None {
+            let sql = "INSERT INTO leaving (app, environment, stream, address, url) VALUES ($1, $2, $3, $4, $5) \
+                       ON CONFLICT DO NOTHING";
+            let sql = bind_key(sqlx::query(sql), key).bind(address.to_owned()).bind(url.expose().to_owned());
+            return self.run(sql).await.map(|_| true);
+        }
+        let sql = "DELETE FROM leaving WHERE app = $1 AND environment = $2 AND stream = $3 AND address = $4";
+        let left = self.run(bind_key(sqlx::query(sql), key).bind(address.to_owned())).await? > 0;
+        Ok(ruled || left)
+    }
+
     /// Asks a rule to connect now; `false` if there is none.
     pub async fn rule_retry(&mut self, key: &StreamKey, address: &str) -> Result<bool, Error> {
         let sql = "UPDATE rule SET retry_asked = retry_asked + 1 \
@@ -232,10 +273,16 @@ impl Tx {
         self.each(sqlx::query(sql).bind(Origin::Default as i64), rule_of).await
     }
 
-    /// The rules of all apps whose state is not [`State::None`]. Right after a start: those to set back.
-    pub async fn rules_running(&mut self) -> Result<Vec<Rule>, Error> {
-        let sql = "SELECT * FROM rule WHERE state <> 0 ORDER BY app, environment, stream, address";
-        self.each(sqlx::query(sql), rule_of).await
+    /// The relays of all apps whose last note is not [`State::None`], ordered by stream and address. Right after a start: those whose
+    /// end is not told.
+    pub async fn relays_running(&mut self) -> Result<Vec<Ran>, Error> {
+        let sql = "SELECT app, environment, stream, address, url FROM rule WHERE state <> 0 \
+                   UNION ALL SELECT app, environment, stream, address, url FROM leaving \
+                   ORDER BY app, environment, stream, address";
+        let mut relays = self.each(sqlx::query(sql), ran_of).await?;
+        // One whose rule was put again may be in both.
+        relays.dedup_by(|a, b| (&a.key, &a.address) == (&b.key, &b.address));
+        Ok(relays)
     }
 }
 
@@ -246,6 +293,11 @@ fn bind_scope<'q>(sql: super::Sql<'q>, app: u32, environment: Environment, strea
         Some(stream) => sql.bind(stream.to_owned()),
         None => sql,
     }
+}
+
+fn ran_of(row: &AnyRow) -> Result<Ran, Error> {
+    let (address, url) = (row.try_get("address")?, Secret::new(row.try_get::<String, _>("url")?));
+    Ok(Ran { key: key_of(row)?, address, url })
 }
 
 fn rule_of(row: &AnyRow) -> Result<Rule, Error> {
@@ -388,6 +440,41 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_relay_is_known_to_run_until_its_end_is_noted_whatever_becomes_of_its_rule() {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let url = Secret::new(format!("{A}?secret"));
+        put(&store, "s", A, "?secret", Origin::Default, 1).await;
+        let mut tx = store.begin().await.unwrap();
+        let (key, none) = (key("s"), Status::default());
+        let ran = Ran { key: key.clone(), address: A.into(), url: url.clone() };
+        for number in 0..4 {
+            tx.rule_put(&key, A, &url, Origin::Default, 1).await.unwrap();
+            assert!(tx.relay_note(&key, A, &url, &relaying(1)).await.unwrap());
+            // It is deleted by a call, with its stream, and put again, or cleared.
+            match number {
+                0 => assert!(tx.rule_delete(&key, A).await.unwrap()),
+                1 => tx.rules_delete_default(&key).await.unwrap(),
+                2 => {
+                    assert!(tx.rule_delete(&key, A).await.unwrap());
+                    tx.rule_put(&key, A, &url, Origin::Api, 1).await.unwrap();
+                    tx.rule_note(&key, A, &relaying(2)).await.unwrap();
+                }
+                _ => {
+                    tx.rule_note(&key, A, &Status::new(State::Requesting, Reason::None)).await.unwrap();
+                    tx.rules_clear_waiting(7, Environment::Production, None).await.unwrap();
+                }
+            }
+            assert_eq!(tx.relays_running().await.unwrap(), std::slice::from_ref(&ran), "{number}");
+            assert!(tx.relay_note(&key, A, &url, &none).await.unwrap());
+            assert_eq!(tx.relays_running().await.unwrap(), [], "{number}");
+            tx.rule_delete(&key, A).await.unwrap();
+            assert!(!tx.relay_note(&key, A, &url, &none).await.unwrap());
+            assert_eq!(tx.relays_running().await.unwrap(), [], "{number}");
+        }
+    }
+
+    #[tokio::test]
     async fn pages_join_to_the_whole_in_order() {
         let dir = Dir::new();
         let store = dir.open().await;
@@ -431,7 +518,9 @@ mod tests {
 
         let store = dir.open().await;
         let mut tx = store.read().await.unwrap();
-        assert_eq!(tx.rules_running().await.unwrap(), before);
+        let running: Vec<_> =
+            before.into_iter().map(|it| Ran { key: it.key, address: it.address, url: it.url }).collect();
+        assert_eq!(tx.relays_running().await.unwrap(), running);
         assert_eq!(tx.rules_of(&key("b")).await.unwrap()[0].origin, Origin::Default);
     }
 }

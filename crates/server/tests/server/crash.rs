@@ -135,6 +135,27 @@ fn a_second_server_leaves_the_data_of_the_first_alone() {
 }
 
 #[test]
+fn a_relay_whose_rule_was_deleted_right_before_a_kill_is_told_to_have_ended_once() {
+    let (sink, receiver) = (Sink::start(Manner::Take), Receiver::start());
+    let server = Server::start(Setup::app(format!("callback.state = {:?}", receiver.url())));
+    server.relay("show", &sink.url("show"));
+    let publisher = Publisher::connect(&server.rtmp("show")).expect("it is taken");
+    let flow = Flow::start(vec![publisher], Pace { picture: 40_000, ..Pace::FULL });
+    receiver.wait("relay_state", "show", secs(8), |it| it["state"] == "2");
+    // Its goodbye takes a while.
+    sink.set(Manner::Deaf);
+    thread::sleep(secs(2));
+    server.unrelay("show", &sink.url("show"));
+    let server = server.kill_9_and_start();
+    drop(flow);
+    receiver.wait("relay_state", "show", secs(8), |it| it["state"] == "0");
+    let _server = server.kill_9_and_start();
+    stays("it was told once", secs(2), || {
+        receiver.of("relay_state", "show").iter().filter(|it| it["state"] == "0").count() == 1
+    });
+}
+
+#[test]
 fn kill_at_random_points() {
     let rounds = if std::env::var_os("BYWASH_SOAK").is_some() { 60 } else { 5 };
     let sink = Sink::start(Manner::Take);
