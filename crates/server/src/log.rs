@@ -32,8 +32,8 @@ pub fn init(level: &str) {
     };
 }
 
-/// Libraries that log addresses or statements at low levels stay quiet unless they are named.
-const OTHERS: &str = "hyper=info,hyper_util=info,reqwest=info,sqlx=warn";
+/// Libraries that log addresses, statements or each packet of a stream at low levels stay quiet unless they are named.
+const OTHERS: &str = "hyper=info,hyper_util=info,reqwest=info,sqlx=warn,str0m=info";
 
 /// How long a reader that is behind may keep one who logs waiting. After a lost line nobody waits until there is room again.
 const PATIENCE: Duration = Duration::from_millis(100);

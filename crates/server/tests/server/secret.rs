@@ -3,6 +3,8 @@
 use bywash_testkit::server::{CALLBACK_SECRET, PUBLISH_KEY, SERVER_SECRET, publish_query};
 use bywash_testkit::{Manner, Media, Publisher, Receiver, Server, Setup, Sink, eventually, secs};
 
+use crate::client::Client;
+
 const PUSH_KEY: &str = "pushkey-7c9e6679f7425b0d";
 const BACKUP_KEY: &str = "backupkey-550e8400e29b41d4";
 const QUERY_SECRET: &str = "querysecret-1b4e28ba2fa1";
@@ -78,6 +80,21 @@ backup_key = "{BACKUP_KEY}""#
         assert!(line.is_none(), "a secret is shown: {}", line.unwrap_or_default());
     }
     assert!(seen.contains("show"), "something was seen at all");
+}
+
+/// The engine of WebRTC would log each at `debug`.
+#[test]
+fn what_is_said_and_shown_is_never_logged() {
+    let sink = Sink::start(Manner::Take);
+    let server = Server::start(Setup { loud: true, ..Setup::default() });
+    server.relay("show", &sink.url("show"));
+    let client = Client::publish(&server, "show", &[]);
+    eventually("pictures", secs(20), || (sink.pictures("show") > 30).then_some(()));
+    client.end();
+    let said = server.output();
+    let longest = said.lines().max_by_key(|line| line.len()).expect("a line");
+    assert!(longest.len() < 1000, "a line of {} characters: {longest:.300}", longest.len());
+    assert!(said.contains("publisher leaves"), "something was logged at all");
 }
 
 #[test]
