@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use bywash_media::StreamKey;
@@ -18,6 +18,10 @@ use super::peer::Command;
 
 /// Source addresses that one session may have: a client tries several of its own at once.
 const SOURCES_MAX: usize = 8;
+
+/// Sessions whose clients have closed the connection are known for so long after, and so many of them.
+const CLOSED: Duration = Duration::from_secs(30);
+const CLOSED_MAX: usize = 256;
 
 /// Packets that wait for a session, in reads of the socket; what comes beyond is dropped, as a network would.
 pub const MAIL: usize = 256;
@@ -100,6 +104,8 @@ pub struct Table {
     users: HashMap<String, Id>,
     sources: HashMap<SocketAddr, Id>,
     opened: Option<Instant>,
+    /// Those that their clients have closed, who may still say so over HTTP; the newest first.
+    closed: VecDeque<(Id, StreamKey, Instant)>,
 }
 
 impl Table {
@@ -133,6 +139,20 @@ impl Table {
             }
         }
         Some(entry)
+    }
+
+    /// Notes that the client of a session has closed the connection.
+    pub fn closed(&mut self, id: Id, now: Instant) {
+        let Some(entry) = self.sessions.get(&id) else { return };
+        self.closed.truncate(CLOSED_MAX - 1);
+        self.closed.push_front((id, entry.key.clone(), now));
+    }
+
+    /// Whether its client has closed this session a short while ago, and has not asked before.
+    pub fn was_closed(&mut self, id: Id, key: &StreamKey, now: Instant) -> bool {
+        self.closed.retain(|(.., at)| now.saturating_duration_since(*at) < CLOSED);
+        let place = self.closed.iter().position(|(closed, of, _)| (*closed, of) == (id, key));
+        place.and_then(|place| self.closed.remove(place)).is_some()
     }
 
     /// One session.
@@ -289,6 +309,32 @@ mod tests {
             &[(1, &stun("aaaa:x")), (1, &stun("u98:x")), (1, &stun("u99:x"))],
             &[None, Some("aaaa"), Some("aaaa")],
         );
+    }
+
+    #[test]
+    fn a_session_that_its_client_has_closed_is_known_as_such_once_for_a_while() {
+        let (mut table, ids) = table();
+        let (begin, second) = (Instant::now(), Duration::from_secs(1));
+        let keys = ["aaaa", "bbbb"].map(|name| StreamKey::published(1, name).unwrap());
+        for (n, id) in ids.iter().enumerate() {
+            assert!(!table.was_closed(*id, &keys[n], begin));
+            table.closed(*id, begin);
+            table.remove(*id);
+        }
+        assert!(!table.was_closed(ids[0], &keys[1], begin), "another stream's");
+        assert!(table.was_closed(ids[0], &keys[0], begin + second));
+        assert!(!table.was_closed(ids[0], &keys[0], begin + second), "it was said");
+        assert!(!table.was_closed(ids[1], &keys[1], begin + CLOSED));
+        for _ in 0..2 * CLOSED_MAX {
+            let id = Id::random();
+            let entry = Entry::new(keys[0].clone(), true, mpsc::channel(1).0, mpsc::channel(1).0, begin);
+            table.insert(id, entry, id.to_string());
+            table.closed(id, begin);
+            table.remove(id);
+            assert!(table.closed.len() <= CLOSED_MAX);
+        }
+        table.closed(ids[0], begin);
+        assert_eq!(table.closed.len(), CLOSED_MAX, "one that is not there leaves nothing");
     }
 
     #[test]

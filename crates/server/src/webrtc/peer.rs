@@ -252,6 +252,7 @@ impl Peer {
             Event::IceConnectionStateChange(state) => self.unchecked = *state == IceConnectionState::Disconnected,
             Event::StreamPaused(stream) => self.ask_for_losses(stream),
             Event::Connected => self.begin(),
+            Event::Closed => self.port.closed(self.id),
             _ => {}
         }
     }

@@ -241,16 +241,23 @@ impl Port {
     }
 
     /// Gives a session an order; false if there is no such session. `key` is what its address says. One that is to end has ended then:
-    /// whoever asked for that may publish anew at once.
+    /// whoever asked for that may publish anew at once. Who has closed the connection before that may still say so.
     pub async fn order(&self, id: Id, key: &StreamKey, command: Command) -> bool {
         let orders = self.table().get(id).filter(|entry| entry.key == *key).map(|entry| entry.orders.clone());
-        let Some(orders) = orders else { return false };
         let ends = matches!(command, Command::End(_));
-        let taken = orders.send(command).await.is_ok();
-        if taken && ends {
+        let taken = match &orders {
+            Some(orders) => orders.send(command).await.is_ok(),
+            None => false,
+        };
+        if let Some(orders) = orders.filter(|_| taken && ends) {
             gone(&orders).await;
         }
-        taken
+        taken || ends && self.table().was_closed(id, key, Instant::now())
+    }
+
+    /// Notes that the client of a session has closed the connection.
+    pub(super) fn closed(&self, id: Id) {
+        self.table().closed(id, Instant::now());
     }
 
     pub(super) fn open(

@@ -72,10 +72,11 @@ impl Client {
         }
     }
 
-    /// Ends in order, by DELETE.
-    pub fn end(mut self) {
+    /// Ends in order, by DELETE; gives what it has printed.
+    pub fn end(mut self) -> String {
         drop(self.process.child().stdin.take());
         eventually("the client ends", secs(10), || self.process.exit_code());
+        self.said()
     }
 }
 

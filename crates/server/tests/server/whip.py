@@ -1,7 +1,7 @@
 """A WebRTC client on aiortc: publishes a test picture by WHIP, or plays by WHEP, until stdin ends.
 
 Prints "connected" once media flows; a player prints "pictures N sounds M" as they are decoded, and "apart MS" for how far apart
-sound and pictures are by the sender reports.
+sound and pictures are by the sender reports. At the end, "deleted" if DELETE succeeds.
 """
 
 import argparse
@@ -21,6 +21,7 @@ parser.add_argument("url")
 parser.add_argument("--play", action="store_true")
 parser.add_argument("--video-only", action="store_true")
 parser.add_argument("--idle-first", action="store_true", help="put a section that carries nothing before that of the pictures")
+parser.add_argument("--close-first", action="store_true", help="close the connection before the session is deleted")
 args = parser.parse_args()
 
 
@@ -109,7 +110,11 @@ async def main():
             say("pictures", counts["video"], "sounds", counts["audio"])
             if len(begins) == 2:
                 say("apart", round(1000 * abs(begins[90000] - begins[48000])))
+    if args.close_first:
+        await peer.close()
+        await asyncio.sleep(0.3)
     await loop.run_in_executor(None, request, "DELETE", session)
+    say("deleted")
     os._exit(0)
 
 

@@ -75,6 +75,19 @@ fn an_rtmp_player_hears_a_webrtc_stream_in_what_it_takes() {
     client.end();
 }
 
+/// Pages do that: `RTCPeerConnection.close`, then DELETE.
+#[test]
+fn who_has_closed_the_connection_may_still_delete_the_session() {
+    let server = Server::start(Setup::default());
+    let publisher = Client::publish(&server, "show", &["--close-first"]);
+    let player = Client::aiortc(&server.whep("show"), &["--play", "--close-first"]);
+    player.wait("connected");
+    for client in [player, publisher] {
+        let said = client.end();
+        assert!(said.lines().any(|line| line == "deleted"), "{said}");
+    }
+}
+
 #[test]
 fn gstreamer_is_relayed_in_h264() {
     assert_relayed(|url| Client::gstreamer(url, "H264"), "connected");
