@@ -202,86 +202,105 @@ fn detour(server: &Server, forwarder: &Forwarder) -> String {
 
 #[test]
 fn a_player_behind_a_bad_network_goes_on_decoding() {
-    let _alone = alone();
-    let (lost, nacks, decoded, took, frozen) = Machine::there(|| {
-        let (server, browser) = (Server::start(Setup::default()), Browser::start());
-        let _publishing = Media::Plain.publish(&server.rtmp("show"));
-        let forwarder = bad_network(&server);
-        let page = browser.open(&format!("{}&auto=play", server.page("play", "show")), &detour(&server, &forwarder));
-        page.wait("at('state').textContent === 'Playing.'", secs(20));
-        let video = |field: &str| {
-            let told = page.eval(&format!("session.numbers('inbound-rtp').then((it) => it.video?.{field} ?? 0)"));
-            told.as_f64().unwrap_or(0.0)
-        };
-        // The player learns in its first seconds how long a picture that was sent again takes, and plays so much later.
-        eventually("ten seconds of pictures", secs(40), || (video("framesDecoded") > 250.0).then_some(()));
-        let (had, frozen, begin) = (video("framesDecoded"), video("totalFreezesDuration"), Instant::now());
-        thread::sleep(secs(20));
-        let (decoded, took) = (video("framesDecoded") - had, begin.elapsed().as_secs_f64());
-        let frozen = video("totalFreezesDuration") - frozen;
-        (forwarder.lost(), video("nackCount"), decoded, took, frozen)
-    });
-    println!("{lost} datagrams lost, {nacks} asked for again; {decoded} pictures in {took:.1} s, {frozen:.2} s frozen");
+    assert_plays_on("");
+}
+
+/// A browser, in which `script` runs first, plays on behind a bad network: all pictures reach it whole, and it shows them while the
+/// machine is there.
+#[track_caller]
+fn assert_plays_on(script: &str) {
+    let (_alone, machine) = (alone(), Machine::watch());
+    let (server, browser) = (Server::start(Setup::default()), Browser::start());
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    let forwarder = bad_network(&server);
+    let script = detour(&server, &forwarder) + script;
+    let page = browser.open(&format!("{}&auto=play", server.page("play", "show")), &script);
+    page.wait("at('state').textContent === 'Playing.'", secs(20));
+    let numbers = || {
+        let told = page.eval(
+            "session.numbers('inbound-rtp').then(({ video: it }) => it ? [it.framesReceived, it.framesDecoded,
+              it.totalFreezesDuration, it.nackCount, it.timestamp / 1000] : [])",
+        );
+        [0, 1, 2, 3, 4].map(|n| told[n].as_f64().unwrap_or(0.0))
+    };
+    // The player learns in its first seconds how long a picture that was sent again takes, and plays so much later.
+    eventually("ten seconds of pictures", secs(40), || (numbers()[0] > 250.0).then_some(()));
+    let (begin, before) = (Instant::now(), numbers());
+    thread::sleep(secs(20));
+    let (after, end) = (numbers(), Instant::now());
+    let (lost, nacks) = (forwarder.lost(), after[3]);
+    let [received, decoded, frozen, _, took] = [0, 1, 2, 3, 4].map(|n| after[n] - before[n]);
+    let ran = machine.ran(begin, end).as_secs_f64().min(took);
+    println!(
+        "{lost} datagrams lost, {nacks} asked for again; in {took:.1} s {received} pictures came, {decoded} were shown, {frozen:.2} s \
+         frozen; the machine was there {ran:.1} s"
+    );
     assert!(lost > 30 && nacks > 0.0, "{lost} datagrams lost, {nacks} asked for again");
-    assert!(decoded > 25.0 * took * 0.9 && frozen < 0.1 * took, "{decoded} pictures in {took} s, {frozen} s frozen");
+    assert!(received > 25.0 * 0.9 * took, "{received} pictures in {took} s");
+    assert!(decoded > 25.0 * 0.9 * ran && frozen < 0.1 * took + (took - ran), "{decoded} shown, {frozen} s frozen");
 }
 
 #[test]
 fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
-    let _alone = alone();
-    let (lost, tags) = Machine::there(|| {
-        let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
-        let forwarder = bad_network(&server);
-        server.relay("cam", &nginx.url("cam"));
-        let page =
-            browser.open(&format!("{}&auto=camera", server.page("publish", "cam")), &detour(&server, &forwarder));
-        page.wait("at('state').textContent === 'Live.'", secs(20));
-        nginx.wait_for("cam", 20);
-        thread::sleep(secs(30));
-        let lost = forwarder.lost();
-        page.eval("at('stop').click()");
-        (lost, only_recording(&nginx, "cam"))
-    });
-    assert_flows(lost, &tags);
+    let (_alone, machine) = (alone(), Machine::watch());
+    let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
+    let forwarder = bad_network(&server);
+    server.relay("cam", &nginx.url("cam"));
+    let begin = Instant::now();
+    let page = browser.open(&format!("{}&auto=camera", server.page("publish", "cam")), &detour(&server, &forwarder));
+    page.wait("at('state').textContent === 'Live.'", secs(20));
+    nginx.wait_for("cam", 20);
+    thread::sleep(secs(30));
+    let (lost, end) = (forwarder.lost(), Instant::now());
+    // All that it has sent by then arrives while it goes on with sound alone.
+    let sent = page.eval(
+        "(async () => {
+          await session.pc.getSenders().find((it) => it.track?.kind === 'video').replaceTrack(null);
+          await new Promise((done) => setTimeout(done, 2000));
+          return (await session.numbers('outbound-rtp')).video.framesSent;
+        })()",
+    );
+    page.eval("at('stop').click()");
+    let tags = only_recording(&nginx, "cam");
+    let (sent, came) = (sent.as_u64().expect("a number"), times(&tags, 9).len() as u64);
+    println!("{came} of {sent} pictures came");
+    assert!(came * 10 > sent * 9, "{came} of {sent} pictures came");
+    assert_flows(lost, &tags, (end - begin) - machine.ran(begin, end));
 }
 
 /// OBS sends lost packets again as they were, not by RTX, and makes no keyframe when asked.
 #[test]
 fn what_obs_publishes_by_is_relayed_from_behind_a_bad_network_without_freezes_and_holes() {
-    let _alone = alone();
-    let (lost, tags) = Machine::there(|| {
-        let (nginx, server) = (Nginx::start(), Server::start(Setup::default()));
-        let forwarder = bad_network(&server);
-        server.relay("show", &nginx.url("show"));
-        let client = Client::obs(&server.whip("show"), &["h264", &forwarder.port().to_string()]);
-        client.wait("connected");
-        half_a_minute_of(client, &forwarder, &nginx)
-    });
-    assert_flows(lost, &tags);
+    let (_alone, machine) = (alone(), Machine::watch());
+    let (nginx, server) = (Nginx::start(), Server::start(Setup::default()));
+    let forwarder = bad_network(&server);
+    server.relay("show", &nginx.url("show"));
+    let client = Client::obs(&server.whip("show"), &["h264", &forwarder.port().to_string()]);
+    client.wait("connected");
+    assert_flows_half_a_minute(&machine, client, &forwarder, &nginx);
 }
 
 /// FFmpeg sends a keyframe's packets all at once, and lost ones again by RTX; it makes no keyframe when asked.
 #[test]
 fn ffmpeg_is_relayed_from_behind_a_bad_network_without_freezes_and_holes() {
-    let _alone = alone();
-    let (lost, tags) = Machine::there(|| {
-        let public = format!("webrtc.public_addresses = [\"{}\"]", Forwarder::PUBLIC);
-        let (nginx, server) = (Nginx::start(), Server::start(Setup::server(&public)));
-        let forwarder = Forwarder::public(server.webrtc_port(), BAD, 1);
-        server.relay("show", &nginx.url("show"));
-        let client = Client::ffmpeg(&server.whip("show"), &["whip", "libx264", "libopus", "4000"]);
-        half_a_minute_of(client, &forwarder, &nginx)
-    });
-    assert_flows(lost, &tags);
+    let (_alone, machine) = (alone(), Machine::watch());
+    let public = format!("webrtc.public_addresses = [\"{}\"]", Forwarder::PUBLIC);
+    let (nginx, server) = (Nginx::start(), Server::start(Setup::server(&public)));
+    let forwarder = Forwarder::public(server.webrtc_port(), BAD, 1);
+    server.relay("show", &nginx.url("show"));
+    let client = Client::ffmpeg(&server.whip("show"), &["whip", "libx264", "libopus", "4000"]);
+    assert_flows_half_a_minute(&machine, client, &forwarder, &nginx);
 }
 
-/// Lets the client publish `show` for that long. Gives the datagrams that were lost, and what arrived.
-fn half_a_minute_of(client: Client, forwarder: &Forwarder, nginx: &Nginx) -> (u64, Vec<Tag>) {
+/// Lets the client publish `show` for that long.
+#[track_caller]
+fn assert_flows_half_a_minute(machine: &Machine, client: Client, forwarder: &Forwarder, nginx: &Nginx) {
+    let begin = Instant::now();
     nginx.wait_for("show", 20);
     thread::sleep(secs(30));
-    let lost = forwarder.lost();
+    let (lost, end) = (forwarder.lost(), Instant::now());
     client.end();
-    (lost, only_recording(nginx, "show"))
+    assert_flows(lost, &only_recording(nginx, "show"), (end - begin) - machine.ran(begin, end));
 }
 
 /// What arrived at the CDN in its one session.
@@ -292,20 +311,23 @@ fn only_recording(nginx: &Nginx, stream: &str) -> Vec<Tag> {
     assert_clean(&recordings[0])
 }
 
-/// Half a minute of which `lost` datagrams were lost has pictures nearly all the time, and sound all the time.
+/// The decode times of the pictures (9) or the sound (8), in milliseconds.
+fn times(tags: &[Tag], kind: u8) -> Vec<i64> {
+    tags.iter().filter(|it| it.kind == kind && it.is_frame()).map(|it| it.timestamp).collect()
+}
+
+/// Half a minute of which `lost` datagrams were lost, and in which the machine was not there for as long as `away`, has pictures nearly
+/// all the time, and sound all the time.
 #[track_caller]
-fn assert_flows(lost: u64, tags: &[Tag]) {
-    let gaps = |kind: u8| {
-        let times: Vec<i64> =
-            tags.iter().filter(|it| it.kind == kind && it.is_frame()).map(|it| it.timestamp).collect();
-        (times[times.len() - 1] - times[0], times.windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>())
-    };
-    let ((length, pictures), (_, sounds)) = (gaps(9), gaps(8));
+fn assert_flows(lost: u64, tags: &[Tag], away: Duration) {
+    let gaps = |times: &[i64]| times.windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>();
+    let pictures = times(tags, 9);
+    let length = pictures[pictures.len() - 1] - pictures[0];
     // A picture that stays for more than 150 ms longer than one of 20 a second should.
-    let frozen: i64 = pictures.iter().filter(|gap| **gap > 200).sum();
-    println!("{lost} datagrams lost; of {length} ms {frozen} frozen");
+    let frozen: i64 = gaps(&pictures).into_iter().filter(|gap| *gap > 200).sum();
+    println!("{lost} datagrams lost; of {length} ms {frozen} frozen, the machine not there for {away:.1?}");
     assert!(lost > 50 && length > 25_000, "{lost} datagrams lost in {length} ms");
-    assert!(frozen * 20 < length, "of {length} ms {frozen} frozen");
-    let hole = sounds.iter().max().copied().unwrap_or(i64::MAX);
+    assert!(frozen < length / 20 + away.as_millis() as i64, "of {length} ms {frozen} frozen");
+    let hole = gaps(&times(tags, 8)).into_iter().max().unwrap_or(i64::MAX);
     assert!(hole < 50, "a hole of {hole} ms in the sound");
 }
