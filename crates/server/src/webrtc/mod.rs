@@ -14,6 +14,7 @@ pub mod offer;
 pub mod order;
 pub mod peer;
 pub mod port;
+pub mod resend;
 
 pub use demux::Id;
 pub use peer::{Peer, Turn};

@@ -63,6 +63,8 @@ pub struct Offer {
     pub audio: bool,
     /// The sections whose packets the client sends again when it is asked to.
     resent: Vec<Mid>,
+    /// Those whose client asks for lost packets, and takes them again as they were alone: without RTX (RFC 4588).
+    plain: Vec<Mid>,
 }
 
 impl Offer {
@@ -95,6 +97,7 @@ impl Offer {
             video: flows("video"),
             audio: flows("audio"),
             resent: session.taken().filter(|section| section.resends()).map(Section::engine_mid).collect(),
+            plain: session.taken().filter(|it| it.resends() && !it.has_rtx()).map(Section::engine_mid).collect(),
         };
         offer.sdp()?;
         Ok(offer)
@@ -103,6 +106,11 @@ impl Offer {
     /// Whether the client sends lost packets of `mid` again: with RTX (RFC 4588) if it offered that, else as they were.
     pub fn resends(&self, mid: Mid) -> bool {
         self.resent.contains(&mid)
+    }
+
+    /// Whether a player of `mid` asks for lost packets, and takes them again only as they were.
+    pub fn takes_as_it_was(&self, mid: Mid) -> bool {
+        self.purpose == Purpose::Play && self.plain.contains(&mid)
     }
 
     fn sdp(&self) -> Result<SdpOffer, Unfit> {
@@ -234,6 +242,11 @@ const STATS: Duration = Duration::from_secs(5);
 /// here decodes them. Sound waits for `jitter_buffer` for a packet that has not come; pictures wait as long as sending the packet again can
 /// take.
 pub fn config(offer: &Offer, certificate: DtlsCert, jitter_buffer: Duration) -> RtcConfig {
+    // Sections whose lost packets are followed one by one: which has come by RTX, which a player wants again.
+    let heeded = match offer.purpose {
+        Purpose::Publish => &offer.resent,
+        Purpose::Play => &offer.plain,
+    };
     // Publishers that can do so send each packet of sound again with the next one (RED, RFC 2198): what is lost comes
     // back without being asked for. Players are not sent their sound twice.
     let mut config = RtcConfig::new()
@@ -241,7 +254,7 @@ pub fn config(offer: &Offer, certificate: DtlsCert, jitter_buffer: Duration) -> 
         .set_dtls_cert(certificate)
         .set_crypto_provider(dtls::provider())
         .set_stats_interval(Some(STATS))
-        .enable_raw_packets(offer.purpose == Purpose::Publish && !offer.resent.is_empty())
+        .enable_raw_packets(!heeded.is_empty())
         .set_reordering_timeout_audio(Some(jitter_buffer))
         .clear_codecs()
         .enable_opus(true, offer.purpose == Purpose::Publish);
@@ -487,6 +500,10 @@ impl Section<'_> {
     fn resends(&self) -> bool {
         let feedback = self.feedback();
         self.kind == "video" && self.formats.iter().any(|format| feedback.has(format.pt, "nack"))
+    }
+
+    fn has_rtx(&self) -> bool {
+        self.described().iter().any(|(_, map, _)| map == "rtx/90000")
     }
 
     /// Values of an attribute that belong to a payload type.

@@ -12,7 +12,8 @@ use bytes::Bytes;
 use bywash_media::StreamKey;
 use str0m::media::{KeyframeRequestKind, MediaTime, Mid, Pt, Rid};
 use str0m::net::{Protocol, Receive, Transmit};
-use str0m::rtp::{RawPacket, Ssrc, StreamPaused};
+use str0m::rtp::rtcp::{Nack, Rtcp};
+use str0m::rtp::{RawPacket, RtpHeader, Ssrc, StreamPaused};
 use str0m::{Candidate, Event, IceConnectionState, Input, Output, Rtc, RtcError};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
@@ -21,6 +22,7 @@ use super::demux::{Id, MAIL, Packets};
 use super::offer::{self, Fragment, Offer, Unfit};
 use super::order::Order;
 use super::port::{Full, Port};
+use super::resend::{self, Sent};
 use crate::lane::{Lane, Ticks};
 use crate::token::Purpose;
 
@@ -85,6 +87,8 @@ pub struct Peer {
     last: Option<(Ssrc, u16)>,
     /// Streams of which lost packets are sent again.
     resent: Vec<(Ssrc, Order<Packets>)>,
+    /// The stream whose packets a player takes again as they were, if it does, and where they went last.
+    sent: Option<(Ssrc, Sent, Option<Way>)>,
     burst: Burst,
     /// TCP connections of the client, by its address; the newest last.
     tcp: Vec<(SocketAddr, mpsc::Sender<Bytes>)>,
@@ -98,9 +102,8 @@ pub struct Peer {
     sweeps: Ticks,
 }
 
-/// What is kept to be sent again: a second of 20 Mbit/s, and no more than helps.
-const REPAIR_PACKETS: usize = 2048;
-const REPAIR_AGE: Duration = Duration::from_secs(3);
+/// The server's address and the client's.
+type Way = (SocketAddr, SocketAddr);
 
 /// Datagrams of media that are kept until the keys are there: a second of 5 Mbit/s.
 const EARLY_MAX: usize = 512;
@@ -147,6 +150,7 @@ impl Peer {
             early: Some(Vec::new()),
             last: None,
             resent: Vec::new(),
+            sent: None,
             burst: Burst::default(),
             tcp: Vec::new(),
             nacks: Vec::new(),
@@ -238,7 +242,10 @@ impl Peer {
     /// all requests: a way that only reorders makes a player ask for more than that, and what it really lost never comes.
     pub fn repair(&mut self, mid: Mid) {
         if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(mid, None) {
-            stream.set_rtx_cache(REPAIR_PACKETS, REPAIR_AGE, Some(0.5));
+            stream.set_rtx_cache(resend::PACKETS, resend::AGE, Some(0.5));
+            if self.offer.takes_as_it_was(mid) {
+                self.sent.get_or_insert((stream.ssrc(), Sent::default(), None));
+            }
         }
     }
 
@@ -358,10 +365,27 @@ impl Peer {
         packet.map_or(Ok(()), |packet| self.input(&packet))
     }
 
+    /// Heeds what the engine would not.
+    fn note(&mut self, packet: &RawPacket) {
+        match packet {
+            RawPacket::RtpRx(header, payload) => self.fill(header, payload),
+            RawPacket::RtcpRx(Rtcp::Nack(nack)) => self.send_again(nack),
+            _ => {}
+        }
+    }
+
+    fn send_again(&mut self, nack: &Nack) {
+        let Some((_, sent, Some((from, to)))) = self.sent.as_mut().filter(|it| it.0 == nack.ssrc) else { return };
+        for entry in &nack.reports {
+            for packet in sent.again(entry.pid, entry.blp) {
+                self.burst.send(&self.port, (*from, *to), packet);
+            }
+        }
+    }
+
     /// Learns from a packet that the engine has decrypted which lost one it is, if it came by RTX: it begins with that one's number (RFC
     /// 4588 §4).
-    fn note(&mut self, packet: &RawPacket) {
-        let RawPacket::RtpRx(header, payload) = packet else { return };
+    fn fill(&mut self, header: &RtpHeader, payload: &[u8]) {
         let Some(number) = payload.first_chunk() else { return };
         let mut api = self.rtc.direct_api();
         let mut repairs = |ssrc: &Ssrc| api.stream_rx(ssrc).is_some_and(|stream| stream.rtx() == Some(header.ssrc));
@@ -400,10 +424,9 @@ impl Peer {
     fn send(&mut self, transmit: &Transmit) {
         match transmit.proto {
             Protocol::Udp => {
-                if !self.burst.take(transmit) {
-                    self.burst.flush(&self.port);
-                    self.burst.take(transmit);
-                }
+                let to = (transmit.source, transmit.destination);
+                self.keep(&transmit.contents, to);
+                self.burst.send(&self.port, to, &transmit.contents);
             }
             _ => {
                 // A client that does not read loses packets, as it would on a slow line.
@@ -411,6 +434,15 @@ impl Peer {
                     let _ = tcp.try_send(Bytes::copy_from_slice(&transmit.contents));
                 }
             }
+        }
+    }
+
+    /// Keeps a datagram that may have to be sent again.
+    fn keep(&mut self, datagram: &[u8], to: Way) {
+        let Some((ssrc, sent, way)) = &mut self.sent else { return };
+        if let Some((_, sequence)) = rtp(datagram).filter(|it| it.0 == *ssrc) {
+            sent.keep(sequence, datagram, Instant::now());
+            *way = Some(to);
         }
     }
 
@@ -491,24 +523,27 @@ impl Drop for Peer {
 /// Datagrams to one peer that leave in one system call: all of one length but the last (UDP_SEGMENT, udp(7)).
 #[derive(Default)]
 struct Burst {
-    to: Option<(SocketAddr, SocketAddr)>,
+    to: Option<Way>,
     stride: usize,
     data: Vec<u8>,
 }
 
 impl Burst {
-    /// Takes a datagram in; false if it must wait for a [`flush`](Burst::flush).
-    fn take(&mut self, transmit: &Transmit) -> bool {
-        let (to, length) = ((transmit.source, transmit.destination), transmit.contents.len());
+    /// Takes a datagram in, behind those that go another way or have another length.
+    fn send(&mut self, port: &Port, to: Way, datagram: &[u8]) {
+        if !self.fits(to, datagram) {
+            self.flush(port);
+        }
         if self.data.is_empty() {
-            (self.to, self.stride) = (Some(to), length);
+            (self.to, self.stride) = (Some(to), datagram.len());
         }
+        self.data.extend_from_slice(datagram);
+    }
+
+    fn fits(&self, to: Way, datagram: &[u8]) -> bool {
         let whole = self.data.len().is_multiple_of(self.stride.max(1));
-        let fits = self.to == Some(to) && whole && length <= self.stride && self.data.len() < BURST_MAX * self.stride;
-        if fits {
-            self.data.extend_from_slice(&transmit.contents);
-        }
-        fits
+        let room = datagram.len() <= self.stride && self.data.len() < BURST_MAX * self.stride;
+        self.data.is_empty() || self.to == Some(to) && whole && room
     }
 
     fn flush(&mut self, port: &Port) {

@@ -205,6 +205,19 @@ fn a_player_behind_a_bad_network_goes_on_decoding() {
     assert_plays_on("");
 }
 
+#[test]
+fn a_player_without_rtx_behind_a_bad_network_goes_on_decoding() {
+    assert_plays_on(
+        "const add = RTCPeerConnection.prototype.addTransceiver;
+        RTCPeerConnection.prototype.addTransceiver = function (kind, init) {
+          const added = add.call(this, kind, init);
+          const { codecs } = RTCRtpReceiver.getCapabilities(kind);
+          added.setCodecPreferences(codecs.filter((it) => !/rtx/i.test(it.mimeType)));
+          return added;
+        };",
+    );
+}
+
 /// A browser, in which `script` runs first, plays on behind a bad network: all pictures reach it whole, and it shows them while the
 /// machine is there.
 #[track_caller]
