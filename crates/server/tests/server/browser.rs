@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Instant;
 
 use bywash_testkit::browser::Page;
 use bywash_testkit::media::{assert_clean, count};
@@ -173,31 +174,33 @@ fn of_a_stream_with_b_frames_a_page_decodes_all_that_it_is_sent() {
 
 #[test]
 fn who_joins_long_after_a_keyframe_sees_pictures_move_on_through_the_next() {
-    Machine::there(|| {
-        let (server, browser) = (Server::start(Setup::default()), Browser::start());
-        let _publisher = Media::FewKeyframes.publish(&server.rtmp("show"));
-        eventually("it is live", secs(10), || {
-            (server.ok("DescribeStreams", &[("StreamId", "show")])["Total"] == 1).then_some(())
-        });
-        std::thread::sleep(secs(6));
-        let page = plays(&browser, &server, "show");
-        page.eval(
-            "(() => {
-              window.longest = 0;
-              window.last = performance.now();
-              const shown = (now) => {
-                longest = Math.max(longest, now - last);
-                last = now;
-                at('video').requestVideoFrameCallback(shown);
-              };
-              at('video').requestVideoFrameCallback(shown);
-            })()",
-        );
-        std::thread::sleep(secs(6));
-        let longest = page.eval("Math.max(longest, performance.now() - last)").as_f64().expect("a number");
-        println!("pictures stood still for {longest:.0} ms at most");
-        assert!(longest < 1_000.0, "pictures stood still for {longest:.0} ms");
+    let machine = Machine::watch();
+    let (server, browser) = (Server::start(Setup::default()), Browser::start());
+    let _publisher = Media::FewKeyframes.publish(&server.rtmp("show"));
+    eventually("it is live", secs(10), || {
+        (server.ok("DescribeStreams", &[("StreamId", "show")])["Total"] == 1).then_some(())
     });
+    std::thread::sleep(secs(6));
+    let page = plays(&browser, &server, "show");
+    let begin = Instant::now();
+    page.eval(
+        "(() => {
+          window.longest = 0;
+          window.last = performance.now();
+          const shown = (now) => {
+            longest = Math.max(longest, now - last);
+            last = now;
+            at('video').requestVideoFrameCallback(shown);
+          };
+          at('video').requestVideoFrameCallback(shown);
+        })()",
+    );
+    std::thread::sleep(secs(6));
+    let longest = page.eval("Math.max(longest, performance.now() - last)").as_f64().expect("a number");
+    let took = begin.elapsed();
+    let away = (took - machine.ran(begin, begin + took)).as_secs_f64() * 1e3;
+    println!("pictures stood still for {longest:.0} ms at most, the machine was not there for {away:.0}");
+    assert!(longest < 1_000.0 + away, "pictures stood still for {longest:.0} ms");
 }
 
 #[test]
