@@ -25,8 +25,8 @@ pub mod sink;
 pub mod tls;
 pub mod udp;
 
-use std::fs::File;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -89,14 +89,24 @@ pub fn port() -> u16 {
     static BLOCK: Mutex<Range<u16>> = Mutex::new(0..0);
     let mut block = BLOCK.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     loop {
-        for port in block.by_ref() {
-            let at = (Ipv4Addr::LOCALHOST, port);
-            if TcpListener::bind(at).is_ok() && UdpSocket::bind(at).is_ok() {
-                return port;
-            }
+        if let Some(port) = block.by_ref().find(|port| !is_taken(*port)) {
+            return port;
         }
         *block = ports();
     }
+}
+
+/// Whether a socket has the port, by the kernel's tables. To bind to it in order to see would take it for longer than one looks: a child
+/// that another thread begins at that moment has the socket as well, until its program runs.
+fn is_taken(port: u16) -> bool {
+    let has = |line: &str| {
+        let (_, number) = line.split_whitespace().nth(1)?.rsplit_once(':')?;
+        u16::from_str_radix(number, 16).ok()
+    };
+    ["tcp", "tcp6", "udp", "udp6"].into_iter().any(|name| {
+        let table = fs::read_to_string(Path::new("/proc/thread-self/net").join(name));
+        table.is_ok_and(|table| table.lines().any(|line| has(line) == Some(port)))
+    })
 }
 
 /// The next block of ports for this process alone, between 11 000 and 31 000.
@@ -156,7 +166,7 @@ impl Scratch {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("bywash-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
         let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).expect("a temporary folder");
+        fs::create_dir_all(&path).expect("a temporary folder");
         Scratch(path)
     }
 
@@ -177,7 +187,7 @@ impl Drop for Scratch {
         if thread::panicking() {
             eprintln!("kept for a look: {}", self.0.display());
         } else {
-            let _ = std::fs::remove_dir_all(&self.0);
+            let _ = fs::remove_dir_all(&self.0);
         }
     }
 }
@@ -215,16 +225,16 @@ impl Process {
 
     /// Resident memory in bytes.
     pub fn rss(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
         line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
     }
 
     /// How often the thread of that name, which there is one of, has waited for something to do.
     pub fn waits(&self, name: &str) -> u64 {
-        let called = |thread: &PathBuf| std::fs::read_to_string(thread.join("comm")).is_ok_and(|it| it.trim() == name);
+        let called = |thread: &PathBuf| fs::read_to_string(thread.join("comm")).is_ok_and(|it| it.trim() == name);
         let thread = self.threads().find(called).expect("such a thread");
-        let status = std::fs::read_to_string(thread.join("status")).expect("it runs");
+        let status = fs::read_to_string(thread.join("status")).expect("it runs");
         let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).expect("a count");
         waits.trim().parse().expect("a number")
     }
@@ -233,7 +243,7 @@ impl Process {
     /// coarse for what one stream costs.
     pub fn cpu(&self) -> Duration {
         let nanos = self.threads().filter_map(|thread| {
-            let stat = std::fs::read_to_string(thread.join("schedstat")).ok()?;
+            let stat = fs::read_to_string(thread.join("schedstat")).ok()?;
             stat.split_whitespace().next()?.parse::<u64>().ok()
         });
         Duration::from_nanos(nanos.sum())
@@ -241,7 +251,7 @@ impl Process {
 
     /// Where the kernel tells of its threads; nowhere once it has ended.
     fn threads(&self) -> impl Iterator<Item = PathBuf> {
-        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).into_iter().flatten().flatten();
+        let threads = fs::read_dir(format!("/proc/{}/task", self.id())).into_iter().flatten().flatten();
         threads.map(|it| it.path())
     }
 }
@@ -250,5 +260,43 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv6Addr, TcpListener, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn a_port_that_a_socket_has_is_not_given() {
+        let free = port();
+        assert!(!is_taken(free));
+        let (tcp, udp) =
+            (TcpListener::bind((Ipv6Addr::LOCALHOST, free)), UdpSocket::bind((Ipv4Addr::LOCALHOST, port())));
+        let (tcp, udp) = (tcp.expect("it is free"), udp.expect("it is free"));
+        let udp_port = udp.local_addr().expect("it is bound").port();
+        assert!(is_taken(free) && is_taken(udp_port));
+        drop((tcp, udp));
+        eventually("both are free", secs(5), || (!is_taken(free) && !is_taken(udp_port)).then_some(()));
+    }
+
+    #[test]
+    fn a_port_is_free_though_children_are_begun_meanwhile() {
+        let begin = Instant::now();
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while begin.elapsed() < secs(1) {
+                        drop(Command::new("true").status());
+                    }
+                });
+            }
+            while begin.elapsed() < secs(1) {
+                drop(TcpListener::bind((Ipv4Addr::LOCALHOST, port())).expect("it is free"));
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
     }
 }
