@@ -43,7 +43,7 @@ fn what_a_browser_publishes_reaches_the_cdn_as_h264_and_aac() {
 }
 
 /// JavaScript: publishes the camera as `cam`; the sender of its pictures is `sender`. `first` is the only codec that is offered,
-/// `layers` are its encodings.
+/// `layers` are its encodings, whose size stays however little of the machine is there.
 fn own_session(first: &str, layers: &str) -> String {
     format!(
         "(async () => {{
@@ -54,6 +54,8 @@ fn own_session(first: &str, layers: &str) -> String {
           pictures.setCodecPreferences(codecs.filter((codec) => codec.mimeType === 'video/{first}'));
           pc.addTransceiver(media.getAudioTracks()[0], {{ direction: 'sendonly' }});
           window.sender = pictures.sender;
+          const set = sender.getParameters();
+          await sender.setParameters({{ ...set, degradationPreference: 'maintain-resolution' }});
           await pc.setLocalDescription();
           while (pc.iceGatheringState !== 'complete') await new Promise((done) => setTimeout(done, 50));
           const headers = {{ 'Content-Type': 'application/sdp' }};
