@@ -28,6 +28,7 @@ fn publish<'a>(browser: &'a Browser, server: &Server, nginx: &Nginx, before: &st
 fn what_a_browser_publishes_reaches_the_cdn_as_h264_and_aac() {
     let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
     let (page, file) = publish(&browser, &server, &nginx, "", 500);
+    eventually("a hundred pictures", secs(20), || (count(&flv::tags(&file).0).0 > 100).then_some(()));
     page.eval("at('stop').click()");
     page.wait("at('state').textContent === 'Stopped.'", secs(5));
     eventually("the stream ends with the page", secs(5), || {
