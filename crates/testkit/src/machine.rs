@@ -65,6 +65,11 @@ impl Machine {
         let away = self.away.lock().expect("no holder panics");
         (to - from).saturating_sub(covered(&away, from..to))
     }
+
+    /// The rest of it.
+    pub fn away(&self, from: Instant, to: Instant) -> Duration {
+        (to - from) - self.ran(from, to)
+    }
 }
 
 impl Drop for Machine {

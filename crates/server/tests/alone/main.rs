@@ -278,7 +278,7 @@ fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
     let (sent, came) = (sent.as_u64().expect("a number"), times(&tags, 9).len() as u64);
     println!("{came} of {sent} pictures came");
     assert!(came * 10 > sent * 9, "{came} of {sent} pictures came");
-    assert_flows(lost, &tags, (end - begin) - machine.ran(begin, end));
+    assert_flows(lost, &tags, machine.away(begin, end));
 }
 
 /// OBS sends lost packets again as they were, not by RTX, and makes no keyframe when asked.
@@ -313,7 +313,7 @@ fn assert_flows_half_a_minute(machine: &Machine, client: Client, forwarder: &For
     thread::sleep(secs(30));
     let (lost, end) = (forwarder.lost(), Instant::now());
     client.end();
-    assert_flows(lost, &only_recording(nginx, "show"), (end - begin) - machine.ran(begin, end));
+    assert_flows(lost, &only_recording(nginx, "show"), machine.away(begin, end));
 }
 
 /// What arrived at the CDN in its one session.
