@@ -259,8 +259,8 @@ fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
     let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
     let forwarder = bad_network(&server);
     server.relay("cam", &nginx.url("cam"));
-    let begin = Instant::now();
     let page = browser.open(&format!("{}&auto=camera", server.page("publish", "cam")), &detour(&server, &forwarder));
+    let begin = Instant::now();
     page.wait("at('state').textContent === 'Live.'", secs(20));
     nginx.wait_for("cam", 20);
     thread::sleep(secs(30));

@@ -165,9 +165,10 @@ fn a_page_plays_what_comes_by_rtmp() {
 
 #[test]
 fn of_a_stream_with_b_frames_a_page_decodes_all_that_it_is_sent() {
-    let (machine, begin) = (Machine::watch(), Instant::now());
+    let machine = Machine::watch();
     let (server, browser) = (Server::start(Setup::default()), Browser::start());
     let _publisher = Media::BFrames.publish(&server.rtmp("show"));
+    let begin = Instant::now();
     let page = plays(&browser, &server, "show");
     let told = "session.numbers('inbound-rtp').then(({ video }) => ";
     page.wait(&format!("{told}video.framesDecoded > 60)"), secs(20));
