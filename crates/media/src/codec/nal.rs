@@ -49,7 +49,7 @@ pub fn normalize(payload: Bytes, length_size: usize) -> Option<Bytes> {
 }
 
 /// The frame of `nals`, each behind a 4-byte length.
-pub(super) fn join<'a>(nals: impl Iterator<Item = &'a [u8]>) -> Bytes {
+pub fn join<'a>(nals: impl Iterator<Item = &'a [u8]>) -> Bytes {
     let mut out = BytesMut::new();
     for nal in nals {
         out.extend_from_slice(&(nal.len() as u32).to_be_bytes());

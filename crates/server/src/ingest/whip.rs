@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 
 use crate::lane::Lane;
 use crate::plan::{Hold, Leave};
+use crate::webrtc::offer::Offer;
 use crate::webrtc::{Peer, Turn};
 
 /// How long a session may take from its answer to its first media connection.
@@ -36,7 +37,7 @@ const LAYERS_MAX: usize = 6;
 
 /// Carries a session from its answer to its end.
 pub async fn run(mut peer: Peer, hold: Hold, lane: Lane, keyframe_interval: Duration) {
-    let mut ingest = Ingest::new(hold, keyframe_interval, peer.offer().video);
+    let mut ingest = Ingest::new(hold, keyframe_interval, peer.offer());
     let how = match ingest.take_in(&mut peer, &lane).await {
         Ok(how) => how,
         Err(error) => {
@@ -66,6 +67,8 @@ struct Ingest {
     /// stream_create may go out, and does once a picture has told its codec.
     began: bool,
     pictures: bool,
+    /// Parameter sets of the offer, by payload type.
+    told: Vec<(u8, Vec<Bytes>)>,
     keyframes: Keyframes,
     /// A picture came since the last beat.
     seen: bool,
@@ -92,7 +95,7 @@ struct Keyframes {
 }
 
 impl Ingest {
-    fn new(hold: Hold, keyframe_interval: Duration, pictures: bool) -> Ingest {
+    fn new(hold: Hold, keyframe_interval: Duration, offer: &Offer) -> Ingest {
         Ingest {
             hold,
             sync: Sync::new(),
@@ -104,7 +107,8 @@ impl Ingest {
             best: 0,
             connected: false,
             began: false,
-            pictures,
+            pictures: offer.video,
+            told: offer.parameter_sets.clone(),
             keyframes: Keyframes { interval: keyframe_interval, wanted: false, asked: None, came: None },
             seen: false,
             flowing: false,
@@ -117,7 +121,7 @@ impl Ingest {
         let cut = self.hold.cut.clone();
         let mut cut = std::pin::pin!(cut.cancelled());
         loop {
-            while let Some(event) = peer.poll()? {
+            while let Some(event) = self.poll(peer)? {
                 if let Some(how) = self.event(event) {
                     return Ok(how);
                 }
@@ -148,6 +152,27 @@ impl Ingest {
                     }
                 }
             }
+        }
+    }
+
+    /// What the engine tells next. A picture that it can make nothing of is as good as lost, whoever sent it, and no reason to end.
+    fn poll(&mut self, peer: &mut Peer) -> Result<Option<Event>, RtcError> {
+        loop {
+            match peer.poll() {
+                Err(RtcError::Packet(mid, _, error)) => {
+                    debug!(%error, "packets of no use");
+                    self.damaged(mid);
+                }
+                told => return told,
+            }
+        }
+    }
+
+    /// Something of a section is lost, and the engine does not say so with what comes next.
+    fn damaged(&mut self, mid: Mid) {
+        if self.video == Some(mid) {
+            self.layers.iter_mut().for_each(|layer| layer.broken = true);
+            self.keyframes.wanted = true;
         }
     }
 
@@ -227,7 +252,8 @@ impl Ingest {
         let Some(at) = self.layer(codec, data.rid) else { return };
         let layer = &mut self.layers[at];
         layer.heard = data.network_time;
-        let picture = layer.take(&data.data, data.contiguous);
+        let told = self.told.iter().find(|(pt, _)| *pt == *data.pt).map_or(&[][..], |(_, sets)| sets);
+        let picture = layer.take(&data.data, data.contiguous, told);
         if layer.broken && (at == self.best || layer.track.is_none()) {
             self.keyframes.wanted = true;
         }
@@ -364,8 +390,8 @@ impl Layer {
     }
 
     /// Takes an access unit in, which follows the last one if `contiguous`; gives its picture, if that can be decoded. The
-    /// parameter sets of a keyframe become the layer's track.
-    fn take(&mut self, unit: &[u8], contiguous: bool) -> Option<Picture> {
+    /// parameter sets of a keyframe become the layer's track; until one has had them, those that were told with the offer.
+    fn take(&mut self, unit: &[u8], contiguous: bool, told: &[Bytes]) -> Option<Picture> {
         let (payload, from_start) = match self.codec {
             Codec::Av1 => (Bytes::copy_from_slice(&unit[codec::av1::delimiter_len(unit)..]), true),
             codec => {
@@ -379,6 +405,9 @@ impl Layer {
         // Parameter sets may come in an access unit of their own.
         if key || !picture {
             self.absorb(&payload);
+        }
+        if key && self.track.is_none() && !told.is_empty() {
+            self.absorb(&nal::join(told.iter().map(|set| &set[..])));
         }
         if key {
             // One that begins with its own first slice mends a gap before it; without parameter sets nothing could decode it.
@@ -422,6 +451,10 @@ mod tests {
     /// Feeds access units to a layer: `s` parameter sets, `I` a whole keyframe without them, `i` one without its first slice, `p` another
     /// picture; `!` says that something was lost before the next one. Says which go on.
     fn check(script: &str, want: &str) {
+        check_told(&[], script, want);
+    }
+
+    fn check_told(told: &[Bytes], script: &str, want: &str) {
         let mut layer = Layer::new(None, Codec::H264);
         let (mut got, mut contiguous) = (String::new(), true);
         for step in script.chars() {
@@ -435,7 +468,7 @@ mod tests {
                     continue;
                 }
             };
-            let taken = layer.take(unit, std::mem::replace(&mut contiguous, true));
+            let taken = layer.take(unit, std::mem::replace(&mut contiguous, true), told);
             assert_eq!(taken.as_ref().is_some_and(|it| it.key), taken.is_some() && step == 'I', "{script}");
             got.extend(taken.map(|_| step));
         }
@@ -451,6 +484,15 @@ mod tests {
         check("sIp!ipIp", "IpIp");
         check("sIp!spIp", "IpIp");
         check("IpsIp", "Ip");
+    }
+
+    #[test]
+    fn parameter_sets_of_the_offer_count_until_others_come() {
+        let told: Vec<_> = nal::nals(&nal::from_annex_b(SETS), 4).map(Bytes::copy_from_slice).collect();
+        check_told(&told, "pIpp", "Ipp");
+        check_told(&told[..1], "pIpp", "");
+        check_told(&told[..1], "IpsIp", "Ip");
+        check_told(&[Bytes::from_static(b"\x67"), Bytes::new()], "IpsIp", "Ip");
     }
 
     #[test]

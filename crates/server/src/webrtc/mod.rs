@@ -15,6 +15,7 @@ pub mod order;
 pub mod peer;
 pub mod port;
 pub mod resend;
+pub mod source;
 
 pub use demux::Id;
 pub use peer::{Peer, Turn};

@@ -10,6 +10,8 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::time::Duration;
 
+use bytes::Bytes;
+use openssl::base64::decode_block;
 use str0m::change::SdpOffer;
 use str0m::config::DtlsCert;
 use str0m::format::{Codec, CodecSpec, FormatParams, PayloadParams};
@@ -65,6 +67,25 @@ pub struct Offer {
     resent: Vec<Mid>,
     /// Those whose client asks for lost packets, and takes them again as they were alone: without RTX (RFC 4588).
     plain: Vec<Mid>,
+    /// What the payload types of a publisher are.
+    pub carried: Vec<Carried>,
+    /// The header extension that names a section to the engine.
+    pub mid_extension: u8,
+    /// Parameter sets that come with the offer, of a payload type each.
+    pub parameter_sets: Vec<(u8, Vec<Bytes>)>,
+}
+
+/// What a payload type of a publisher carries, where no other one has a part of it, as layers of a simulcast have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// The payload type.
+    pub pt: u8,
+    /// The section.
+    pub mid: Mid,
+    /// Whether it is media, or what repairs that (RFC 4588).
+    pub main: bool,
+    /// Whether the client names the section in its packets (RFC 8843 §15).
+    pub named: bool,
 }
 
 impl Offer {
@@ -75,11 +96,13 @@ impl Offer {
             return malformed("the body is not SDP: it begins with v=0");
         }
         let mut session = sections(text)?;
+        session.silence_others(purpose);
         for section in &mut session.sections {
             section.formats = section.formats(purpose)?;
         }
         session.choose(purpose)?;
-        let text = session.write(purpose)?;
+        let mid_extension = session.mid_extension();
+        let text = session.write(purpose, mid_extension)?;
         let creds = creds(&text)?;
         if value(&text, "a=setup:") == Some("holdconn") {
             return unacceptable("the offer's a=setup:holdconn asks for no connection; actpass does");
@@ -98,6 +121,13 @@ impl Offer {
             audio: flows("audio"),
             resent: session.taken().filter(|section| section.resends()).map(Section::engine_mid).collect(),
             plain: session.taken().filter(|it| it.resends() && !it.has_rtx()).map(Section::engine_mid).collect(),
+            carried: session
+                .taken()
+                .filter(|it| purpose == Purpose::Publish && it.sends_alone())
+                .flat_map(Section::carried)
+                .collect(),
+            mid_extension,
+            parameter_sets: session.taken().flat_map(Section::parameter_sets).collect(),
         };
         offer.sdp()?;
         Ok(offer)
@@ -357,6 +387,14 @@ impl<'a> Session<'a> {
         self.sections.iter().filter(|section| section.taken)
     }
 
+    /// One section of each kind carries media, the first in which it may flow; in the others none will.
+    fn silence_others(&mut self, purpose: Purpose) {
+        for kind in ["audio", "video"] {
+            let of_kind = self.sections.iter_mut().filter(|section| section.kind == kind && section.flows(purpose));
+            of_kind.skip(1).for_each(|section| section.direction = (false, false));
+        }
+    }
+
     /// Marks the sections that the engine shall know: all of the bundle, and each in which media flows.
     fn choose(&mut self, purpose: Purpose) -> Result<(), Unfit> {
         let group = self.lines.iter().find_map(|line| line.strip_prefix("a=group:BUNDLE "));
@@ -392,8 +430,17 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// The header extension by which packets name their section: that of the offer, or else one that the client does not use.
+    fn mid_extension(&self) -> u8 {
+        let ids = |line: &str| line.strip_prefix("a=extmap:")?.split([' ', '/']).next()?.parse().ok();
+        let lines = || self.taken().flat_map(|section| &section.lines);
+        let used: HashSet<u8> = lines().filter_map(|line| ids(line)).collect();
+        let offered = lines().find(|line| names_mid(line)).and_then(|line| ids(line));
+        offered.or_else(|| (1..15).find(|id| !used.contains(id))).unwrap_or(14)
+    }
+
     /// The offer for the engine.
-    fn write(&self, purpose: Purpose) -> Result<String, Unfit> {
+    fn write(&self, purpose: Purpose, mid_extension: u8) -> Result<String, Unfit> {
         let mut text = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\na=group:BUNDLE".to_owned();
         text.extend(self.taken().flat_map(|section| [" ", section.name()]));
         text.push_str("\r\n");
@@ -403,8 +450,17 @@ impl<'a> Session<'a> {
         let places = || first.iter().map(|section| &section.lines).chain([&self.lines]).chain(each());
         for name in ["a=ice-lite", "a=ice-ufrag:", "a=ice-pwd:", "a=fingerprint:", "a=setup:"] {
             let place = places().find(|lines| lines.iter().any(|line| line.starts_with(name)));
-            let lines = place.into_iter().flatten().filter(|line| line.starts_with(name));
-            text.extend(lines.flat_map(|line| [line, "\r\n"]));
+            let lines: Vec<_> = place.into_iter().flatten().filter(|line| line.starts_with(name)).collect();
+            if name == "a=fingerprint:" {
+                // Of several hash functions one is enough (RFC 8122 §5); all clients have this one.
+                let usable = lines.iter().find(|line| line.get(name.len()..).is_some_and(is_fingerprint));
+                let Some(usable) = usable else {
+                    return malformed("there is no a=fingerprint:sha-256 with 32 bytes in hexadecimal");
+                };
+                text.extend([usable, "\r\n"]);
+                continue;
+            }
+            text.extend(lines.into_iter().flat_map(|line| [line, "\r\n"]));
         }
         // The engine takes these names for what it sends itself. Sound and pictures are of one stream: players keep them together by that.
         let stream = format!("{:016x}", rand::random::<u64>());
@@ -413,12 +469,34 @@ impl<'a> Session<'a> {
         let mut meanings = HashMap::new();
         for section in self.taken() {
             section.write(purpose, &mut text, &mut meanings)?;
+            if purpose == Purpose::Publish && !section.names_itself() {
+                // The client's packets will not have it: those do by which the engine is told where they belong.
+                text.push_str(&format!("a=extmap:{mid_extension} {MID_URI}\r\n"));
+            }
             if purpose == Purpose::Play {
                 text.push_str(&format!("a=msid:{stream} {}\r\n", section.engine_mid()));
             }
         }
         Ok(text)
     }
+}
+
+/// Parameters of a format that are parameter sets of its pictures.
+const SPROPS: [&str; 4] = ["sprop-parameter-sets", "sprop-vps", "sprop-sps", "sprop-pps"];
+
+/// What names the extension that names a section (RFC 8843 §15.1).
+const MID_URI: &str = "urn:ietf:params:rtp-hdrext:sdes:mid";
+
+/// Whether a line is of that extension.
+fn names_mid(line: &str) -> bool {
+    line.starts_with("a=extmap:") && line.split(' ').nth(1) == Some(MID_URI)
+}
+
+/// Whether the value of an `a=fingerprint` is of the hash function that the engine compares by, SHA-256.
+fn is_fingerprint(value: &str) -> bool {
+    let Some((function, hash)) = value.trim().split_once(' ') else { return false };
+    let is_byte = |byte: &str| byte.len() == 2 && byte.bytes().all(|digit| digit.is_ascii_hexdigit());
+    function.eq_ignore_ascii_case("sha-256") && hash.split(':').count() == 32 && hash.split(':').all(is_byte)
 }
 
 /// A media section of an offer.
@@ -500,6 +578,34 @@ impl Section<'_> {
     fn resends(&self) -> bool {
         let feedback = self.feedback();
         self.kind == "video" && self.formats.iter().any(|format| feedback.has(format.pt, "nack"))
+    }
+
+    /// Whether packets say that they are of this section.
+    fn names_itself(&self) -> bool {
+        self.lines.iter().any(|line| names_mid(line))
+    }
+
+    /// Whether a client that publishes sends one stream of it at a time, and no layers of a simulcast.
+    fn sends_alone(&self) -> bool {
+        self.direction.0
+            && !self.lines.iter().any(|line| line.starts_with("a=rid:") || line.starts_with("a=simulcast:"))
+    }
+
+    fn carried(&self) -> impl Iterator<Item = Carried> {
+        let (mid, named) = (self.engine_mid(), self.names_itself());
+        self.described().into_iter().map(move |(pt, map, _)| Carried { pt, mid, main: map != "rtx/90000", named })
+    }
+
+    /// What its formats say of their parameter sets (RFC 6184 §8.1, RFC 7798 §7.1). What is no Base64 is left out.
+    fn parameter_sets(&self) -> Vec<(u8, Vec<Bytes>)> {
+        let fmtps = self.of_payloads("a=fmtp:");
+        let sets = |fmtp: &String| {
+            let values = fmtp.split(';').filter_map(|it| it.trim().split_once('='));
+            let values = values.filter(|(name, _)| SPROPS.contains(name)).flat_map(|(_, value)| value.split(','));
+            values.filter_map(|it| decode_block(it.trim()).ok().map(Bytes::from)).collect::<Vec<_>>()
+        };
+        let of = |format: &Format| Some((format.pt, sets(fmtps.get(&format.pt)?)));
+        self.formats.iter().filter_map(of).filter(|(_, sets)| !sets.is_empty()).collect()
     }
 
     fn has_rtx(&self) -> bool {
@@ -626,7 +732,8 @@ impl Section<'_> {
     fn reply(&self, purpose: Purpose) -> Reply {
         let (taken, flows) = (self.taken, self.flows(purpose));
         let [kind, protocol, payloads] = [self.kind, self.protocol, self.payloads].map(str::to_owned);
-        Reply { kind, protocol, payloads, feedback: self.feedback(), mid: self.mid.map(str::to_owned), taken, flows }
+        let (mid, named) = (self.mid.map(str::to_owned), self.names_itself());
+        Reply { kind, protocol, payloads, feedback: self.feedback(), mid, taken, flows, named }
     }
 }
 
@@ -651,6 +758,8 @@ struct Reply {
     /// The engine knows it.
     taken: bool,
     flows: bool,
+    /// Its packets name it.
+    named: bool,
 }
 
 impl Reply {
@@ -669,7 +778,7 @@ impl Reply {
                     None => continue,
                 },
                 // We send nothing that these could be of.
-                _ if line.starts_with("a=msid:") && offer.purpose == Purpose::Publish => continue,
+                _ if line.starts_with("a=msid:") && (offer.purpose == Purpose::Publish || !self.flows) => continue,
                 _ => match line.split_once(" cname:") {
                     Some((ssrc, _)) => text.extend([ssrc, " cname:", cname]),
                     None => text.push_str(line),
@@ -686,8 +795,12 @@ impl Reply {
         }
     }
 
-    /// Whether a line of an answer is no feedback, which the engine writes as it is able to, or one that was offered.
+    /// Whether a line of an answer is no feedback, which the engine writes as it is able to, or one that was offered; likewise of the
+    /// section's name in packets.
     fn offered(&self, line: &str) -> bool {
+        if names_mid(line) {
+            return self.named;
+        }
         let feedback = line.strip_prefix("a=rtcp-fb:").and_then(|line| line.split_once(' '));
         feedback.is_none_or(|(pt, kind)| self.feedback.has(pt, kind))
     }
@@ -1125,6 +1238,61 @@ mod tests {
     }
 
     #[test]
+    fn of_several_sections_of_a_kind_the_first_carries_media() {
+        let more = "m=video 9 UDP/TLS/RTP/SAVPF 97|c=IN IP4 0.0.0.0|a=mid:2|a=rtcp-mux|a=rtpmap:97 H264/90000|\
+                    a=fmtp:97 packetization-mode=1;profile-level-id=42e01f|";
+        let offer = PLAIN.offer().replace("BUNDLE 0 1", "BUNDLE 0 1 2") + &more.replace('|', "\r\n");
+        for (purpose, offered, direction) in
+            [(Purpose::Publish, "sendonly", "recvonly"), (Purpose::Play, "recvonly", "sendonly")]
+        {
+            let answer = reply(&offer.replace("sendonly", offered), purpose).unwrap();
+            assert_eq!(answer.matches(&format!("a={direction}\r\n")).count(), 2, "{answer}");
+            let idle = &answer[answer.find("a=mid:2").unwrap()..];
+            assert!(idle.contains("a=inactive\r\n"), "{answer}");
+            assert!(!idle.contains("a=msid:") && !idle.contains("a=ssrc:"), "{answer}");
+        }
+    }
+
+    #[test]
+    fn one_fingerprint_that_can_be_checked_is_enough() {
+        for to in ["a=fingerprint:sha-512 CD:CD|a=fingerprint:sha-256", "a=fingerprint:SHA-256"] {
+            answer(("a=fingerprint:sha-256", to)).unwrap_or_else(|unfit| panic!("{to}: {unfit}"));
+        }
+    }
+
+    #[test]
+    fn what_the_packets_of_a_publisher_are_is_read_from_its_offer() {
+        let named = PLAIN.offer().replace("a=rtpmap:111", &format!("a=extmap:3 {MID_URI}\r\na=rtpmap:111"));
+        let named = named.replace("a=rtpmap:98", "a=rtpmap:99 rtx/90000\r\na=fmtp:99 apt=97\r\na=rtpmap:98");
+        let named = named.replace("96 97 98", "96 97 98 99");
+        let named =
+            named.replace("packetization-mode=1;", "packetization-mode=1;sprop-parameter-sets=Z0LAC9k=,aM48gA==,x;");
+        let offer = Offer::parse(named.as_bytes(), Purpose::Publish).unwrap();
+        let of = |pt| offer.carried.iter().find(|it| it.pt == pt).map(|it| (&*it.mid == "0", it.main, it.named));
+        assert_eq!(
+            [96, 97, 98, 99, 111].map(of),
+            [
+                None,
+                Some((false, true, false)),
+                Some((false, true, false)),
+                Some((false, false, false)),
+                Some((true, true, true)),
+            ]
+        );
+        assert_eq!(offer.mid_extension, 3);
+        let sets: [&[u8]; 2] = [b"\x67\x42\xc0\x0b\xd9", b"\x68\xce\x3c\x80"];
+        assert_eq!(offer.parameter_sets, [(97, sets.map(Bytes::from_static).to_vec())]);
+        // Whose packets do not name their section is not told of it.
+        let answer = reply(&named, Purpose::Publish).unwrap();
+        assert_eq!(answer.matches(MID_URI).count(), 1, "{answer}");
+        let layers = named.replace("a=rtpmap:96", "a=rid:0 send\r\na=simulcast:send 0\r\na=rtpmap:96");
+        assert_eq!(Offer::parse(layers.as_bytes(), Purpose::Publish).unwrap().carried.len(), 1);
+        let used =
+            PLAIN.offer().replace("a=rtpmap:111", "a=extmap:1 urn:x\r\na=extmap:2/sendonly urn:y\r\na=rtpmap:111");
+        assert_eq!(Offer::parse(used.as_bytes(), Purpose::Publish).unwrap().mid_extension, 3);
+    }
+
+    #[test]
     fn a_section_keeps_the_name_that_the_client_gave_it() {
         let offer = PLAIN
             .offer()
@@ -1224,6 +1392,9 @@ mod tests {
         check(("actpass", "holdconn"), "a=setup:holdconn");
         check(("opus/48000", "opus/16000"), "(opus) will do");
         check(("SAVPF 111|", "SAVPF 97|a=rtpmap:97 opus/48000/2|"), "payload type 97");
+        for hash in ["sha-512 AB:", "sha-1 AB:", "sha-256 AB|a=x:", "sha-256 AB:AB:", "sha-256 XY:"] {
+            check(("sha-256 AB:", hash), "no a=fingerprint:sha-256 with 32 bytes");
+        }
         let video = answer(("H264/90000", "VP9/90000")).unwrap();
         assert!(video.contains("AV1/90000"), "one codec that will do is enough: {video}");
     }

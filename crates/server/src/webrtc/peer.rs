@@ -23,6 +23,7 @@ use super::offer::{self, Fragment, Offer, Unfit};
 use super::order::Order;
 use super::port::{Full, Port};
 use super::resend::{self, Sent};
+use super::source::{Source, Sources};
 use crate::lane::{Lane, Ticks};
 use crate::token::Purpose;
 
@@ -77,12 +78,17 @@ pub struct Peer {
     offer: Offer,
     /// The client's ICE users before the last restarts.
     former: VecDeque<String>,
+    /// What the last restart was answered with.
+    restarted: Option<String>,
     mail: mpsc::Receiver<Packets>,
     orders: mpsc::Receiver<Command>,
     /// Packets that came and are still to be fed, the first one last.
     came: Vec<Packets>,
     /// Media that came before the keys to it; `None` once they are there.
     early: Option<Vec<Packets>>,
+    sources: Sources,
+    /// Packets that tell the engine of a stream, before those that came; the first one last.
+    names: Vec<Packets>,
     /// Of which stream the last packet of media was that came, and its number.
     last: Option<(Ssrc, u16)>,
     /// Streams of which lost packets are sent again.
@@ -138,16 +144,20 @@ impl Peer {
         let user = rtc.direct_api().local_ice_credentials().ufrag;
         let ((mail_in, mail), (orders_in, orders)) = (mpsc::channel(MAIL), mpsc::channel(8));
         let id = port.open(key, purpose == Purpose::Publish, mail_in, orders_in, user)?;
+        let sources = Sources::new(&offer.carried, offer.mid_extension);
         let peer = Peer {
             rtc,
             port: port.clone(),
             id,
             offer,
             former: VecDeque::new(),
+            restarted: None,
             mail,
             orders,
             came: Vec::new(),
             early: Some(Vec::new()),
+            sources,
+            names: Vec::new(),
             last: None,
             resent: Vec::new(),
             sent: None,
@@ -199,7 +209,7 @@ impl Peer {
 
     /// Feeds one packet of those that have come; false if none is left. [`poll`](Self::poll) comes before the next.
     pub fn feed(&mut self) -> Result<bool, RtcError> {
-        if let Some(packet) = self.in_order() {
+        if let Some(packet) = self.names.pop().or_else(|| self.in_order()) {
             return self.input(&packet).map(|()| true);
         }
         match self.came.pop() {
@@ -357,6 +367,16 @@ impl Peer {
             }
             return Ok(());
         }
+        match self.sources.take(ssrc, &packet.data) {
+            Source::Known => {}
+            Source::Stray => return Ok(()),
+            Source::New(names) => {
+                let name = |data| Packets { data, tcp: packet.tcp.clone(), ..packet };
+                self.names.extend(names.into_iter().rev().map(name));
+                self.came.push(packet);
+                return Ok(());
+            }
+        }
         self.last = Some((ssrc, sequence));
         let packet = match self.resent.iter_mut().find(|(of, _)| *of == ssrc) {
             Some((_, order)) => order.take(sequence, packet, at),
@@ -465,7 +485,11 @@ impl Peer {
         }
         if fragment.creds.ufrag == self.offer.user {
             self.add(fragment.candidates);
-            return Patched::Trickled;
+            // A restart asked for again: its answer did not arrive.
+            return match self.restarted.clone().filter(|_| tag.is_some_and(|tag| tag.trim() == "*")) {
+                Some(answer) => Patched::Restarted(answer, current),
+                None => Patched::Trickled,
+            };
         }
         // A restart has a new user: an old one's candidates are late.
         if self.former.contains(&fragment.creds.ufrag) {
@@ -487,7 +511,9 @@ impl Peer {
         self.former.push_front(std::mem::replace(&mut self.offer, offer).user);
         self.port.add_user(self.id, self.rtc.direct_api().local_ice_credentials().ufrag);
         self.add(fragment.candidates);
-        Ok(offer::fragment(&answer))
+        let answer = offer::fragment(&answer);
+        self.restarted = Some(answer.clone());
+        Ok(answer)
     }
 
     fn add(&mut self, candidates: Vec<Candidate>) {

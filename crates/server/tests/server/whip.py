@@ -6,12 +6,18 @@ sound and pictures are by the sender reports. At the end, "deleted" if DELETE su
 
 import argparse
 import asyncio
+import base64
 import os
 import re
+import struct
 import sys
+import time
 import urllib.request
+from fractions import Fraction
 
+import av
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
+from aiortc.codecs.h264 import H264Encoder
 from aiortc.mediastreams import AudioStreamTrack, MediaStreamError, VideoStreamTrack
 from aiortc.rtcrtpreceiver import RTCRtpReceiver
 from aiortc.rtp import RtcpSrPacket
@@ -22,6 +28,10 @@ parser.add_argument("--play", action="store_true")
 parser.add_argument("--video-only", action="store_true")
 parser.add_argument("--idle-first", action="store_true", help="put a section that carries nothing before that of the pictures")
 parser.add_argument("--close-first", action="store_true", help="close the connection before the session is deleted")
+parser.add_argument("--bare", action="store_true", help="offer no header extension and no SSRC")
+parser.add_argument("--damaged", action="store_true", help="send, now and then, a packet in the midst of a picture that is none of H.264")
+parser.add_argument("--told", action="store_true", help="tell the parameter sets in the offer, and never again")
+parser.add_argument("--switching", action="store_true", help="send the pictures as one stream and as another, in turns of 4 s")
 args = parser.parse_args()
 
 
@@ -49,6 +59,47 @@ def without_idle(answer):
     return "\r\nm=".join(it for it in media if "a=mid:idle" not in it)
 
 
+packetize = H264Encoder._packetize
+sent = 0
+
+
+def is_set(nal):
+    return nal[0] & 0x1F in (7, 8)
+
+
+def packetize_otherwise(nals):
+    global sent
+    packets = packetize([it for it in nals if not (args.told and is_set(it))])
+    sent += 1
+    if args.damaged and sent % 100 == 0:
+        # RFC 6184 §5.2 leaves this type open.
+        packets.insert(len(packets) // 2, bytes([30, 1, 2, 3]))
+    return packets
+
+
+def with_sets(offer):
+    frame = av.VideoFrame(640, 480, "yuv420p")
+    frame.pts, frame.time_base = 0, Fraction(1, 30)
+    sets = [base64.b64encode(it).decode() for it in H264Encoder()._encode_frame(frame, True) if is_set(it)]
+    return re.sub(r"(a=fmtp:\d+ [^\r]*profile-level-id[^\r]*)", rf"\1;sprop-parameter-sets={','.join(sets)}", offer)
+
+
+def switch(section):
+    """Another stream has its own numbers, ahead of or behind those of the first."""
+    sender, begin, other = section.sender, time.monotonic(), section.sender._ssrc ^ 0x55555555
+    send = sender.transport._send_rtp
+    sender.transport._rtp_router.senders[other] = sender
+
+    async def send_otherwise(data):
+        first, kind, number, at, ssrc = struct.unpack("!BBHLL", data[:12])
+        if ssrc == sender._ssrc and (time.monotonic() - begin) % 8 > 4:
+            data = struct.pack("!BBHLL", first, kind, number + 20_000 & 0xFFFF, at, other) + data[12:]
+        await send(data)
+
+    sender.transport._send_rtp = send_otherwise
+
+
+H264Encoder._packetize = staticmethod(packetize_otherwise)
 counts = {"video": 0, "audio": 0}
 
 
@@ -98,9 +149,14 @@ async def main():
     await peer.setLocalDescription(await peer.createOffer())
     loop = asyncio.get_running_loop()
     offer = peer.localDescription.sdp
+    if args.bare:
+        offer = re.sub(r"a=(extmap|ssrc|ssrc-group):.*\r\n", "", offer)
+    offer = with_sets(offer) if args.told else offer
     offer = (with_idle(offer) if args.idle_first else offer).encode()
     answer, headers = await loop.run_in_executor(None, request, "POST", args.url, offer, "application/sdp")
     await peer.setRemoteDescription(RTCSessionDescription(without_idle(answer), "answer"))
+    if args.switching:
+        switch(next(it for it in peer.getTransceivers() if it.kind == "video"))
     session = "/".join(args.url.split("/")[:3]) + headers["Location"]
 
     ended = loop.run_in_executor(None, sys.stdin.read)

@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use bywash_testkit::server::{APP, PUBLISH_KEY, publish_query};
-use bywash_testkit::{Manner, Media, Nginx, Process, Receiver, Scratch, Server, Setup, Sink, eventually, media, secs};
+use bywash_testkit::{
+    Manner, Media, Nginx, Process, Receiver, Scratch, Server, Setup, Sink, eventually, flv, media, secs,
+};
 
 use crate::client::Client;
 use crate::enhanced::{av1_decodes, h265_decodes};
@@ -52,6 +54,34 @@ fn assert_relayed(publish: impl FnOnce(&str) -> Client, begun: &str) {
     });
     let (pictures, sounds) = media::count(&media::assert_clean(&recorded));
     assert!(pictures > 50 && sounds > 80, "{pictures} pictures, {sounds} packets of sound");
+}
+
+/// What else is legal, or is not and comes all the same: streams that nothing in the offer or their packets names, packets that are none of
+/// H.264, parameter sets that are in the offer alone, and two streams of pictures in turns, each with numbers of its own.
+#[test]
+fn whatever_form_a_client_publishes_in_its_pictures_go_on() {
+    let (cdn, server) = (Nginx::start(), Server::start(Setup::default()));
+    let clients = ["bare", "damaged", "told", "switching"].map(|form| {
+        server.relay(form, &cdn.url(form));
+        (form, Client::publish(&server, form, &[&format!("--{form}")]))
+    });
+    // At least twelve seconds.
+    let recorded = clients.each_ref().map(|(form, _)| {
+        cdn.wait_for(form, 100);
+        eventually("enough has come", secs(60), || {
+            cdn.recordings(form).pop().filter(|recording| flv::tags(recording).0.len() > 1_000)
+        })
+    });
+    for ((form, client), recorded) in clients.into_iter().zip(recorded) {
+        client.end();
+        let tags = media::assert_clean(&recorded);
+        let (pictures, sounds) = media::count(&tags);
+        assert!(pictures > 200 && sounds > 400, "{form}: {pictures} pictures, {sounds} packets of sound");
+        let times: Vec<_> =
+            tags.iter().filter(|tag| tag.kind == 9 && tag.is_frame()).map(|tag| i64::from(tag.timestamp)).collect();
+        let longest = times.windows(2).map(|pair| pair[1] - pair[0]).max();
+        assert!(longest < Some(3_000), "{form}: pictures stood still for {longest:?} ms");
+    }
 }
 
 #[test]
@@ -452,8 +482,11 @@ fn a_whip_session_is_trickled_restarted_and_ended() {
     assert_eq!((status, fragment.contains("a=candidate:")), (200, true), "{fragment}");
     assert_ne!(user_of(&fragment), user_of(&answer));
     assert_eq!(patch(&tag, "efgh").0, 412);
-    assert_eq!(patch("*", "efgh").0, 204);
+    let (status, head, again) = patch("*", "efgh");
     let tag = format!("\"{}\"", user_of(&fragment));
+    assert_eq!((status, &again), (200, &fragment), "who asks again has not heard the answer");
+    assert!(head.contains(&tag.to_lowercase()), "{head}");
+    assert_eq!(patch(&tag, "efgh").0, 204);
     for late in ["", "*", &tag] {
         assert_eq!(
             patch(late, "abcd").0,

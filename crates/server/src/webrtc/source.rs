@@ -1,0 +1,161 @@
+//! Which stream of a publisher carries a section, by the payload types of its packets.
+//!
+//! The engine knows a stream by an `a=ssrc` of the offer, or by the name of its section in a header extension (RFC 8843 §15). An offer
+//! needs neither: then a payload type tells (RFC 8843 §9.2). And it does not follow a publisher that goes back to a stream from which it
+//! had changed, as a mixer does that switches between its sources. What it needs to hear is told it by packets of ours, which have such a
+//! name: it learns from the header before it finds that the rest does not decrypt.
+
+use bytes::Bytes;
+use str0m::media::Mid;
+use str0m::rtp::Ssrc;
+
+use super::offer::Carried;
+
+/// What is to be done with a packet.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The engine knows its stream, or will by itself.
+    Known,
+    /// Before it the engine is to be given these.
+    New(Vec<Bytes>),
+    /// It comes late, of a stream that another has followed.
+    Stray,
+}
+
+/// The streams of a publisher.
+pub struct Sources {
+    carried: Vec<Carried>,
+    mid_extension: u8,
+    lines: Vec<Line>,
+}
+
+/// The stream of a section that carries its media, or what repairs them.
+struct Line {
+    mid: Mid,
+    main: bool,
+    ssrc: u32,
+    /// Those that it followed.
+    former: Vec<u32>,
+    /// Packets in a row of one of those.
+    strays: u8,
+}
+
+/// So many packets in a row are of a stream that has come back, and no late ones.
+const BACK: u8 = 3;
+
+/// Streams of a section that are remembered.
+const FORMER_MAX: usize = 16;
+
+impl Sources {
+    /// Those of an offer.
+    pub fn new(carried: &[Carried], mid_extension: u8) -> Sources {
+        Sources { carried: carried.to_vec(), mid_extension, lines: Vec::new() }
+    }
+
+    /// Looks at a packet of a stream.
+    pub fn take(&mut self, ssrc: Ssrc, packet: &[u8]) -> Source {
+        let (ssrc, pt) = (*ssrc, packet.get(1).map_or(0, |kind| kind & 0x7f));
+        let Some(&carried) = self.carried.iter().find(|it| it.pt == pt) else { return Source::Known };
+        // By 0 browsers measure the way, without media.
+        if ssrc == 0 {
+            return Source::Known;
+        }
+        let Carried { mid, main, named, .. } = carried;
+        let seen = self.lines.iter().any(|line| line.mid == mid && line.main);
+        let back = match self.lines.iter_mut().find(|line| line.mid == mid && line.main == main) {
+            Some(line) if line.ssrc == ssrc => {
+                line.strays = 0;
+                return Source::Known;
+            }
+            Some(line) => {
+                let back = line.former.contains(&ssrc);
+                line.strays += u8::from(back);
+                if back && line.strays < BACK {
+                    return Source::Stray;
+                }
+                line.former.retain(|it| *it != ssrc);
+                line.former.truncate(FORMER_MAX - 1);
+                line.former.insert(0, std::mem::replace(&mut line.ssrc, ssrc));
+                line.strays = 0;
+                back
+            }
+            // The engine takes no repairs of what it has not seen.
+            None if !main && !seen => return Source::Known,
+            None => {
+                self.lines.push(Line { mid, main, ssrc, former: Vec::new(), strays: 0 });
+                false
+            }
+        };
+        // It takes no stream back that it has just left, but any other.
+        let between = (back && main).then(rand::random::<u32>);
+        match back || !named {
+            true => Source::New(between.into_iter().chain([ssrc]).map(|ssrc| self.name(ssrc, mid, packet)).collect()),
+            false => Source::Known,
+        }
+    }
+
+    /// A packet like this one that says which section it is of, and nothing that decrypts.
+    fn name(&self, ssrc: u32, mid: Mid, packet: &[u8]) -> Bytes {
+        let mid = mid.as_bytes();
+        let words = (1 + mid.len()).div_ceil(4);
+        let mut name = vec![0x90];
+        name.extend_from_slice(packet.get(1..8).unwrap_or(&[0; 7]));
+        name.extend_from_slice(&ssrc.to_be_bytes());
+        // RFC 8285 §4.2.
+        name.extend_from_slice(&[0xbe, 0xde, 0, words as u8, self.mid_extension << 4 | (mid.len() as u8 - 1)]);
+        name.extend_from_slice(mid);
+        name.resize(16 + 4 * words + NOTHING, 0);
+        name.into()
+    }
+}
+
+/// As many bytes as a packet has that would be looked at.
+const NOTHING: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds packets of pictures (`A`, `B`, `C`, each a stream) and of their repairs (`a`, `b`); says of each what is done: `.` goes on,
+    /// `-` is left out, a number is how many go before it.
+    fn check(named: bool, packets: &str, want: &str) {
+        let carried = [96, 97].map(|pt| Carried { pt, mid: "1".into(), main: pt == 96, named });
+        let mut sources = Sources::new(&carried, 3);
+        let got: String = packets
+            .bytes()
+            .map(|which| {
+                let pt = if which.is_ascii_uppercase() { 96 } else { 97 };
+                match sources.take(u32::from(which).into(), &[0x80, pt, 0, 1, 0, 0, 0, 2]) {
+                    Source::Known => '.',
+                    Source::Stray => '-',
+                    Source::New(names) => char::from(b'0' + names.len() as u8),
+                }
+            })
+            .collect();
+        assert_eq!(got, want, "{packets}");
+    }
+
+    #[test]
+    fn a_stream_without_a_name_is_told_by_its_payload_type() {
+        check(false, "AAABB", "1..1.");
+        check(false, "aAaa", ".11.");
+        check(true, "AAABBaab", "........");
+    }
+
+    #[test]
+    fn a_stream_comes_back_with_a_few_packets_in_a_row() {
+        check(true, "AABBAAAA", "....--2.");
+        check(true, "ABABABBBAAAB", "..-.-...--2-");
+        check(false, "ABAAAA", "11--2.");
+    }
+
+    #[test]
+    fn a_name_is_a_packet_of_the_section() {
+        let carried = [Carried { pt: 96, mid: "video".into(), main: true, named: false }];
+        let mut sources = Sources::new(&carried, 5);
+        let Source::New(names) = sources.take(7.into(), &[0x80, 0xe0, 1, 2, 3, 4, 5, 6]) else { panic!("it is new") };
+        let want =
+            [0x90, 0xe0, 1, 2, 3, 4, 5, 6, 0, 0, 0, 7, 0xbe, 0xde, 0, 2, 0x54, b'v', b'i', b'd', b'e', b'o', 0, 0];
+        assert_eq!((&names[0][..24], names[0].len()), (&want[..], 24 + NOTHING));
+    }
+}
