@@ -211,6 +211,8 @@ impl Table {
             return;
         }
         let entry = self.sessions.get_mut(&id).expect("a user's session is in the table");
+        // Another session may have had it meanwhile.
+        entry.sources.retain(|known| *known != source);
         entry.sources.push_back(source);
         if entry.sources.len() > SOURCES_MAX
             && let Some(oldest) = entry.sources.pop_front()

@@ -52,10 +52,12 @@ impl<T> Order<T> {
                 _ => self.missing.clear(),
             }
         }
-        if self.waiting.len() == WAITING_MAX || self.missing.len() > WAITING_MAX {
+        let full = self.waiting.len() >= WAITING_MAX || self.missing.len() > WAITING_MAX;
+        if full {
             self.missing.clear();
         }
-        if self.fits(sequence) {
+        // What has waited for nothing goes on before this one.
+        if self.fits(sequence) && (!full || self.waiting.is_empty()) {
             return Some(packet);
         }
         let place = self.waiting.iter().rposition(|(other, _)| sequence.wrapping_sub(*other) < 1 << 15);
@@ -210,6 +212,13 @@ mod tests {
             assert!(kept > 10 && order.missing.len() <= WAITING_MAX && order.waiting.len() <= WAITING_MAX, "{kept}");
             assert!(order.take(12_000, 12_000, now).is_some() || order.next(now).is_some(), "a way out");
         }
+
+        // What has waited goes on before that for which there was no room.
+        let last = 102 + WAITING_MAX as u16;
+        let mut order = Order::after(Some(0));
+        let gone: Vec<_> = (2..=last).filter_map(|n| order.take(n, n, now)).collect();
+        let waited: Vec<_> = std::iter::from_fn(|| order.next(now)).collect();
+        assert_eq!([gone, waited].concat(), (2..=last).collect::<Vec<_>>());
     }
 
     #[test]

@@ -102,8 +102,14 @@ pub struct Peer {
     nacks: Vec<(Mid, Option<Rid>, u64)>,
     /// When media or a report of it last came from the client.
     heard: Instant,
-    /// No ICE check has come from the client for as long as the engine waits for one, which is 15 s.
+    /// No ICE check has come from the client for as long as the engine waits for one, which is 15 s, or none since ICE began anew.
     unchecked: bool,
+    /// Where checks have come from.
+    checked: Vec<SocketAddr>,
+    /// How many candidates were trickled.
+    candidates: usize,
+    /// Something was written that the engine has still to send.
+    wrote: bool,
     due: Instant,
     sweeps: Ticks,
 }
@@ -122,6 +128,9 @@ const LOST: Duration = Duration::from_secs(15);
 
 /// How many restarts a candidate that was sent before them is still known by.
 const FORMER_MAX: usize = 16;
+
+/// Addresses of a client that the engine is told of, and as many more that it checks from, until ICE begins anew.
+const CANDIDATES_MAX: usize = 64;
 
 /// Connections that one session may have at once.
 const TCP_MAX: usize = 4;
@@ -166,6 +175,9 @@ impl Peer {
             nacks: Vec::new(),
             heard: now,
             unchecked: false,
+            checked: Vec::new(),
+            candidates: 0,
+            wrote: false,
             due: now,
             sweeps: lane.sweeps(),
         };
@@ -209,6 +221,11 @@ impl Peer {
 
     /// Feeds one packet of those that have come; false if none is left. [`poll`](Self::poll) comes before the next.
     pub fn feed(&mut self) -> Result<bool, RtcError> {
+        // What has come waited for a while. In its time the engine would know of no frame yet that was written since, and report to the
+        // player a clock at 0.
+        if std::mem::take(&mut self.wrote) {
+            return self.rtc.handle_input(Input::Timeout(Instant::now())).map(|()| true);
+        }
         if let Some(packet) = self.names.pop().or_else(|| self.in_order()) {
             return self.input(&packet).map(|()| true);
         }
@@ -266,7 +283,10 @@ impl Peer {
             Event::SenderFeedback(report) => self.heard = self.heard.max(report.received_at),
             // A player has reported since the last such event.
             Event::MediaEgressStats(stats) if stats.loss.is_some() => self.heard = self.heard.max(stats.timestamp),
-            Event::IceConnectionStateChange(state) => self.unchecked = *state == IceConnectionState::Disconnected,
+            // Once ICE has begun anew the engine waits for checks without end.
+            Event::IceConnectionStateChange(state) => {
+                self.unchecked = !matches!(state, IceConnectionState::Connected | IceConnectionState::Completed);
+            }
             Event::StreamPaused(stream) => self.ask_for_losses(stream),
             Event::Connected => self.begin(),
             Event::Closed => self.port.closed(self.id),
@@ -313,7 +333,10 @@ impl Peer {
     /// Sends a frame of `mid` as `pt`.
     pub fn write(&mut self, mid: Mid, pt: Pt, at: Instant, time: MediaTime, data: Arc<[u8]>) -> Result<(), RtcError> {
         match self.rtc.writer(mid) {
-            Some(writer) => writer.write(pt, at, time, data),
+            Some(writer) => {
+                self.wrote = true;
+                writer.write(pt, at, time, data)
+            }
             None => Ok(()),
         }
     }
@@ -414,8 +437,24 @@ impl Peer {
         }
     }
 
+    /// Whether the engine may hear a datagram: it keeps each address from which a check comes, and looks through all of them.
+    fn admits(&mut self, packet: &Packets) -> bool {
+        let is_stun = packet.data.first().is_some_and(|first| *first <= 3);
+        if !is_stun || self.checked.contains(&packet.source) {
+            return true;
+        }
+        let room = self.checked.len() < CANDIDATES_MAX;
+        if room {
+            self.checked.push(packet.source);
+        }
+        room
+    }
+
     /// Feeds one datagram.
     fn input(&mut self, packet: &Packets) -> Result<(), RtcError> {
+        if !self.admits(packet) {
+            return Ok(());
+        }
         let proto = match &packet.tcp {
             Some(tcp) => {
                 self.know_tcp(packet.source, tcp);
@@ -510,6 +549,8 @@ impl Peer {
         self.former.truncate(FORMER_MAX - 1);
         self.former.push_front(std::mem::replace(&mut self.offer, offer).user);
         self.port.add_user(self.id, self.rtc.direct_api().local_ice_credentials().ufrag);
+        (self.heard, self.candidates) = (Instant::now(), 0);
+        self.checked.clear();
         self.add(fragment.candidates);
         let answer = offer::fragment(&answer);
         self.restarted = Some(answer.clone());
@@ -517,7 +558,9 @@ impl Peer {
     }
 
     fn add(&mut self, candidates: Vec<Candidate>) {
-        for candidate in candidates {
+        let room = CANDIDATES_MAX - self.candidates;
+        for candidate in candidates.into_iter().take(room) {
+            self.candidates += 1;
             self.rtc.add_remote_candidate(candidate);
         }
     }
@@ -786,8 +829,8 @@ mod tests {
         check("127.0.0.1:0", "127.0.0.1", false, 5, &want).await;
     }
 
-    #[tokio::test]
-    async fn who_ends_a_session_hears_of_it_once_its_place_is_free() {
+    /// A session that nobody has connected to.
+    async fn open() -> (Peer, StreamKey, Lanes, PathBuf) {
         let (port, folder) = bind("127.0.0.1:0").await;
         let mut client = Rtc::new(Instant::now());
         client.add_local_candidate(Candidate::host("127.0.0.1:9".parse().unwrap(), "udp").unwrap());
@@ -796,7 +839,45 @@ mod tests {
         let offer = api.apply().unwrap().0.to_sdp_string();
         let offer = Offer::parse(offer.as_bytes(), Purpose::Publish).unwrap();
         let (key, lanes) = (StreamKey::published(1, "show").unwrap(), Lanes::start(1).unwrap());
-        let (mut peer, _) = Peer::open(&port, key.clone(), offer, Purpose::Publish, lanes.pick()).unwrap();
+        let (peer, _) = Peer::open(&port, key.clone(), offer, Purpose::Publish, lanes.pick()).unwrap();
+        (peer, key, lanes, folder)
+    }
+
+    #[tokio::test]
+    async fn a_session_hears_checks_of_a_few_addresses_and_a_few_candidates() {
+        let (mut peer, _, _lanes, folder) = open().await;
+        let packet = |from: u16, first: u8| Packets {
+            source: SocketAddr::from(([127, 0, 0, 1], from)),
+            destination: SocketAddr::from(([127, 0, 0, 1], 9)),
+            at: Instant::now(),
+            data: Bytes::from(vec![first; 20]),
+            stride: 20,
+            tcp: None,
+        };
+        let heard = (1..=1000).filter(|from| peer.admits(&packet(*from, 0))).count();
+        assert_eq!(heard, CANDIDATES_MAX);
+        assert!(peer.admits(&packet(1, 1)) && !peer.admits(&packet(1000, 1)));
+        assert!(peer.admits(&packet(1000, 0x80)), "media comes from where it comes");
+
+        let user = peer.offer.user.clone();
+        let fragment = |user: &str| {
+            let candidates = (1..=50).map(|n| format!("a=candidate:{n} 1 udp {n} 127.0.0.1 {n} typ host\r\n"));
+            let text = format!("a=ice-ufrag:{user}\r\na=ice-pwd:0123456789abcdef01234567\r\n");
+            Fragment::parse((text + &candidates.collect::<String>()).as_bytes()).unwrap()
+        };
+        for _ in 0..3 {
+            assert!(matches!(peer.patch(fragment(&user), None), Patched::Trickled));
+        }
+        assert_eq!(peer.candidates, CANDIDATES_MAX);
+        assert!(matches!(peer.patch(fragment("efgh"), Some("*")), Patched::Restarted(..)));
+        assert!(peer.candidates == 50 && peer.admits(&packet(1000, 0)));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_ends_a_session_hears_of_it_once_its_place_is_free() {
+        let (mut peer, key, _lanes, folder) = open().await;
+        let port = peer.port.clone();
         let id = peer.id();
         let asks = async { port.order(id, &key, Command::End(true)).await && !port.knows(id, &key) };
         let session = async {

@@ -500,20 +500,23 @@ impl Port {
         };
         let (id, mail) = opened.context("it names no session")?;
         let (out, mut outgoing) = mpsc::channel::<Bytes>(TCP_QUEUE);
-        let deliver = |data: Bytes| {
+        let deliver = |data: Bytes, out: mpsc::Sender<Bytes>| {
             let at = Instant::now();
             self.table().heard(id, at);
             let stride = data.len();
-            let _ = mail.try_send(Packets { source, destination, at, data, stride, tcp: Some(out.clone()) });
+            let _ = mail.try_send(Packets { source, destination, at, data, stride, tcp: Some(out) });
         };
-        deliver(first);
+        // The session keeps the connection from here on, or lets go of it.
+        let kept = out.downgrade();
+        deliver(first, out);
         loop {
             while let Some(datagram) = framing::take(&mut input)? {
-                deliver(datagram);
+                deliver(datagram, kept.upgrade().context("its session has newer ones")?);
             }
             tokio::select! {
                 read = tcp.read_buf(&mut input) => anyhow::ensure!(read? > 0, "closed by the client"),
-                Some(datagram) = outgoing.recv() => {
+                datagram = outgoing.recv() => {
+                    let datagram = datagram.context("its session has newer ones, or has ended")?;
                     let framed = [&framing::head(datagram.len()), &datagram[..]].concat();
                     tokio::time::timeout(TCP_PATIENCE, tcp.write_all(&framed)).await.context("it takes nothing")??;
                 }

@@ -158,6 +158,7 @@ async def main():
     if args.switching:
         switch(next(it for it in peer.getTransceivers() if it.kind == "video"))
     session = "/".join(args.url.split("/")[:3]) + headers["Location"]
+    say("session", headers["Location"])
 
     ended = loop.run_in_executor(None, sys.stdin.read)
     while not ended.done():

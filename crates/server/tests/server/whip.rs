@@ -1,9 +1,9 @@
 //! WebRTC publishers and players of other people's making, and HTTP as it should not be spoken.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bywash_testkit::server::{APP, PUBLISH_KEY, publish_query};
 use bywash_testkit::{
@@ -78,7 +78,7 @@ fn whatever_form_a_client_publishes_in_its_pictures_go_on() {
         let (pictures, sounds) = media::count(&tags);
         assert!(pictures > 200 && sounds > 400, "{form}: {pictures} pictures, {sounds} packets of sound");
         let times: Vec<_> =
-            tags.iter().filter(|tag| tag.kind == 9 && tag.is_frame()).map(|tag| i64::from(tag.timestamp)).collect();
+            tags.iter().filter(|tag| tag.kind == 9 && tag.is_frame()).map(|tag| tag.timestamp).collect();
         let longest = times.windows(2).map(|pair| pair[1] - pair[0]).max();
         assert!(longest < Some(3_000), "{form}: pictures stood still for {longest:?} ms");
     }
@@ -504,6 +504,54 @@ fn a_whip_session_is_trickled_restarted_and_ended() {
         (server.ok("DescribeStreams", &[("StreamId", "show")])["Total"] == 0).then_some(())
     });
     assert_eq!(server.request("DELETE", &session, &[], b"").expect("an answer").0, 404);
+}
+
+#[test]
+fn who_asks_for_a_restart_of_ice_and_vanishes_is_gone() {
+    let server = Server::start(Setup::server("publish.grace = \"1s\""));
+    let client = Client::publish(&server, "show", &["--video-only"]);
+    let said = client.said();
+    let session = said.lines().find_map(|line| line.strip_prefix("session ")).expect("it tells");
+    let headers = ["Content-Type: application/trickle-ice-sdpfrag", "If-Match: *"];
+    let fragment = "a=ice-ufrag:efgh\r\na=ice-pwd:0123456789abcdef01234567\r\nm=audio 9 RTP/AVP 0\r\na=mid:0\r\n";
+    let (status, ..) = server.request("PATCH", session, &headers, fragment.as_bytes()).expect("an answer");
+    assert_eq!(status, 200);
+    drop(client);
+    eventually("the stream ends", secs(40), || {
+        server.ok("DescribeStreams", &[])["Streams"].as_array()?.is_empty().then_some(())
+    });
+}
+
+/// A binding request that names a session of ours, with an integrity that is none, as it goes over TCP (RFC 4571).
+fn framed_stun(answer: &str) -> Vec<u8> {
+    let user = answer.lines().find_map(|line| line.strip_prefix("a=ice-ufrag:")).expect("a user").to_owned() + ":abcd";
+    let mut attributes = [&[0, 6][..], &(user.len() as u16).to_be_bytes(), user.as_bytes()].concat();
+    attributes.resize(attributes.len().next_multiple_of(4), 0);
+    attributes.extend([0, 0x24, 0, 4, 0, 0, 0, 1, 0, 8, 0, 20]);
+    attributes.extend([0; 20]);
+    let head = [&[0, 1][..], &(attributes.len() as u16).to_be_bytes(), &[0x21, 0x12, 0xa4, 0x42], &[7; 12]].concat();
+    [&(20 + attributes.len() as u16).to_be_bytes()[..], &head, &attributes].concat()
+}
+
+#[test]
+fn a_session_holds_few_tcp_connections() {
+    let server = Server::start(Setup::default());
+    let (status, _, answer) = post(&server, "show", "", &offer()).expect("an answer");
+    assert_eq!(status, 201, "{answer}");
+    let stun = framed_stun(&answer);
+    let mut all: Vec<TcpStream> = Vec::new();
+    for _ in 0..8 {
+        let mut tcp = TcpStream::connect(("127.0.0.1", server.webrtc_port())).expect("a connection");
+        tcp.write_all(&stun).expect("it takes that");
+        tcp.set_read_timeout(Some(Duration::from_millis(200))).expect("a time");
+        all.push(tcp);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    eventually("all but four are closed", secs(8), || {
+        let closed = |mut tcp: &TcpStream| tcp.read(&mut [0; 100]).is_ok_and(|read| read == 0);
+        let open: Vec<bool> = all.iter().map(|tcp| !closed(tcp)).collect();
+        (open == [[false; 4], [true; 4]].concat()).then_some(())
+    });
 }
 
 #[test]
