@@ -392,12 +392,14 @@ impl Layer {
     /// Takes an access unit in, which follows the last one if `contiguous`; gives its picture, if that can be decoded. The
     /// parameter sets of a keyframe become the layer's track; until one has had them, those that were told with the offer.
     fn take(&mut self, unit: &[u8], contiguous: bool, told: &[Bytes]) -> Option<Picture> {
-        let (payload, from_start) = match self.codec {
-            Codec::Av1 => (Bytes::copy_from_slice(&unit[codec::av1::delimiter_len(unit)..]), true),
+        let (payload, from_start, contiguous) = match self.codec {
+            Codec::Av1 => (Bytes::copy_from_slice(&unit[codec::av1::delimiter_len(unit)..]), true, contiguous),
             codec => {
                 let payload = nal::from_annex_b(unit);
                 let from_start = nal::nals(&payload, 4).find_map(|unit| codec::is_first_slice(codec, unit));
-                (payload, from_start == Some(true))
+                // A fragment can be of nothing, and what it makes is none.
+                let whole = nal::nals(&payload, 4).all(|unit| !nal::is_empty_slice(codec, unit));
+                (payload, from_start == Some(true) && whole, contiguous && whole)
             }
         };
         let key = codec::is_key(self.codec, &payload);
@@ -449,7 +451,7 @@ mod tests {
     const SETS: &[u8] = b"\0\0\0\x01\x67\x42\xc0\x0b\xd9\x05\x06\x94\x84\0\0\x03\0\x04\0\0\x03\0\xf0\x3c\x50\xaa\x80\0\0\0\x01\x68\xce\x3c\x80";
 
     /// Feeds access units to a layer: `s` parameter sets, `I` a whole keyframe without them, `i` one without its first slice, `p` another
-    /// picture; `!` says that something was lost before the next one. Says which go on.
+    /// picture, `x` one that is a header alone; `!` says that something was lost before the next one. Says which go on.
     fn check(script: &str, want: &str) {
         check_told(&[], script, want);
     }
@@ -463,6 +465,7 @@ mod tests {
                 'I' => b"\0\0\0\x01\x65\x88\x84\0\0\0\x01\x65\x21\x11",
                 'i' => b"\0\0\0\x01\x65\x21\x11",
                 'p' => b"\0\0\0\x01\x41\x9a\x11",
+                'x' => b"\0\0\0\x01\x41",
                 _ => {
                     contiguous = false;
                     continue;
@@ -484,6 +487,7 @@ mod tests {
         check("sIp!ipIp", "IpIp");
         check("sIp!spIp", "IpIp");
         check("IpsIp", "Ip");
+        check("sIpxpIp", "IpIp");
     }
 
     #[test]
