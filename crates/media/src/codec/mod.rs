@@ -121,17 +121,41 @@ pub fn is_picture(codec: Codec, payload: &[u8]) -> bool {
 /// Whether a NAL unit is the first slice of its picture; `None` if it is no slice. Of H.264 and H.265.
 pub fn is_first_slice(codec: Codec, unit: &[u8]) -> Option<bool> {
     // first_mb_in_slice 0 is one set bit (H.264 §7.3.3); first_slice_segment_in_pic_flag is a bit (H.265 §7.3.6.1).
-    let at = match codec {
-        Codec::H264 if h264::is_slice(unit) => 1,
-        Codec::H265 if h265::is_slice(unit) => 2,
-        _ => return None,
-    };
-    unit.get(at).map(|byte| byte & 0x80 != 0)
+    unit.get(slice_header(codec, unit)?).map(|byte| byte & 0x80 != 0)
+}
+
+/// Whether a NAL unit is a slice that has a header and nothing else. Of H.264 and H.265.
+pub fn is_empty_slice(codec: Codec, unit: &[u8]) -> bool {
+    slice_header(codec, unit).is_some_and(|length| unit.len() <= length)
+}
+
+/// How long the header of a NAL unit is that is a slice.
+fn slice_header(codec: Codec, unit: &[u8]) -> Option<usize> {
+    match codec {
+        Codec::H264 if h264::is_slice(unit) => Some(1),
+        Codec::H265 if h265::is_slice(unit) => Some(2),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slice_that_is_a_header_alone_is_told() {
+        for (codec, nal, want) in [
+            (Codec::H264, &[0x65][..], true),
+            (Codec::H264, &[0x41, 0x9a], false),
+            // The end of a sequence is a header, and needs no more.
+            (Codec::H264, &[0x0a], false),
+            (Codec::H265, &[0x26, 0x01], true),
+            (Codec::H265, &[0x26, 0x01, 0xaf], false),
+            (Codec::H265, &[0x48, 0x01], false),
+        ] {
+            assert_eq!(is_empty_slice(codec, nal), want, "{nal:x?}");
+        }
+    }
 
     #[test]
     fn tracks_differ_in_what_a_decoder_goes_by_alone() {

@@ -95,15 +95,6 @@ fn without_zeros(nal: &[u8]) -> &[u8] {
     &nal[..end]
 }
 
-/// Whether `nal` is a slice of H.264 or H.265 that has a header and nothing else.
-pub fn is_empty_slice(codec: Codec, nal: &[u8]) -> bool {
-    match (codec, nal) {
-        (Codec::H264, [first]) => (1..=5).contains(&(first & 0x1f)),
-        (Codec::H265, [first] | [first, _]) => first >> 1 & 0x3f < 32,
-        _ => false,
-    }
-}
-
 /// The parameter sets in force, in the order they came, each known by its NAL type and id.
 #[derive(Clone, Debug)]
 pub struct Sets {
@@ -254,21 +245,6 @@ mod tests {
     fn check(payload: &[u8], length_size: usize, want: Option<&[u8]>) {
         let got = normalize(Bytes::copy_from_slice(payload), length_size);
         assert_eq!(got.as_deref(), want, "{payload:x?}");
-    }
-
-    #[test]
-    fn a_slice_that_is_a_header_alone_is_told() {
-        for (codec, nal, want) in [
-            (Codec::H264, &[0x65][..], true),
-            (Codec::H264, &[0x41, 0x9a], false),
-            // The end of a sequence is a header, and needs no more.
-            (Codec::H264, &[0x0a], false),
-            (Codec::H265, &[0x26, 0x01], true),
-            (Codec::H265, &[0x26, 0x01, 0xaf], false),
-            (Codec::H265, &[0x48, 0x01], false),
-        ] {
-            assert_eq!(is_empty_slice(codec, nal), want, "{nal:x?}");
-        }
     }
 
     #[test]

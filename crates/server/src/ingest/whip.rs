@@ -398,7 +398,7 @@ impl Layer {
                 let payload = nal::from_annex_b(unit);
                 let from_start = nal::nals(&payload, 4).find_map(|unit| codec::is_first_slice(codec, unit));
                 // A fragment can be of nothing, and what it makes is none.
-                let whole = nal::nals(&payload, 4).all(|unit| !nal::is_empty_slice(codec, unit));
+                let whole = nal::nals(&payload, 4).all(|unit| !codec::is_empty_slice(codec, unit));
                 (payload, from_start == Some(true) && whole, contiguous && whole)
             }
         };

@@ -223,11 +223,15 @@ impl Table {
     }
 }
 
+/// Whether a datagram is STUN: that begins with 0 to 3, and nothing else on this port does (RFC 7983 §7).
+pub fn is_stun(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| *first <= 3)
+}
+
 /// The ICE user of ours that a STUN request is addressed to (RFC 8445 §7.2.2); `None` for whatever else.
 pub fn user(datagram: &[u8]) -> Option<String> {
     const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
-    // RFC 7983 §7: STUN begins with 0 to 3, and nothing else on this port does.
-    if *datagram.first()? > 3 || *datagram.get(4..8)? != COOKIE {
+    if !is_stun(datagram) || *datagram.get(4..8)? != COOKIE {
         return None;
     }
     let message = StunMessage::parse(datagram).ok()?;

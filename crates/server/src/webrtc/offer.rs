@@ -25,7 +25,8 @@ use crate::token::Purpose;
 pub const TEXT_MAX: usize = 64 << 10;
 
 const MEDIA_MAX: usize = 16;
-const CANDIDATES_MAX: usize = 64;
+/// Candidates of an offer or a fragment.
+pub const CANDIDATES_MAX: usize = 64;
 
 /// Why an offer or a fragment is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -448,20 +449,18 @@ impl<'a> Session<'a> {
         let first = self.taken().find(|section| section.mid == self.bundle.first().copied()).or(self.taken().next());
         let each = || self.sections.iter().map(|section| &section.lines);
         let places = || first.iter().map(|section| &section.lines).chain([&self.lines]).chain(each());
-        for name in ["a=ice-lite", "a=ice-ufrag:", "a=ice-pwd:", "a=fingerprint:", "a=setup:"] {
+        let once = |name| {
             let place = places().find(|lines| lines.iter().any(|line| line.starts_with(name)));
-            let lines: Vec<_> = place.into_iter().flatten().filter(|line| line.starts_with(name)).collect();
-            if name == "a=fingerprint:" {
-                // Of several hash functions one is enough (RFC 8122 §5); all clients have this one.
-                let usable = lines.iter().find(|line| line.get(name.len()..).is_some_and(is_fingerprint));
-                let Some(usable) = usable else {
-                    return malformed("there is no a=fingerprint:sha-256 with 32 bytes in hexadecimal");
-                };
-                text.extend([usable, "\r\n"]);
-                continue;
-            }
-            text.extend(lines.into_iter().flat_map(|line| [line, "\r\n"]));
+            place.into_iter().flatten().copied().filter(move |line| line.starts_with(name))
+        };
+        for name in ["a=ice-lite", "a=ice-ufrag:", "a=ice-pwd:", "a=setup:"] {
+            text.extend(once(name).flat_map(|line| [line, "\r\n"]));
         }
+        // Of several hash functions one is enough (RFC 8122 §5); all clients have this one.
+        let Some(fingerprint) = once("a=fingerprint:").find(|line| is_fingerprint(line)) else {
+            return malformed("there is no a=fingerprint:sha-256 with 32 bytes in hexadecimal");
+        };
+        text.extend([fingerprint, "\r\n"]);
         // The engine takes these names for what it sends itself. Sound and pictures are of one stream: players keep them together by that.
         let stream = format!("{:016x}", rand::random::<u64>());
         let candidates = each().chain([&self.lines]).flatten().filter(|line| line.starts_with("a=candidate:"));
@@ -492,8 +491,9 @@ fn names_mid(line: &str) -> bool {
     line.starts_with("a=extmap:") && line.split(' ').nth(1) == Some(MID_URI)
 }
 
-/// Whether the value of an `a=fingerprint` is of the hash function that the engine compares by, SHA-256.
-fn is_fingerprint(value: &str) -> bool {
+/// Whether an `a=fingerprint` is of the hash function that the engine compares by, SHA-256.
+fn is_fingerprint(line: &str) -> bool {
+    let value = line.split_once(':').map_or("", |(_, value)| value);
     let Some((function, hash)) = value.trim().split_once(' ') else { return false };
     let is_byte = |byte: &str| byte.len() == 2 && byte.bytes().all(|digit| digit.is_ascii_hexdigit());
     function.eq_ignore_ascii_case("sha-256") && hash.split(':').count() == 32 && hash.split(':').all(is_byte)

@@ -18,8 +18,8 @@ use str0m::{Candidate, Event, IceConnectionState, Input, Output, Rtc, RtcError};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
-use super::demux::{Id, MAIL, Packets};
-use super::offer::{self, Fragment, Offer, Unfit};
+use super::demux::{Id, MAIL, Packets, is_stun};
+use super::offer::{self, CANDIDATES_MAX, Fragment, Offer, Unfit};
 use super::order::Order;
 use super::port::{Full, Port};
 use super::resend::{self, Sent};
@@ -104,9 +104,9 @@ pub struct Peer {
     heard: Instant,
     /// No ICE check has come from the client for as long as the engine waits for one, which is 15 s, or none since ICE began anew.
     unchecked: bool,
-    /// Where checks have come from.
+    /// Where checks have come from since ICE began, [`CANDIDATES_MAX`] at the most.
     checked: Vec<SocketAddr>,
-    /// How many candidates were trickled.
+    /// How many candidates were trickled since then; of those no more either.
     candidates: usize,
     /// Something was written that the engine has still to send.
     wrote: bool,
@@ -128,9 +128,6 @@ const LOST: Duration = Duration::from_secs(15);
 
 /// How many restarts a candidate that was sent before them is still known by.
 const FORMER_MAX: usize = 16;
-
-/// Addresses of a client that the engine is told of, and as many more that it checks from, until ICE begins anew.
-const CANDIDATES_MAX: usize = 64;
 
 /// Connections that one session may have at once.
 const TCP_MAX: usize = 4;
@@ -439,8 +436,7 @@ impl Peer {
 
     /// Whether the engine may hear a datagram: it keeps each address from which a check comes, and looks through all of them.
     fn admits(&mut self, packet: &Packets) -> bool {
-        let is_stun = packet.data.first().is_some_and(|first| *first <= 3);
-        if !is_stun || self.checked.contains(&packet.source) {
+        if !is_stun(&packet.data) || self.checked.contains(&packet.source) {
             return true;
         }
         let room = self.checked.len() < CANDIDATES_MAX;

@@ -61,13 +61,14 @@ impl Sources {
             return Source::Known;
         }
         let Carried { mid, main, named, .. } = carried;
-        let seen = self.lines.iter().any(|line| line.mid == mid && line.main);
-        let back = match self.lines.iter_mut().find(|line| line.mid == mid && line.main == main) {
-            Some(line) if line.ssrc == ssrc => {
-                line.strays = 0;
-                return Source::Known;
-            }
-            Some(line) => {
+        let line_of = |main| move |line: &Line| line.mid == mid && line.main == main;
+        let back = match self.lines.iter().position(line_of(main)) {
+            Some(at) => {
+                let line = &mut self.lines[at];
+                if line.ssrc == ssrc {
+                    line.strays = 0;
+                    return Source::Known;
+                }
                 let back = line.former.contains(&ssrc);
                 line.strays += u8::from(back);
                 if back && line.strays < BACK {
@@ -80,7 +81,7 @@ impl Sources {
                 back
             }
             // The engine takes no repairs of what it has not seen.
-            None if !main && !seen => return Source::Known,
+            None if !main && !self.lines.iter().any(line_of(true)) => return Source::Known,
             None => {
                 self.lines.push(Line { mid, main, ssrc, former: Vec::new(), strays: 0 });
                 false

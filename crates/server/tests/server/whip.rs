@@ -522,15 +522,14 @@ fn who_asks_for_a_restart_of_ice_and_vanishes_is_gone() {
     });
 }
 
-/// A binding request that names a session of ours, with an integrity that is none, as it goes over TCP (RFC 4571).
-fn framed_stun(answer: &str) -> Vec<u8> {
-    let user = answer.lines().find_map(|line| line.strip_prefix("a=ice-ufrag:")).expect("a user").to_owned() + ":abcd";
+/// A binding request to `user`, with an integrity that is none.
+fn stun(user: &str) -> Vec<u8> {
     let mut attributes = [&[0, 6][..], &(user.len() as u16).to_be_bytes(), user.as_bytes()].concat();
     attributes.resize(attributes.len().next_multiple_of(4), 0);
     attributes.extend([0, 0x24, 0, 4, 0, 0, 0, 1, 0, 8, 0, 20]);
     attributes.extend([0; 20]);
-    let head = [&[0, 1][..], &(attributes.len() as u16).to_be_bytes(), &[0x21, 0x12, 0xa4, 0x42], &[7; 12]].concat();
-    [&(20 + attributes.len() as u16).to_be_bytes()[..], &head, &attributes].concat()
+    let length = (attributes.len() as u16).to_be_bytes();
+    [&[0, 1][..], &length, &[0x21, 0x12, 0xa4, 0x42], &[7; 12], &attributes].concat()
 }
 
 #[test]
@@ -538,11 +537,14 @@ fn a_session_holds_few_tcp_connections() {
     let server = Server::start(Setup::default());
     let (status, _, answer) = post(&server, "show", "", &offer()).expect("an answer");
     assert_eq!(status, 201, "{answer}");
-    let stun = framed_stun(&answer);
+    let user = answer.lines().find_map(|line| line.strip_prefix("a=ice-ufrag:")).expect("a user");
+    let stun = stun(&format!("{user}:abcd"));
+    // RFC 4571.
+    let framed = [&(stun.len() as u16).to_be_bytes()[..], &stun].concat();
     let mut all: Vec<TcpStream> = Vec::new();
     for _ in 0..8 {
         let mut tcp = TcpStream::connect(("127.0.0.1", server.webrtc_port())).expect("a connection");
-        tcp.write_all(&stun).expect("it takes that");
+        tcp.write_all(&framed).expect("it takes that");
         tcp.set_read_timeout(Some(Duration::from_millis(200))).expect("a time");
         all.push(tcp);
         std::thread::sleep(Duration::from_millis(50));
@@ -563,12 +565,7 @@ fn floods_cost_bounded_memory_and_disturb_nobody() {
     let before = server.process().rss();
 
     // STUN that names nobody's session, and noise, from many sources.
-    let mut stun = vec![0, 1, 0, 48, 0x21, 0x12, 0xa4, 0x42];
-    stun.extend([7; 12]);
-    stun.extend([0, 6, 0, 11]);
-    stun.extend(b"nobody:nix!\0");
-    stun.extend([0, 0x24, 0, 4, 0, 0, 0, 1, 0, 8, 0, 20]);
-    stun.extend([0; 20]);
+    let mut stun = stun("nobody:nix!");
     for source in 0..100u8 {
         let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
         socket.connect(("127.0.0.1", server.webrtc_port())).expect("an address");
