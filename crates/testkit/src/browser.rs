@@ -68,8 +68,8 @@ impl Browser {
             r#"exec $(command -v chromium || command -v chromium-browser) "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1"#;
         chromium.args(["-c", RUN, "chromium"]).args(FLAGS);
         chromium.args(flags).arg(format!("--user-data-dir={}", profile.join("").display()));
-        // What is not in the profile is in the home folder.
-        chromium.env("HOME", profile.join(""));
+        // What is not in the profile is in the home folder, or for a while in that for such things.
+        chromium.env("HOME", profile.join("")).env("TMPDIR", profile.join(""));
         let mut process = Process::start(chromium.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let child = process.child();
         let (commands, answers) = (child.stdin.take(), child.stdout.take());

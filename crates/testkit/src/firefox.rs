@@ -45,7 +45,7 @@ impl Firefox {
         let mut firefox = Command::new("sh");
         firefox.args(["-c", r#"exec $(command -v firefox-esr || command -v firefox) "$@""#, "firefox"]);
         firefox.args(["--headless", "--marionette", "--no-remote", "--profile"]).arg(profile.join(""));
-        firefox.env("HOME", profile.join(""));
+        firefox.env("HOME", profile.join("")).env("TMPDIR", profile.join(""));
         let process = Process::start(firefox.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()));
         let connect = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok();
         let socket = eventually("firefox; run `make setup`", secs(30), connect);
