@@ -85,7 +85,7 @@ impl Output {
                     }
                     Event::Closed => return Ok(()),
                     Event::MediaAdded(added) if added.direction.is_sending() => {
-                        peer.repair(added.mid);
+                        peer.play(added.mid, added.kind);
                         match added.kind {
                             MediaKind::Video => self.video = self.video.or(Some(added.mid)),
                             MediaKind::Audio => self.audio = self.audio.or(Some(added.mid)),

@@ -12,6 +12,7 @@ pub mod framing;
 pub mod gather;
 pub mod offer;
 pub mod order;
+pub mod pace;
 pub mod peer;
 pub mod port;
 pub mod resend;

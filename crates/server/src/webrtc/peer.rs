@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use bywash_media::StreamKey;
-use str0m::media::{KeyframeRequestKind, MediaTime, Mid, Pt, Rid};
+use str0m::media::{KeyframeRequestKind, MediaKind, MediaTime, Mid, Pt, Rid};
 use str0m::net::{Protocol, Receive, Transmit};
 use str0m::rtp::rtcp::{Nack, Rtcp};
 use str0m::rtp::{RawPacket, RtpHeader, Ssrc, StreamPaused};
@@ -21,9 +21,11 @@ use tracing::debug;
 use super::demux::{Id, MAIL, Packets, is_stun};
 use super::offer::{self, CANDIDATES_MAX, Fragment, Offer, Unfit};
 use super::order::Order;
+use super::pace::Pace;
 use super::port::{Full, Port};
 use super::resend::{self, Sent};
 use super::source::{Source, Sources};
+use crate::clock;
 use crate::lane::{Lane, Ticks};
 use crate::token::Purpose;
 
@@ -95,6 +97,10 @@ pub struct Peer {
     resent: Vec<(Ssrc, Order<Packets>)>,
     /// The stream whose packets a player takes again as they were, if it does, and where they went last.
     sent: Option<(Ssrc, Sent, Option<Way>)>,
+    /// Pictures that wait for what went before them to find room.
+    pace: Pace<(Protocol, Way, Box<[u8]>)>,
+    /// A player's stream of sound, which does not wait for pictures.
+    sound: Option<Ssrc>,
     burst: Burst,
     /// TCP connections of the client, by its address; the newest last.
     tcp: Vec<(SocketAddr, mpsc::Sender<Bytes>)>,
@@ -167,6 +173,8 @@ impl Peer {
             last: None,
             resent: Vec::new(),
             sent: None,
+            pace: Pace::default(),
+            sound: None,
             burst: Burst::default(),
             tcp: Vec::new(),
             nacks: Vec::new(),
@@ -208,6 +216,7 @@ impl Peer {
                     return Ok(Some(event));
                 }
                 Output::Timeout(at) => {
+                    self.release(Instant::now());
                     self.burst.flush(&self.port);
                     self.due = at;
                     return Ok(None);
@@ -244,13 +253,15 @@ impl Peer {
         if self.feed()? {
             return Ok(Turn::Went);
         }
-        let due = self.due;
+        let (due, paced) = (self.due, self.pace.due());
         tokio::select! { biased;
             1.. = self.mail.recv_many(&mut self.came, MAIL) => {
                 self.came.reverse();
                 self.feed()?;
             }
             Some(command) = self.orders.recv() => return Ok(self.obey(command)),
+            // What waits goes with the next poll.
+            () = clock::until(paced) => {}
             () = until(due, &mut self.sweeps) => self.rtc.handle_input(Input::Timeout(Instant::now()))?,
         }
         Ok(Turn::Went)
@@ -262,14 +273,17 @@ impl Peer {
         writer.is_some_and(|mut writer| writer.request_keyframe(rid, KeyframeRequestKind::Pli).is_ok())
     }
 
-    /// Lets packets of `mid` be sent again until they are half of all. The engine's own limit is 15 %, beyond which it forgets
-    /// all requests: a way that only reorders makes a player ask for more than that, and what it really lost never comes.
-    pub fn repair(&mut self, mid: Mid) {
-        if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(mid, None) {
-            stream.set_rtx_cache(resend::PACKETS, resend::AGE, Some(0.5));
-            if self.offer.takes_as_it_was(mid) {
-                self.sent.get_or_insert((stream.ssrc(), Sent::default(), None));
-            }
+    /// Readies a stream to a player. Its packets may be sent again until those are half of all. The engine's own limit is 15 %, beyond
+    /// which it forgets all requests: a way that only reorders makes a player ask for more than that, and what it really lost never comes.
+    pub fn play(&mut self, mid: Mid, kind: MediaKind) {
+        let mut api = self.rtc.direct_api();
+        let Some(stream) = api.stream_tx_by_mid(mid, None) else { return };
+        stream.set_rtx_cache(resend::PACKETS, resend::AGE, Some(0.5));
+        if self.offer.takes_as_it_was(mid) {
+            self.sent.get_or_insert((stream.ssrc(), Sent::default(), None));
+        }
+        if kind == MediaKind::Audio {
+            self.sound.get_or_insert(stream.ssrc());
         }
     }
 
@@ -346,6 +360,9 @@ impl Peer {
     /// Says goodbye to the client.
     pub fn close(&mut self) {
         let said = self.rtc.close().and_then(|()| {
+            for (proto, way, datagram) in std::mem::take(&mut self.pace).rest() {
+                self.emit(proto, way, &datagram);
+            }
             while self.poll()?.is_some() {}
             Ok(())
         });
@@ -476,27 +493,47 @@ impl Peer {
         self.tcp.push((source, tcp.clone()));
     }
 
+    /// Sends what the engine has to send: pictures at a pace, all else at once.
     fn send(&mut self, transmit: &Transmit) {
-        match transmit.proto {
-            Protocol::Udp => {
-                let to = (transmit.source, transmit.destination);
-                self.keep(&transmit.contents, to);
-                self.burst.send(&self.port, to, &transmit.contents);
-            }
+        let (proto, way, datagram) = (transmit.proto, (transmit.source, transmit.destination), &*transmit.contents);
+        let Some((ssrc, sequence)) = rtp(datagram) else { return self.emit(proto, way, datagram) };
+        let now = Instant::now();
+        if proto == Protocol::Udp {
+            self.keep(ssrc, sequence, datagram, way, now);
+        }
+        if self.sound == Some(ssrc) || self.pace.admits(now) {
+            self.emit(proto, way, datagram);
+        } else {
+            self.pace.keep((proto, way, datagram.into()));
+            self.release(now);
+        }
+    }
+
+    /// Sends what has waited long enough.
+    fn release(&mut self, now: Instant) {
+        while let Some((proto, way, datagram)) = self.pace.next(now) {
+            self.emit(proto, way, &datagram);
+        }
+    }
+
+    fn emit(&mut self, proto: Protocol, way: Way, datagram: &[u8]) {
+        match proto {
+            Protocol::Udp => self.burst.send(&self.port, way, datagram),
             _ => {
                 // A client that does not read loses packets, as it would on a slow line.
-                if let Some((_, tcp)) = self.tcp.iter().rev().find(|(source, _)| *source == transmit.destination) {
-                    let _ = tcp.try_send(Bytes::copy_from_slice(&transmit.contents));
+                if let Some((_, tcp)) = self.tcp.iter().rev().find(|(source, _)| *source == way.1) {
+                    let _ = tcp.try_send(Bytes::copy_from_slice(datagram));
                 }
             }
         }
     }
 
     /// Keeps a datagram that may have to be sent again.
-    fn keep(&mut self, datagram: &[u8], to: Way) {
-        let Some((ssrc, sent, way)) = &mut self.sent else { return };
-        if let Some((_, sequence)) = rtp(datagram).filter(|it| it.0 == *ssrc) {
-            sent.keep(sequence, datagram, Instant::now());
+    fn keep(&mut self, of: Ssrc, sequence: u16, datagram: &[u8], to: Way, at: Instant) {
+        if let Some((ssrc, sent, way)) = &mut self.sent
+            && *ssrc == of
+        {
+            sent.keep(sequence, datagram, at);
             *way = Some(to);
         }
     }
@@ -630,7 +667,7 @@ mod tests {
 
     use bytes::BytesMut;
     use str0m::change::SdpAnswer;
-    use str0m::media::{Direction, Frequency, MediaKind};
+    use str0m::media::{Direction, Frequency};
     use str0m::net::TcpType;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpStream, UdpSocket};

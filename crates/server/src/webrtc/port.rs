@@ -59,8 +59,9 @@ const ADDRESSES_MAX: usize = 16;
 /// How long a TCP connection may take to name its session, and a write to it.
 const TCP_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Datagrams that wait for a TCP connection to take them.
-const TCP_QUEUE: usize = 64;
+/// Datagrams that wait for a TCP connection to take them, a large keyframe, and that it is given at once.
+const TCP_QUEUE: usize = 512;
+const TCP_BATCH: usize = 16;
 
 /// How long a publisher must be silent before another may take its place.
 const SILENCE: Duration = Duration::from_secs(4);
@@ -509,15 +510,20 @@ impl Port {
         // The session keeps the connection from here on, or lets go of it.
         let kept = out.downgrade();
         deliver(first, out);
+        let mut batch = Vec::new();
         loop {
             while let Some(datagram) = framing::take(&mut input)? {
                 deliver(datagram, kept.upgrade().context("its session has newer ones")?);
             }
             tokio::select! {
                 read = tcp.read_buf(&mut input) => anyhow::ensure!(read? > 0, "closed by the client"),
-                datagram = outgoing.recv() => {
-                    let datagram = datagram.context("its session has newer ones, or has ended")?;
-                    let framed = [&framing::head(datagram.len()), &datagram[..]].concat();
+                count = outgoing.recv_many(&mut batch, TCP_BATCH) => {
+                    anyhow::ensure!(count > 0, "its session has newer ones, or has ended");
+                    let mut framed = Vec::new();
+                    for datagram in batch.drain(..) {
+                        framed.extend(framing::head(datagram.len()));
+                        framed.extend_from_slice(&datagram);
+                    }
                     tokio::time::timeout(TCP_PATIENCE, tcp.write_all(&framed)).await.context("it takes nothing")??;
                 }
                 () = mail.closed() => return Ok(()),

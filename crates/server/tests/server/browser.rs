@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use bywash_testkit::browser::Page;
 use bywash_testkit::media::{assert_clean, count};
+use bywash_testkit::publisher::{Flow, Pace};
 use bywash_testkit::server::{APP, binary, command};
 use bywash_testkit::{
-    Browser, Firefox, Machine, Manner, Media, Nginx, Process, Scratch, Server, Setup, Sink, eventually, flash, flv,
-    secs,
+    Browser, Firefox, Machine, Manner, Media, Nginx, Process, Publisher, Scratch, Server, Setup, Sink, eventually,
+    flash, flv, secs,
 };
 
 use crate::enhanced::av1_decodes;
@@ -135,10 +136,21 @@ fn av1_reaches_a_target_that_takes_it_as_it_is() {
     av1_decodes(&sink.session("cam").expect("a session").kept);
 }
 
+/// Opens the page that plays the stream; `before` runs in it before its own scripts.
+fn open_player<'a>(browser: &'a Browser, server: &Server, stream: &str, before: &str) -> Page<'a> {
+    let page = browser.open(&format!("{}&auto=play", server.page("play", stream)), before);
+    page.wait("at('state').textContent === 'Playing.'", secs(20));
+    page
+}
+
 /// Plays the stream in a page until pictures and sound have come out.
 fn plays<'a>(browser: &'a Browser, server: &Server, stream: &str) -> Page<'a> {
-    let page = browser.open(&format!("{}&auto=play", server.page("play", stream)), "");
-    page.wait("at('state').textContent === 'Playing.'", secs(20));
+    plays_after(browser, server, stream, "")
+}
+
+/// As [`plays`]; `before` runs in the page before its own scripts.
+fn plays_after<'a>(browser: &'a Browser, server: &Server, stream: &str, before: &str) -> Page<'a> {
+    let page = open_player(browser, server, stream, before);
     let told = "session.numbers('inbound-rtp').then(({ video, audio }) => ";
     page.wait(
         &format!("{told}video?.framesDecoded > 30 && audio?.totalAudioEnergy > 0 && audio.packetsReceived > 50)"),
@@ -161,6 +173,46 @@ fn a_page_plays_what_comes_by_rtmp() {
     let (server, browser) = (Server::start(Setup::default()), Browser::start());
     let _publisher = Media::Plain.publish(&server.rtmp("show"));
     plays(&browser, &server, "show");
+}
+
+/// JavaScript: of the server's addresses the page tries those over TCP alone, as in a network that lets no UDP through.
+const NO_UDP: &str = r"
+    const known = RTCPeerConnection.prototype.setRemoteDescription;
+    RTCPeerConnection.prototype.setRemoteDescription = function ({ type, sdp }) {
+      return known.call(this, { type, sdp: sdp.replace(/^a=candidate:\S+ \d+ udp .*\r\n/gim, '') });
+    };";
+
+/// Over what the page's media goes.
+fn protocol(page: &Page<'_>) -> String {
+    let transceiver = "session.pc.getTransceivers()[0]";
+    let transport = format!("({transceiver}.sender.transport ?? {transceiver}.receiver.transport).iceTransport");
+    page.eval(&format!("{transport}.getSelectedCandidatePair().remote.protocol")).as_str().unwrap_or_default().into()
+}
+
+#[test]
+fn where_no_udp_goes_through_a_browser_publishes_and_plays_over_tcp() {
+    let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
+    let (publishing, file) = publish(&browser, &server, &nginx, NO_UDP, 500);
+    let playing = plays_after(&browser, &server, "cam", NO_UDP);
+    assert_eq!([protocol(&publishing), protocol(&playing)], ["tcp", "tcp"]);
+    let (pictures, sounds) = count(&assert_clean(&file));
+    assert!(pictures > 100 && sounds > 200, "{pictures} pictures, {sounds} packets of sound");
+}
+
+#[test]
+fn of_large_keyframes_a_player_over_tcp_loses_nothing() {
+    let (server, browser) = (Server::start(Setup::default()), Browser::start());
+    let publisher = Publisher::connect(&server.rtmp("show")).expect("it may publish");
+    // Some 300 packets each second.
+    let _publishing = Flow::start(vec![publisher], Pace { frame_rate: 10, picture: 60_000, audio: 0, group: 10 });
+    eventually("it is live", secs(10), || {
+        (server.ok("DescribeStreams", &[("StreamId", "show")])["Total"] == 1).then_some(())
+    });
+    let page = open_player(&browser, &server, "show", NO_UDP);
+    let told = "session.numbers('inbound-rtp').then(({ video }) => ";
+    page.wait(&format!("{told}video?.packetsReceived > 5000)"), secs(20));
+    let lost = page.eval(&format!("{told}[video.packetsLost, video.nackCount])"));
+    assert_eq!((protocol(&page), lost.to_string()), ("tcp".into(), "[0,0]".into()));
 }
 
 #[test]
