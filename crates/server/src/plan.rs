@@ -148,12 +148,14 @@ pub enum Leave {
     Lost,
     /// It was silent for too long.
     Silent,
+    /// It was let in, and its media never came.
+    Absent,
 }
 
 impl From<Leave> for Close {
     fn from(how: Leave) -> Close {
         match how {
-            Leave::Finished => Close::Normal,
+            Leave::Finished | Leave::Absent => Close::Normal,
             Leave::Lost => Close::TcpDrop,
             Leave::Silent => Close::Heartbeat,
         }
@@ -305,6 +307,8 @@ struct Live {
     /// The publisher that holds it.
     number: u64,
     cut: CancellationToken,
+    /// Until when the stream would have waited, had that one not come.
+    waited: Option<Instant>,
 }
 
 /// A relay that runs.
@@ -551,7 +555,8 @@ impl Keeper {
         let number = self.numbers;
         let cut = CancellationToken::new();
         let trace = [arrival.trace.as_slice(), &[mark]].concat().join(",");
-        let live = Live { stream, lane: arrival.lane, trace, number, cut: cut.clone() };
+        let waited = self.places.get(&key).and_then(|place| place.ends_at);
+        let live = Live { stream, lane: arrival.lane, trace, number, cut: cut.clone(), waited };
         match self.places.get(&key) {
             Some(_) => {
                 info!(stream = %key, from = %arrival.address, "publisher is back");
@@ -674,9 +679,17 @@ impl Keeper {
     fn left(&mut self, key: &StreamKey, how: Leave) {
         let grace = **self.parts.grace.load();
         let Some(place) = self.places.get_mut(key) else { return };
+        // Whoever was there before may still come back.
+        if how == Leave::Absent
+            && let Some(waited) = place.stream.as_ref().and_then(|live| live.waited)
+        {
+            info!(stream = %key, "publisher did not come; waiting for another");
+            place.ends_at = Some(waited);
+            return;
+        }
         place.close = how.into();
         // A publisher that says goodbye does not come back in a moment.
-        if how == Leave::Finished || grace.is_zero() || self.drained.is_some() {
+        if matches!(how, Leave::Finished | Leave::Absent) || grace.is_zero() || self.drained.is_some() {
             self.end(key, how.into());
         } else {
             info!(stream = %key, ?how, grace_ms = grace.as_millis() as u64, "publisher is gone; waiting for it");

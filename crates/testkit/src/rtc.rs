@@ -2,8 +2,8 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,10 @@ struct Shared {
     connected: AtomicUsize,
     ended: AtomicUsize,
     stop: AtomicBool,
+    /// They end by DELETE, each behind one more picture.
+    delete: AtomicBool,
+    /// How many pictures each has sent, once all have ended.
+    sent: Mutex<Vec<u32>>,
 }
 
 impl Flock {
@@ -54,6 +58,20 @@ impl Flock {
         flock
     }
 
+    /// Ends each session by DELETE, as soon as one more picture is sent; says how many pictures each has sent.
+    pub fn delete(mut self) -> Vec<u32> {
+        self.shared.delete.store(true, Relaxed);
+        self.end();
+        std::mem::take(&mut self.shared.sent.lock().expect("no holder panics"))
+    }
+
+    fn end(&mut self) {
+        self.shared.stop.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+
     /// How many sessions the server has ended.
     pub fn ended(&self) -> usize {
         self.shared.ended.load(Relaxed)
@@ -62,10 +80,7 @@ impl Flock {
 
 impl Drop for Flock {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.end();
     }
 }
 
@@ -94,12 +109,20 @@ fn run(mut sessions: Vec<Session>, media: Option<&Media>, shared: &Shared) {
         thread::sleep(rest.min(Duration::from_millis(1)));
     }
     for session in &mut sessions {
+        if let (true, Some(media)) = (shared.delete.load(Relaxed), media) {
+            session.send_picture(media);
+            session.drive();
+            request("DELETE", &session.address, "").expect("it ends");
+        }
+        shared.sent.lock().expect("no holder panics").push(session.sent[0]);
         let _ = session.rtc.close();
         session.drive();
     }
 }
 
 struct Session {
+    /// Where it is at the server.
+    address: String,
     rtc: Rtc,
     socket: UdpSocket,
     local: SocketAddr,
@@ -123,9 +146,13 @@ impl Session {
         let audio = api.add_media(MediaKind::Audio, Direction::SendOnly, None, None, None);
         let video = api.add_media(MediaKind::Video, Direction::SendOnly, None, None, None);
         let (offer, pending) = api.apply().expect("there are changes");
-        let answer = SdpAnswer::from_sdp_string(&post(address, &offer.to_sdp_string())?).map_err(io::Error::other)?;
+        let (head, answer) = request("POST", address, &offer.to_sdp_string())?;
+        let place = head.lines().find_map(|line| line.strip_prefix("location: ")).expect("a session has an address");
+        let host = address.split_inclusive('/').take(3).collect::<String>();
+        let address = format!("{}{place}", host.trim_end_matches('/'));
+        let answer = SdpAnswer::from_sdp_string(&answer).map_err(io::Error::other)?;
         rtc.sdp_api().accept_answer(pending, answer).map_err(io::Error::other)?;
-        Ok(Session { rtc, socket, local, video, audio, connected: false, key_wanted: false, sent: [0; 2] })
+        Ok(Session { address, rtc, socket, local, video, audio, connected: false, key_wanted: false, sent: [0; 2] })
     }
 
     /// Takes in what has come and sends what is to go.
@@ -164,19 +191,25 @@ impl Session {
                 rest = rest.min(due - now);
                 continue;
             }
-            let n = self.sent[kind];
-            self.sent[kind] += 1;
             rest = Duration::ZERO;
             if kind == 0 {
-                let key = std::mem::take(&mut self.key_wanted) || n.is_multiple_of(media.pace.group);
-                let ticks = n * (90_000 / rate);
-                self.write(self.video, ticks, Frequency::NINETY_KHZ, picture(n, key, media.pace.picture));
+                self.send_picture(media);
             } else {
+                let n = self.sent[kind];
+                self.sent[kind] += 1;
                 let packet = media.opus[n as usize % media.opus.len()].clone();
                 self.write(self.audio, n * 960, Frequency::FORTY_EIGHT_KHZ, packet);
             }
         }
         rest
+    }
+
+    fn send_picture(&mut self, media: &Media) {
+        let n = self.sent[0];
+        self.sent[0] += 1;
+        let key = std::mem::take(&mut self.key_wanted) || n.is_multiple_of(media.pace.group);
+        let ticks = n * (90_000 / media.pace.frame_rate);
+        self.write(self.video, ticks, Frequency::NINETY_KHZ, picture(n, key, media.pace.picture));
     }
 
     fn write(&mut self, mid: Mid, ticks: u32, clock: Frequency, data: Vec<u8>) {
@@ -198,21 +231,23 @@ fn picture(n: u32, key: bool, size: usize) -> Vec<u8> {
     picture
 }
 
-/// POSTs an offer; gives the answer.
-fn post(address: &str, offer: &str) -> io::Result<String> {
+/// Sends SDP, or nothing; gives the answer's head, its names in lower case, and its body.
+fn request(method: &str, address: &str, body: &str) -> io::Result<(String, String)> {
     let (host, path) = address.trim_start_matches("http://").split_once('/').expect("an address with a path");
     let mut socket = TcpStream::connect(host)?;
     socket.set_read_timeout(Some(secs(15)))?;
     let head = format!(
-        "POST /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/sdp\r\nContent-Length: {}\r\n\r\n",
-        offer.len()
+        "{method} /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/sdp\r\nContent-Length: {}\r\n\r\n",
+        body.len()
     );
     socket.write_all(head.as_bytes())?;
-    socket.write_all(offer.as_bytes())?;
+    socket.write_all(body.as_bytes())?;
     let mut answer = String::new();
     socket.read_to_string(&mut answer)?;
     match answer.split_once("\r\n\r\n") {
-        Some((head, body)) if head.contains(" 201 ") => Ok(body.to_owned()),
+        Some((head, body)) if head.contains(" 201 ") || head.contains(" 200 ") => {
+            Ok((head.to_owned(), body.to_owned()))
+        }
         _ => Err(io::Error::other(answer)),
     }
 }

@@ -15,6 +15,7 @@ use str0m::media::{MediaAdded, MediaData, MediaKind, Mid, Rid, SenderFeedback};
 use str0m::{Event, RtcError};
 use tracing::{debug, info, warn};
 
+use crate::clock::until;
 use crate::lane::Lane;
 use crate::plan::{Hold, Leave};
 use crate::webrtc::offer::Offer;
@@ -22,6 +23,9 @@ use crate::webrtc::{Peer, Turn};
 
 /// How long a session may take from its answer to its first media connection.
 const ESTABLISH: Duration = Duration::from_secs(15);
+
+/// How long a session that the client has ended goes on: what it sent before may lie in the kernel for a beat (40 ms).
+const LEAVING: Duration = Duration::from_millis(60);
 
 /// How long stream_create waits for the codec of the pictures.
 const UNKNOWN_CODEC: Duration = Duration::from_secs(2);
@@ -45,6 +49,7 @@ pub async fn run(mut peer: Peer, hold: Hold, lane: Lane, keyframe_interval: Dura
             Leave::Lost
         }
     };
+    let how = if ingest.connected || how == Leave::Finished { how } else { Leave::Absent };
     peer.close();
     info!(?how, "publisher leaves");
     // Before the session's place is free: who waits for that finds the stream free as well.
@@ -120,6 +125,7 @@ impl Ingest {
         let mut beats = lane.beats();
         let cut = self.hold.cut.clone();
         let mut cut = std::pin::pin!(cut.cancelled());
+        let mut leaves = None;
         loop {
             while let Some(event) = self.poll(peer)? {
                 if let Some(how) = self.event(event) {
@@ -135,20 +141,21 @@ impl Ingest {
             tokio::select! {
                 turn = peer.turn() => match turn? {
                     Turn::Went => {}
-                    Turn::End(true) => return Ok(Leave::Finished),
-                    Turn::End(false) => return Ok(Leave::Lost),
+                    Turn::End(true) => leaves = leaves.or(Some(Instant::now() + LEAVING)),
+                    // Another is to take its place, since nothing has come from it for a while.
+                    Turn::End(false) => return Ok(Leave::Silent),
                 },
+                () = until(leaves) => return Ok(Leave::Finished),
                 () = &mut cut => return Ok(Leave::Lost),
                 () = self.hold.publisher.keyframe_wanted() => self.keyframes.wanted = true,
                 () = &mut beats => {
                     self.beat();
                     if !self.connected && self.origin.elapsed() > ESTABLISH {
                         info!("no media connection in time");
-                        // There is nothing to come back to.
-                        return Ok(Leave::Finished);
+                        return Ok(Leave::Absent);
                     }
                     if self.connected && peer.is_lost(Instant::now()) {
-                        return Ok(Leave::Lost);
+                        return Ok(Leave::Silent);
                     }
                 }
             }

@@ -440,6 +440,30 @@ async fn a_publisher_that_takes_a_stream_over_within_the_grace_is_told_as_itself
 }
 
 #[tokio::test]
+async fn who_comes_back_without_media_takes_nothing_from_the_grace() {
+    let world = World::new().await;
+    world.grace.store(Arc::new(Duration::from_secs(3600)));
+    let (mut keeper, _asked) = world.keeper();
+    let alice = keeper.publish(world.arrival("s", "alice")).await.unwrap();
+    let ends_at = |keeper: &Keeper| keeper.places.get(&key("s")).map(|place| place.ends_at);
+    alice.leave(Leave::Silent);
+    keeper.read_inbox();
+    let waits = ends_at(&keeper).expect("it waits");
+    for _ in 0..2 {
+        let absent = keeper.publish(world.arrival("s", "alice")).await.unwrap();
+        assert_eq!(ends_at(&keeper), Some(None));
+        absent.leave(Leave::Absent);
+        keeper.read_inbox();
+        assert_eq!(ends_at(&keeper), Some(waits));
+    }
+    assert!(keeper.places[&key("s")].close == Close::Heartbeat, "it is told of who was there");
+    // A stream that never was ends at once.
+    keeper.publish(world.arrival("t", "bob")).await.unwrap().leave(Leave::Absent);
+    keeper.read_inbox();
+    assert!(!keeper.places.contains_key(&key("t")));
+}
+
+#[tokio::test]
 async fn a_stream_that_nobody_has_heard_of_does_not_come_back() {
     let world = World::new().await;
     world.grace.store(Arc::new(Duration::from_secs(3600)));
