@@ -60,12 +60,17 @@ class Session {
     }
   }
 
-  // Resolves when the connection is lost; never if it is closed here.
+  // Resolves when the connection is lost. The server's goodbye is told by the transport alone, long before the connection fails.
   lost() {
+    const [{ sender, receiver }] = this.pc.getTransceivers();
+    const transport = sender.transport ?? receiver.transport;
     return new Promise((done) => {
-      this.pc.addEventListener("connectionstatechange", () => {
-        if (this.pc.connectionState === "failed") done();
-      });
+      const check = () => {
+        if (this.pc.connectionState === "failed" || ["closed", "failed"].includes(transport?.state)) done();
+      };
+      this.pc.addEventListener("connectionstatechange", check);
+      transport?.addEventListener("statechange", check);
+      check();
     });
   }
 

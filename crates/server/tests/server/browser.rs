@@ -175,6 +175,18 @@ fn a_page_plays_what_comes_by_rtmp() {
     plays(&browser, &server, "show");
 }
 
+#[test]
+fn pages_notice_soon_that_the_server_has_ended_their_sessions() {
+    let (server, browser) = (Server::start(Setup::default()), Browser::start());
+    let publishing = browser.open(&format!("{}&auto=camera", server.page("publish", "cam")), "");
+    publishing.wait("at('state').textContent === 'Live.'", secs(20));
+    let playing = plays(&browser, &server, "cam");
+    server.ok("ForbidRTCStream", &[("StreamId", "cam")]);
+    // Left to themselves browsers wait for some 16 s.
+    publishing.wait("at('state').textContent.includes('forbidden')", secs(10));
+    playing.wait("at('state').textContent.includes('trying again')", secs(1));
+}
+
 /// JavaScript: of the server's addresses the page tries those over TCP alone, as in a network that lets no UDP through.
 const NO_UDP: &str = r"
     const known = RTCPeerConnection.prototype.setRemoteDescription;
