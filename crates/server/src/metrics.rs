@@ -41,7 +41,7 @@ impl Metrics {
         let webrtc::Counters { publishers, players, bytes, dropped, overflowed, nacks, gaps } = webrtc.clone();
         registry.register("webrtc_publishers", "Sessions that publish", publishers);
         registry.register("webrtc_players", "Sessions that play", players);
-        registry.register_with_unit("webrtc_ingest", "Taken in over UDP", Unit::Bytes, bytes);
+        registry.register_with_unit("webrtc_ingest", "Taken in over UDP and TCP", Unit::Bytes, bytes);
         registry.register("webrtc_dropped", "Reads thrown away as their session was too slow", dropped);
         registry.register("webrtc_overflowed", "Packets that the kernel had no room for", overflowed);
         registry.register("webrtc_nacks", "Requests to send packets again", nacks);

@@ -578,6 +578,9 @@ impl Peer {
 
     fn restart(&mut self, fragment: Fragment) -> Result<String, Unfit> {
         let offer = self.offer.restarted(&fragment.creds);
+        for candidate in self.port.candidates() {
+            self.rtc.add_local_candidate(candidate);
+        }
         let answer = offer::accept(&mut self.rtc, &offer)?;
         self.former.truncate(FORMER_MAX - 1);
         self.former.push_front(std::mem::replace(&mut self.offer, offer).user);

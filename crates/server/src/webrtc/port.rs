@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use bywash_media::StreamKey;
 use prometheus_client::metrics::counter::Counter;
@@ -29,7 +30,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::demux::{Entry, Id, Packets, Table};
 use super::gather::{Gather, QUIET, ROOM_WISHED};
@@ -53,8 +54,9 @@ const WITHOUT_BEATS: Duration = Duration::from_millis(20);
 /// How long a packet can have waited for us: what the kernel's notes say beyond that, the host's clock was set in between.
 const WAITED_MAX: Duration = Duration::from_millis(200);
 
-/// Interface addresses that are told to clients, at the most.
+/// Interface addresses that are told to clients, at the most, and how long they are taken to be as they were.
 const ADDRESSES_MAX: usize = 16;
+const ADDRESSES_AGE: Duration = Duration::from_secs(1);
 
 /// How long a TCP connection may take to name its session, and a write to it.
 const TCP_PATIENCE: Duration = Duration::from_secs(10);
@@ -77,16 +79,24 @@ pub struct Port {
     room: usize,
     tcp: TcpListener,
     local: SocketAddr,
-    /// What candidates are made of.
-    addresses: Vec<SocketAddr>,
-    /// This host's, to send from where the peer sent to.
-    own: HashSet<IpAddr>,
+    /// `webrtc.public_addresses`.
+    public: Vec<IpAddr>,
+    addresses: ArcSwap<Addresses>,
     certificate: DtlsCert,
     max_sessions: usize,
     jitter_buffer: Duration,
     counters: Counters,
     table: Mutex<Table>,
     tasks: Mutex<JoinSet<()>>,
+}
+
+/// Where this host is reached.
+struct Addresses {
+    /// What candidates are made of.
+    told: Vec<SocketAddr>,
+    /// Of its interfaces, to send from where the peer sent to.
+    own: HashSet<IpAddr>,
+    read: Instant,
 }
 
 /// What one read of the socket fills.
@@ -104,7 +114,7 @@ pub struct Counters {
     pub publishers: Gauge,
     /// See [`Counters::publishers`].
     pub players: Gauge,
-    /// Bytes that came over UDP for a session.
+    /// Bytes that came for a session.
     pub bytes: Counter,
     /// Reads of the socket that were thrown away as their session was too slow.
     pub dropped: Counter,
@@ -125,6 +135,28 @@ async fn gone(orders: &mpsc::Sender<Command>) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} WebRTC sessions are open: no more are taken")]
 pub struct Full(pub usize);
+
+impl Addresses {
+    fn read(local: SocketAddr, public: &[IpAddr]) -> io::Result<Addresses> {
+        let mut own = Vec::new();
+        if local.ip().is_unspecified() {
+            own = sys::interface_addresses()?;
+            own.retain(|ip| local.is_ipv6() || ip.is_ipv4());
+            // ffmpeg tries none but the first.
+            own.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6()));
+            own.truncate(ADDRESSES_MAX);
+        }
+        let bound = Some(local.ip()).filter(|ip| !ip.is_unspecified());
+        let mut told: Vec<SocketAddr> = Vec::new();
+        for ip in public.iter().chain(&bound).chain(&own) {
+            let address = SocketAddr::new(*ip, local.port());
+            if !told.contains(&address) {
+                told.push(address);
+            }
+        }
+        Ok(Addresses { told, own: own.into_iter().collect(), read: Instant::now() })
+    }
+}
 
 impl Counters {
     fn sessions(&self, publishes: bool) -> &Gauge {
@@ -152,30 +184,15 @@ impl Port {
             );
         }
 
-        let mut own = Vec::new();
-        if local.ip().is_unspecified() {
-            own = sys::interface_addresses().context("list this host's addresses")?;
-            own.retain(|ip| local.is_ipv6() || ip.is_ipv4());
-            // ffmpeg tries none but the first.
-            own.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6()));
-            own.truncate(ADDRESSES_MAX);
-        }
-        let bound = Some(local.ip()).filter(|ip| !ip.is_unspecified());
-        let mut addresses: Vec<SocketAddr> = Vec::new();
-        for ip in config.public_addresses.iter().chain(&bound).chain(&own) {
-            let address = SocketAddr::new(*ip, local.port());
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
-        }
+        let addresses = Addresses::read(local, &config.public_addresses).context("list this host's addresses")?;
         Ok(Arc::new(Port {
             udp,
             state,
             room,
             tcp,
             local,
-            addresses,
-            own: own.into_iter().collect(),
+            public: config.public_addresses.clone(),
+            addresses: ArcSwap::from_pointee(addresses),
             certificate: certificate::load(data_dir)?,
             max_sessions: config.max_sessions,
             jitter_buffer: config.jitter_buffer,
@@ -299,12 +316,31 @@ impl Port {
 
     /// Whether someone who calls from `ip` is told of an address that is not only this machine's.
     pub fn reaches(&self, ip: IpAddr) -> bool {
-        ip.is_loopback() || self.addresses.iter().any(|it| !it.ip().is_loopback())
+        ip.is_loopback() || self.addresses.load().told.iter().any(|it| !it.ip().is_loopback())
     }
 
-    pub(super) fn candidates(&self) -> impl Iterator<Item = Candidate> {
+    /// Where a session that begins now can be reached.
+    pub(super) fn candidates(&self) -> Vec<Candidate> {
+        self.look_at_addresses();
         let tcp = |address| Candidate::builder().tcp().host(address).tcptype(TcpType::Passive).build();
-        self.addresses.iter().flat_map(move |&it| [Candidate::host(it, "udp").ok(), tcp(it).ok()]).flatten()
+        let told = &self.addresses.load().told;
+        told.iter().flat_map(|&it| [Candidate::host(it, "udp").ok(), tcp(it).ok()]).flatten().collect()
+    }
+
+    /// Follows this host to its new addresses: leases end, and failover moves them.
+    fn look_at_addresses(&self) {
+        if !self.local.ip().is_unspecified() || self.addresses.load().read.elapsed() < ADDRESSES_AGE {
+            return;
+        }
+        match Addresses::read(self.local, &self.public) {
+            Ok(addresses) => {
+                if addresses.told != self.addresses.load().told {
+                    info!(addresses = ?addresses.told, "webrtc is reached at other addresses");
+                }
+                self.addresses.store(Arc::new(addresses));
+            }
+            Err(error) => warn!(%error, "cannot list this host's addresses"),
+        }
     }
 
     /// Sends datagrams of `stride` bytes each, the last maybe shorter.
@@ -314,7 +350,7 @@ impl Port {
             ecn: None,
             contents,
             segment_size: Some(stride),
-            src_ip: Some(from.ip()).filter(|ip| self.own.contains(ip)),
+            src_ip: Some(from.ip()).filter(|ip| self.addresses.load().own.contains(ip)),
         };
         if let Err(error) = self.state.try_send(UdpSockRef::from(&self.udp), &transmit)
             && error.kind() != io::ErrorKind::WouldBlock
@@ -336,8 +372,9 @@ impl Port {
     /// The candidate that a packet sent to `ip` was meant for: a translator in front of us changes public addresses to ours.
     fn candidate(&self, ip: Option<IpAddr>, source: &SocketAddr) -> SocketAddr {
         let ip = ip.unwrap_or(self.local.ip()).to_canonical();
-        let known = self.addresses.iter().find(|it| it.ip() == ip);
-        let alike = || self.addresses.iter().find(|it| it.is_ipv4() == source.is_ipv4());
+        let told = &self.addresses.load().told;
+        let known = told.iter().find(|it| it.ip() == ip);
+        let alike = || told.iter().find(|it| it.is_ipv4() == source.is_ipv4());
         known.or_else(alike).copied().unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.local.port()))
     }
 
@@ -505,6 +542,7 @@ impl Port {
             let at = Instant::now();
             self.table().heard(id, at);
             let stride = data.len();
+            self.counters.bytes.inc_by(stride as u64);
             let _ = mail.try_send(Packets { source, destination, at, data, stride, tcp: Some(out) });
         };
         // The session keeps the connection from here on, or lets go of it.
@@ -533,5 +571,32 @@ impl Port {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().expect("no holder panics")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_session_hears_of_the_addresses_that_the_host_has_by_then() {
+        let folder = std::env::temp_dir().join(format!("bywash-port-{}", rand::random::<u64>()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let public_addresses = vec!["192.0.2.1".parse().unwrap()];
+        let listen = "0.0.0.0:0".parse().unwrap();
+        let config = config::Webrtc { listen, public_addresses, ..config::Config::default().webrtc };
+        let port = Port::bind(&config, &folder).await.unwrap();
+        let told = |port: &Port| port.candidates().iter().map(|it| it.addr()).collect::<Vec<_>>();
+        let present = told(&port);
+        assert!(present.len() > 2 && present.iter().all(|it| it.port() == port.address().port()), "{present:?}");
+
+        let former = SocketAddr::new("198.51.100.7".parse().unwrap(), port.address().port());
+        for (age, want) in [(Duration::ZERO, vec![former; 2]), (ADDRESSES_AGE, present)] {
+            let read = Instant::now() - age;
+            port.addresses.store(Arc::new(Addresses { told: vec![former], own: HashSet::from([former.ip()]), read }));
+            assert_eq!(told(&port), want);
+        }
+        assert!(!port.addresses.load().own.contains(&former.ip()), "nothing is sent from there");
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }
