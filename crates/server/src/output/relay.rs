@@ -56,10 +56,7 @@ const BRIEF_IN_A_ROW: u32 = 3;
 /// How long after a lost session a target that still holds it may call our name taken.
 const STALE_NAME: Duration = Duration::from_secs(60);
 
-/// How long the first connect waits for a track: what a stream is made of says whether enhanced RTMP is offered.
-const UNKNOWN_CODEC: Duration = Duration::from_secs(2);
-
-/// How long it waits for pictures where there is sound.
+/// How long the first connect waits for pictures where there is sound.
 const SOUND_ALONE: Duration = Duration::from_millis(500);
 
 /// What must be known to relay; a reload replaces it for the sessions that follow.
@@ -383,13 +380,12 @@ async fn unless_over<T>(
     }
 }
 
-/// Comes once the stream has pictures, or sound that stays alone, or nothing for long.
+/// Comes once the stream has pictures, or sound that stays alone. What a stream is made of says whether enhanced RTMP is offered; and a
+/// publisher who has said no more than that he comes would open an empty publish at each target.
 async fn codecs_known(stream: &hub::Stream) {
-    let any = stream.tracks_are(|tracks| tracks.video.is_some() || tracks.audio.is_some());
-    if tokio::time::timeout(UNKNOWN_CODEC, any).await.is_ok() {
-        let pictures = stream.tracks_are(|tracks| tracks.video.is_some());
-        let _ = tokio::time::timeout(SOUND_ALONE, pictures).await;
-    }
+    stream.tracks_are(|tracks| tracks.video.is_some() || tracks.audio.is_some()).await;
+    let pictures = stream.tracks_are(|tracks| tracks.video.is_some());
+    let _ = tokio::time::timeout(SOUND_ALONE, pictures).await;
 }
 
 /// Whether a target has to know enhanced RTMP for what it gets of these tracks.

@@ -35,6 +35,17 @@ fn relay_to_nginx_decodes_clean() {
 }
 
 #[test]
+fn a_target_hears_of_a_stream_once_there_is_something_of_it() {
+    let (sink, server) = (Sink::start(Manner::Take), Server::start(Setup::default()));
+    let mut publisher = Publisher::connect(&server.rtmp("show")).expect("it is taken");
+    server.relay("show", &sink.url("show"));
+    stays("no session at the target", secs(3), || sink.session("show").is_none());
+    publisher.begin(false).expect("it is taken");
+    publisher.video(0, true, 1000).expect("it is taken");
+    eventually("the picture arrives", secs(5), || (sink.pictures("show") == 1).then_some(()));
+}
+
+#[test]
 fn one_stream_goes_to_several_targets() {
     let (cdn, server) = (Nginx::start(), Server::start(Setup::default()));
     let _publishing = Media::Plain.publish(&server.rtmp("show"));
