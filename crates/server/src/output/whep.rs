@@ -27,6 +27,10 @@ use crate::webrtc::{Peer, Turn};
 /// How long a session may take from its answer to its media connection.
 const ESTABLISH: Duration = Duration::from_secs(15);
 
+/// How long after its media connection a player is sent the first packet. Who has ended the handshake here has still to hear of that, and
+/// what comes before is lost to most: with the parameter sets, all until the next keyframe.
+const SETTLING: Duration = Duration::from_millis(50);
+
 /// How far a player may fall behind before it skips to a keyframe.
 const MAX_LAG: Time = Time::from_millis(2_000);
 
@@ -71,18 +75,14 @@ impl Output {
         lane: &Lane,
     ) -> Result<(), Ended> {
         // Once the player is connected.
-        let mut source = None;
+        let (mut source, mut begins) = (None, None);
         let mut beats = lane.beats();
         let since = Instant::now();
         let mut batch = Vec::new();
         loop {
             while let Some(event) = peer.poll()? {
                 match event {
-                    Event::Connected => {
-                        let begun = begin()?;
-                        self.late = Late::until(&begun);
-                        source = Some(begun);
-                    }
+                    Event::Connected => begins = Some(Instant::now() + SETTLING),
                     Event::Closed => return Ok(()),
                     Event::MediaAdded(added) if added.direction.is_sending() => {
                         peer.play(added.mid, added.kind);
@@ -128,6 +128,12 @@ impl Output {
                     }
                 }
                 () = until(late) => {}
+                () = until(begins) => {
+                    begins = None;
+                    let begun = begin()?;
+                    self.late = Late::until(&begun);
+                    source = Some(begun);
+                }
                 () = &mut beats => {
                     if source.is_none() && since.elapsed() > ESTABLISH {
                         info!("no media connection in time");

@@ -110,8 +110,8 @@ impl Sources {
     }
 }
 
-/// As many bytes as a packet has that would be looked at.
-const NOTHING: usize = 32;
+/// Less than a packet has that is decrypted: that would fail, and the engine would warn.
+const NOTHING: usize = 1;
 
 #[cfg(test)]
 mod tests {
