@@ -245,8 +245,11 @@ pub struct StreamKey {
 pub const STREAM_ID_MAX: usize = 256;
 
 impl StreamKey {
+    /// What a stream id is, for who has given something else.
+    pub const RULE: &str = "1 to 256 of A-Z a-z 0-9 - _ ., but no dots alone";
+
     /// The key that an API call names with its own `environment`; `None` if `id` is not a stream id
-    /// (1 to 256 of `A-Z a-z 0-9 - _ .`, not of dots alone). A test stream's id carries its prefix, see [`test_prefix`](Self::test_prefix).
+    /// (see [`RULE`](Self::RULE)). A test stream's id carries its prefix, see [`test_prefix`](Self::test_prefix).
     pub fn parse(app: u32, environment: Environment, id: &str) -> Option<StreamKey> {
         let allowed = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
         let fits = (1..=STREAM_ID_MAX).contains(&id.len()) && id.bytes().all(allowed);

@@ -221,8 +221,8 @@ impl Doors {
         let app = app
             .ok_or_else(|| refused(StatusCode::NOT_FOUND, "unknown app: the address is /whip/v1/<AppId>/<StreamId>"))?;
         let key = StreamKey::published(app.id, stream);
-        let key =
-            key.ok_or_else(|| refused(StatusCode::BAD_REQUEST, "invalid stream id: 1 to 256 of A-Z a-z 0-9 - _ ."))?;
+        let rule = || refused(StatusCode::BAD_REQUEST, format!("invalid stream id: {}", StreamKey::RULE));
+        let key = key.ok_or_else(rule)?;
         if !app.environment.has(key.environment()) {
             let reason = format!("the app has no {:?} environment", key.environment()).to_lowercase();
             return Err(refused(StatusCode::FORBIDDEN, reason));

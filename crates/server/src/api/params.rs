@@ -217,7 +217,7 @@ impl Params {
             Environment::Production => String::new(),
             Environment::Test => format!(", and begins with {} when IsTest is true", StreamKey::test_prefix(self.app)),
         };
-        format!("a StreamId has 1 to 256 of A-Z a-z 0-9 - _ .{prefix}")
+        format!("a StreamId has {}{prefix}", StreamKey::RULE)
     }
 
     /// How many indices follow `name`: 0, 1, … without a gap.

@@ -293,7 +293,7 @@ impl Connection {
         // FFmpeg says `mp4:` before names that end in .mp4, as Flash wanted it; no stream id has a colon.
         let name = request.name.strip_prefix("mp4:").unwrap_or(&request.name);
         let key = StreamKey::published(app.id, name);
-        let key = key.ok_or((bad_name, "invalid stream id: 1 to 256 of A-Z a-z 0-9 - _ .".to_owned()))?;
+        let key = key.ok_or_else(|| (bad_name, format!("invalid stream id: {}", StreamKey::RULE)))?;
         if !app.environment.has(key.environment()) {
             return Err((denied, format!("the app has no {:?} environment", key.environment()).to_lowercase()));
         }

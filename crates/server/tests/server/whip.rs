@@ -3,11 +3,13 @@
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bywash_testkit::publisher::Pace;
 use bywash_testkit::server::{APP, PUBLISH_KEY, publish_query};
 use bywash_testkit::{
-    Manner, Media, Nginx, Process, Receiver, Scratch, Server, Setup, Sink, eventually, flv, media, secs,
+    Flock, Manner, Media, Nginx, Process, Receiver, Scratch, Server, Setup, Sink, eventually, flv, media, rtc, secs,
 };
 
 use crate::client::Client;
@@ -82,6 +84,9 @@ fn whatever_form_a_client_publishes_in_its_pictures_go_on() {
         let longest = times.windows(2).map(|pair| pair[1] - pair[0]).max();
         assert!(longest < Some(3_000), "{form}: pictures stood still for {longest:?} ms");
     }
+    let log = server.output();
+    let warned: Vec<_> = log.lines().filter(|line| line.contains("decrypt")).collect();
+    assert!(warned.is_empty(), "{warned:?}");
 }
 
 #[test]
@@ -227,6 +232,25 @@ fn a_forbidden_whip_publisher_is_cut_and_refused() {
     client.wait("closed");
     let (status, _, body) = post(&server, "show", "", &offer()).expect("an answer");
     assert_eq!((status, body.contains("forbidden")), (403, true), "{body}");
+}
+
+#[test]
+fn what_was_sent_just_before_delete_arrives() {
+    let (sink, server) = (Sink::start(Manner::Take), Server::start(Setup::default()));
+    let names: Vec<String> = (0..10).map(|n| format!("s{n}")).collect();
+    names.iter().for_each(|name| server.relay(name, &sink.url(name)));
+    let addresses: Vec<String> = names.iter().map(|name| server.whip(name)).collect();
+    let pace = Pace { frame_rate: 25, picture: 1250, audio: 0, group: 50 };
+    let media = rtc::Media { pace, opus: Arc::new([vec![0xfc, 0xff, 0xfe]]) };
+    let flock = Flock::start(&addresses, Some(media));
+    names.iter().for_each(|name| sink.wait_for(name, secs(20)));
+    let sent = flock.delete();
+    let arrived = |name: &String| {
+        let pictures = sink.session(name)?.arrivals.into_iter().filter(|it| it.kind == 9 && !it.is_header());
+        Some(pictures.last()?.count() + 1)
+    };
+    let all = || names.iter().filter_map(arrived).collect::<Vec<_>>();
+    eventually(&format!("{sent:?} pictures, not {:?}", all()), secs(5), || (all() == sent).then_some(()));
 }
 
 #[test]
@@ -475,8 +499,9 @@ fn a_whip_session_is_trickled_restarted_and_ended() {
     assert_eq!(patch("", "abcd").0, 204, "candidates are known by their user");
     assert_eq!(patch("", "efgh").0, 428, "a restart is not");
     for (method, address) in [("GET", &session), ("HEAD", &session), ("GET", &endpoint), ("HEAD", &endpoint)] {
-        let (status, _, body) = server.request(method, address, &[], b"").expect("an answer");
+        let (status, head, body) = server.request(method, address, &[], b"").expect("an answer");
         assert_eq!((status, body.as_str()), (204, ""), "{method} {address}");
+        assert!(!head.contains("content-length"), "RFC 9110 §8.6: {method} {address}: {head}");
     }
     let (status, _, fragment) = patch("*", "efgh");
     assert_eq!((status, fragment.contains("a=candidate:")), (200, true), "{fragment}");
