@@ -679,18 +679,23 @@ impl Keeper {
     fn left(&mut self, key: &StreamKey, how: Leave) {
         let grace = **self.parts.grace.load();
         let Some(place) = self.places.get_mut(key) else { return };
+        let absent = how == Leave::Absent;
         // Whoever was there before may still come back.
-        if how == Leave::Absent
+        if absent
+            && self.drained.is_none()
             && let Some(waited) = place.stream.as_ref().and_then(|live| live.waited)
         {
             info!(stream = %key, "publisher did not come; waiting for another");
             place.ends_at = Some(waited);
             return;
         }
-        place.close = how.into();
+        if !absent {
+            place.close = how.into();
+        }
         // A publisher that says goodbye does not come back in a moment.
-        if matches!(how, Leave::Finished | Leave::Absent) || grace.is_zero() || self.drained.is_some() {
-            self.end(key, how.into());
+        if how == Leave::Finished || absent || grace.is_zero() || self.drained.is_some() {
+            let close = place.close;
+            self.end(key, close);
         } else {
             info!(stream = %key, ?how, grace_ms = grace.as_millis() as u64, "publisher is gone; waiting for it");
             place.ends_at = Some(Instant::now() + grace);
@@ -893,11 +898,14 @@ impl Keeper {
         Target::parse(&format!("{}/{}", url.trim_end_matches('/'), key.id())).ok()
     }
 
-    /// Streams of apps that are configured no more end: nobody could stop them by a call.
+    /// Streams of apps that are configured no more end, and those of an environment that their app has no more: nobody could stop them
+    /// by a call.
     fn end_strays(&mut self) {
-        let keys: Vec<_> = self.places.keys().filter(|key| self.parts.apps.get(key.app()).is_none()).cloned().collect();
+        let apps = &self.parts.apps;
+        let has = |key: &&StreamKey| apps.get(key.app()).is_some_and(|app| app.environment.has(key.environment()));
+        let keys: Vec<_> = self.places.keys().filter(|key| !has(key)).cloned().collect();
         for key in keys {
-            warn!(stream = %key, "its app is configured no more: the stream ends");
+            warn!(stream = %key, "its app or environment is configured no more: the stream ends");
             self.cut(&key);
             self.end(&key, Close::Kicked);
         }

@@ -53,7 +53,7 @@ Variables that Kubernetes makes of a service's name, such as `BYWASH_PORT_8080_T
 Durations are such as `"500ms"`, `"90s"`, `"1h30m"`, `"30d"`; sizes such as `"512KiB"`, `"64MiB"`. Text, durations and sizes are in quotes.
 
 SIGHUP reloads the file. Apps and all keys take effect at once, but for those marked *Restart.* No stream is cut but those of an app
-that is gone: no call could stop them. A file with
+or environment that is gone: no call could stop them. A file with
 problems, or one that has lost its last app, changes nothing.
 "#;
 

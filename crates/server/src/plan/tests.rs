@@ -464,6 +464,25 @@ async fn who_comes_back_without_media_takes_nothing_from_the_grace() {
 }
 
 #[tokio::test]
+async fn a_stream_ends_with_its_app_and_with_its_environment() {
+    let world = World::new().await;
+    let (mut keeper, _asked) = world.keeper();
+    let hold = keeper.publish(world.arrival("s", "alice")).await.unwrap();
+    let app = (*keeper.parts.apps.get(7).unwrap()).clone();
+    keeper.end_strays();
+    assert!(keeper.is_live(&key("s")));
+    keeper.parts.apps.replace(vec![App { environment: config::Environment::Test, ..app.clone() }]);
+    keeper.end_strays();
+    assert!(!keeper.is_live(&key("s")) && hold.cut.is_cancelled());
+
+    keeper.parts.apps.replace(vec![app.clone()]);
+    let hold = keeper.publish(world.arrival("s", "alice")).await.unwrap();
+    keeper.parts.apps.replace(vec![App { id: 8, ..app }]);
+    keeper.end_strays();
+    assert!(!keeper.is_live(&key("s")) && hold.cut.is_cancelled());
+}
+
+#[tokio::test]
 async fn a_stream_that_nobody_has_heard_of_does_not_come_back() {
     let world = World::new().await;
     world.grace.store(Arc::new(Duration::from_secs(3600)));

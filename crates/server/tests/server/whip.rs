@@ -246,8 +246,8 @@ fn what_was_sent_just_before_delete_arrives() {
     names.iter().for_each(|name| sink.wait_for(name, secs(20)));
     let sent = flock.delete();
     let arrived = |name: &String| {
-        let pictures = sink.session(name)?.arrivals.into_iter().filter(|it| it.kind == 9 && !it.is_header());
-        Some(pictures.last()?.count() + 1)
+        let mut pictures = sink.session(name)?.arrivals.into_iter().filter(|it| it.kind == 9 && !it.is_header());
+        Some(pictures.next_back()?.count() + 1)
     };
     let all = || names.iter().filter_map(arrived).collect::<Vec<_>>();
     eventually(&format!("{sent:?} pictures, not {:?}", all()), secs(5), || (all() == sent).then_some(()));
