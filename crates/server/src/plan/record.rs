@@ -65,6 +65,8 @@ pub(super) struct Recording {
     stream: hub::Stream,
     /// Taken away when the recording is wished no more.
     wish: Option<DropGuard>,
+    /// It is wished, but its app has no section of its vendor any more.
+    disowned: bool,
     pub(super) task: tokio::task::Id,
     /// The task is over,
     ended: bool,
@@ -107,8 +109,10 @@ impl Keeper {
         wished.retain(|record| !is_over(record));
         for recording in self.recordings.values_mut().filter(|it| it.whose.key == *key) {
             let is_wished = recording.unborn || wished.iter().any(|record| record.id == recording.whose.id);
+            let has_section = app.is_some_and(|app| app.record.contains_key(recording.whose.vendor.name()));
+            recording.disowned = is_wished && !has_section;
             // Without its section no call could stop it.
-            if !is_wished || !app.is_some_and(|app| app.record.contains_key(recording.whose.vendor.name())) {
+            if !is_wished || !has_section {
                 recording.wish = None;
             }
         }
@@ -168,10 +172,10 @@ impl Keeper {
         }
         let live = self.places.get(&record.key).and_then(|place| place.stream.as_ref())?;
         let Some(wanted) = app.and_then(|app| app.record.get(record.vendor.name())) else {
-            let reason = "the app has no recording of this vendor any more";
-            if record.status.state != RecordState::Failed {
-                let state = State { state: RecordState::Failed, reason: reason.into(), last_error: String::new() };
-                self.ledger.note(Entry::RecordState(record.id, state));
+            // One that still ends says so itself, behind its files.
+            let ends = self.recordings.values().any(|it| it.whose.id == record.id);
+            if record.status.state != RecordState::Failed && !ends {
+                self.ledger.note(Entry::RecordState(record.id, no_section(String::new())));
             }
             return None;
         };
@@ -205,7 +209,8 @@ impl Keeper {
         let task = self.running.spawn_on(recorder.run(), live.lane.handle()).id();
         let whose = Whose { key: record.key, id: record.id, vendor: record.vendor };
         let (stream, wish) = (live.stream.clone(), Some(stop.drop_guard()));
-        let recording = Recording { whose, stream, wish, task, ended: false, unwritten: 0, unborn: false };
+        let (ended, unborn, disowned) = Default::default();
+        let recording = Recording { whose, stream, wish, disowned, task, ended, unwritten: 0, unborn };
         self.recordings.insert(number, recording);
         Some(number)
     }
@@ -237,7 +242,7 @@ impl Keeper {
     }
 
     /// What recordings tell is written in the order in which they tell it. Of two of one task the newer one knows its state.
-    pub(super) fn note_word(&mut self, number: u64, word: Note) {
+    pub(super) fn note_word(&mut self, number: u64, mut word: Note) {
         let whose = self.recordings.get(&number).map(|it| it.whose.clone());
         if let (Note::State(_), Some(Whose { id, .. })) = (&word, &whose) {
             let newest = self.recordings.iter().rfind(|(_, it)| it.whose.id == *id);
@@ -247,6 +252,12 @@ impl Keeper {
         }
         if let Some(recording) = self.recordings.get_mut(&number) {
             recording.unwritten += 1;
+            if let Note::State(state) = &mut word
+                && state.state == RecordState::Waiting
+                && recording.disowned
+            {
+                *state = no_section(std::mem::take(&mut state.last_error));
+            }
         }
         self.ledger.note(Entry::Word(number, whose, word));
     }
@@ -359,6 +370,12 @@ pub(super) async fn open(tx: &mut Tx, whose: &Whose, openings: &[Opening]) -> Re
         files.push(file);
     }
     Ok(files)
+}
+
+/// What is said of a recording whose app has no section of its vendor any more.
+fn no_section(last_error: String) -> State {
+    let reason = "the app has no recording of this vendor any more".into();
+    State { state: RecordState::Failed, reason, last_error }
 }
 
 /// Notes a recording's state, and owes the callback where that is another one.

@@ -4,13 +4,14 @@ use std::future::poll_fn;
 use std::net::TcpListener;
 use std::task::Poll;
 
-use bywash_media::Environment;
+use bytes::Bytes;
+use bywash_media::{Codec, Environment, Frame, Kind, Time, Tracks, codec};
 use futures_util::future::poll_immediate;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::config::{self, App, Config, Vendor};
+use crate::config::{self, App, Config, Format, Vendor};
 use crate::lane::Lanes;
 use crate::object::Urls;
 use crate::secret::Secret;
@@ -47,9 +48,10 @@ impl World {
         }
     }
 
-    fn keeper(&self) -> (Keeper, mpsc::Receiver<Request>) {
+    fn app(&self) -> App {
         let url = Some("http://127.0.0.1:9/".to_owned());
-        let app = App {
+        let (stream, record, state) = (url.clone(), url.clone(), url);
+        App {
             id: 7,
             server_secret: Secret::new("secret"),
             callback_secret: Secret::new("secret"),
@@ -57,13 +59,16 @@ impl World {
             publish_auth: config::PublishAuth::None,
             publish_key: Secret::default(),
             play_key: Secret::default(),
-            callback: config::Callback { stream: url.clone(), state: url, ..config::Callback::default() },
+            callback: config::Callback { stream, record, state, ..config::Callback::default() },
             cdn: self.cdn.lock().unwrap().clone(),
             record: Default::default(),
             clear_whole_app: false,
             delete_media_string: false,
             stream_history: None,
-        };
+        }
+    }
+
+    fn keeper(&self) -> (Keeper, mpsc::Receiver<Request>) {
         let hour = Duration::from_secs(3600);
         let relay = config::Relay { allow_private_targets: true, connect_timeout: hour, ..Config::default().relay };
         let media = self.dir.path().join("media");
@@ -71,7 +76,7 @@ impl World {
             store: self.store.clone(),
             hub: self.hub.clone(),
             live: self.live.clone(),
-            apps: Arc::new(Apps::new(vec![app])),
+            apps: Arc::new(Apps::new(vec![self.app()])),
             renditions: Arc::default(),
             relay: Arc::new(ArcSwap::from_pointee(relay::Settings { config: relay, tls: relay::tls(None).unwrap() })),
             grace: self.grace.clone(),
@@ -308,6 +313,37 @@ async fn a_recording_whose_end_cannot_be_written_is_tried_again_after_a_while() 
     }
     world.wait_told(&["record_state ended"]).await;
     assert_eq!(keeper.next_deadline(), None);
+}
+
+#[tokio::test]
+async fn a_recording_whose_app_takes_its_section_away_has_failed_once_its_files_are_told_of() {
+    let world = World::new().await;
+    let (keeper, asked) = world.keeper();
+    let (plan, apps) = (keeper.plan.clone(), keeper.parts.apps.clone());
+    let aac = config::Record { formats: vec![Format::Aac], ..config::Record::default() };
+    apps.replace(vec![App { record: [("Tencent".into(), aac)].into(), ..world.app() }]);
+    let _running = tokio::spawn(keeper.run(asked));
+    world.put_record("s", 0, RecordState::Waiting).await;
+    let mut hold = plan.publish(world.arrival("s", "")).await.unwrap();
+    hold.began(0);
+    let mut tracks = Tracks::default();
+    tracks.set(codec::track(Codec::Aac, Bytes::from_static(&[0x11, 0x90])).unwrap());
+    hold.publisher.set_tracks(tracks);
+    for dts in (0..500).step_by(20).map(Time::from_millis) {
+        let payload = Bytes::from_static(&[0; 100]);
+        hold.publisher.push(Frame { track: Kind::Audio, dts, cts: Time::ZERO, key: true, payload });
+    }
+    // It holds back what it reads until it knows whether there are pictures.
+    let read = |it: &live::Recording| it.bytes.load(std::sync::atomic::Ordering::Relaxed) > 0;
+    wait("it reads", async || world.live.recordings().iter().any(|(_, it)| read(it))).await;
+    apps.replace(vec![world.app()]);
+    // The first look tells it to stop, the others find it stopping.
+    (0..3).for_each(|_| plan.wake(key("s")));
+    wait("it is over", async || world.live.recordings().is_empty()).await;
+    hold.leave(Leave::Finished);
+    wait("the stream is over", async || world.told().await.last().unwrap() == "stream_close 0").await;
+    let told = world.told().await;
+    assert_eq!(told[1..told.len() - 1], ["record_state recording", "record", "record_state failed"]);
 }
 
 #[tokio::test]
