@@ -31,6 +31,9 @@ const HELD_MAX: usize = 8 << 20;
 /// How far sound may come behind the pictures and still find the file before a cut open.
 const LATE: Time = Time::from_millis(3_000);
 
+/// Sound that lies so far behind all that came is not the end of it.
+const HOLE: Time = Time::from_millis(100);
+
 /// How much of a stream is gathered for one write. Each goes to another thread; what a kill costs is less than with an MP4's fragments.
 const GATHER: Time = Time::from_millis(400);
 
@@ -95,8 +98,7 @@ pub struct Take {
     files: Option<Files>,
     endings: Vec<Ending>,
     hls: Option<Hls>,
-    /// Frames are missing before the next one.
-    gap: bool,
+    gap: Gap,
     /// Decoding cannot go on before the next key frame.
     waits_for_key: bool,
     /// When the last picture was decoded, or the files began.
@@ -109,6 +111,18 @@ pub struct Take {
     /// Unix milliseconds less milliseconds of the stream's line.
     wall_ms: i64,
     out: Vec<Op>,
+}
+
+/// What may lie before the next frame, as HLS is to mark it. Sound that was still being encoded when its publisher went comes behind the
+/// word of the next one, and belongs before the gap.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Gap {
+    /// Nothing.
+    None,
+    /// A gap, if the times tell of one.
+    Perhaps,
+    /// The pictures are others, or some are missing.
+    Sure,
 }
 
 /// Frames that wait for tracks to settle.
@@ -131,7 +145,7 @@ impl Take {
             files: None,
             endings: Vec::new(),
             hls: None,
-            gap: false,
+            gap: Gap::None,
             waits_for_key: false,
             pictured: Time::ZERO,
             heard: [None; 2],
@@ -178,8 +192,10 @@ impl Take {
             held.pictures_wanted = begins && both;
             self.waits_for_key |= changed[Kind::Video as usize];
         } else {
-            // The publisher is another one, or a track has gone: what there is goes on.
-            self.gap = true;
+            // The publisher is another one, or a track has gone: what there is goes on. One that begins tells of its tracks one by one.
+            let stays = |kind| self.present.get(kind).is_none_or(|track| tracks.get(kind) == Some(track));
+            let more = tracks != self.present && kinds.into_iter().all(stays);
+            self.gap = self.gap.max(if more { Gap::Perhaps } else { Gap::Sure });
         }
         for kind in kinds {
             if let Some(track) = tracks.get(kind) {
@@ -191,7 +207,7 @@ impl Take {
 
     /// Frames are missing.
     pub fn skip(&mut self) {
-        (self.gap, self.waits_for_key) = (true, self.present.video.is_some());
+        (self.gap, self.waits_for_key) = (Gap::Sure, self.present.video.is_some());
     }
 
     /// Takes a frame.
@@ -262,7 +278,7 @@ impl Take {
     /// Nothing has come yet, and nothing is written: what is held comes again.
     pub fn forget(&mut self) {
         (self.held, self.tracks, self.present) = (None, Tracks::default(), Arc::default());
-        (self.gap, self.waits_for_key) = (false, false);
+        (self.gap, self.waits_for_key) = (Gap::None, false);
         (self.heard, self.stopped) = ([None; 2], false);
     }
 
@@ -385,13 +401,20 @@ impl Take {
         if waits && leads {
             let opened = self.open(frame.dts, |format| format == Format::M3u8);
             self.turn(opened.first().map(|&(file, _)| file));
-            self.gap = false;
+            self.gap = Gap::None;
         } else if waits && frame.track == Kind::Audio {
             // Sound that the list has no form for.
             return;
         }
         let Some(hls) = &mut self.hls else { return };
-        if frame.key && std::mem::take(&mut self.gap) {
+        let jumps = || Clock::end(&hls.clocks).is_some_and(|end| frame.dts - end > HOLE);
+        let is_behind = match self.gap {
+            Gap::None => false,
+            Gap::Perhaps => jumps(),
+            Gap::Sure => frame.track == Kind::Video || jumps(),
+        };
+        if frame.key && is_behind {
+            self.gap = Gap::None;
             let tracks = hls.tracks.clone();
             hls.restart(&tracks, &mut self.out);
         }
@@ -810,7 +833,8 @@ mod tests {
 
     /// Publishes what `script` says, with 25 pictures and 50 packets a second and a keyframe each second, sound being `behind` the pictures by
     /// so many milliseconds, and MP3 100 behind the sound: `L`, `S`, `a` and their like set tracks, a number is so many milliseconds of their frames, `!` frames that are missing,
-    /// after `~` pictures are shown 80 ms after they are decoded, after `^` keyframes 100 ms, and so behind the next two, after `=` they pause, and after the next go on. Tells
+    /// after `~` pictures are shown 80 ms after they are decoded, after `^` keyframes 100 ms, and so behind the next two, after `=` they pause, and after the next go on,
+    /// `_` so many milliseconds in which nobody publishes, `&` so many of sound that goes on where it was. Tells
     /// the files that are opened (`+`) and closed (`-`, with their [`content`]), and HLS's segments with their milliseconds.
     fn check(formats: &[Format], behind: i64, script: &str, want: &str) {
         let (interval, segment) = (Time::from_millis(2_000), Time::from_millis(1_000));
@@ -850,6 +874,15 @@ mod tests {
                     at += span;
                 }
                 Err(_) if word == "!" => take.skip(),
+                Err(_) if word.starts_with('_') => at += word[1..].parse::<i64>().unwrap(),
+                Err(_) if word.starts_with('&') => {
+                    let (last, span) = (take.heard[0].unwrap(), word[1..].parse::<i64>().unwrap());
+                    for dts in (20..=span).step_by(20).map(|ms| last + Time::from_millis(ms)) {
+                        let payload = vec![0x41; 93].into();
+                        let frame = Frame { track: Kind::Audio, dts, cts: Time::ZERO, key: true, payload };
+                        take.push(Input::Main, frame, now);
+                    }
+                }
                 Err(_) if word == "=" => paused = !paused,
                 Err(_) if word == "^" => open_groups = true,
                 Err(_) if word == "~" => shown = Time::from_millis(80),
@@ -946,6 +979,19 @@ mod tests {
         // The publisher is another one, with the same tracks.
         check(&[Format::M3u8], 0, "La 1000 La 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1:50");
         check(&[Format::M3u8], 0, "La 1000 Sa 1000", "+1 !0-0.ts 1000ms !1-1.ts 1000ms -1:50");
+    }
+
+    #[test]
+    fn sound_that_was_still_being_encoded_belongs_before_the_gap_which_hls_marks_once() {
+        let once = "+1 !0-0.ts 520ms !1-1.ts 1000ms -1:38";
+        check(&[Format::M3u8], 60, "La 500 _500 La &60 1000", once);
+        // The publisher that comes back tells of one track after the other.
+        check(&[Format::M3u8], 60, "La 500 _500 L &60 40 La 960", once);
+        check(&[Format::M3u8], 60, "La 500 _440 a &60 60 La 1000", "+1 !0-0.ts 520ms !1-1.ts 1120ms -1:38");
+        // A gap that is filled with silence.
+        check(&[Format::M3u8], 60, "La 500 _440 a &440 60 La 1000", "+1 !0-0.ts 940ms !1-1.ts 1000ms -1:38");
+        // Sound alone.
+        check(&[Format::M3u8], 60, "a 560 _440 a &60 1000", "+1 !0-0.ts 560ms !1-1.ts 1000ms -1:0");
     }
 
     #[test]
