@@ -99,6 +99,12 @@ impl Playlist {
     pub fn duration(&self) -> Time {
         self.segments.iter().fold(Time::ZERO, |sum, segment| sum + segment.duration)
     }
+
+    /// The same with what lies between its segments, by their dates.
+    pub fn span(&self) -> Time {
+        let (Some(first), Some(last)) = (self.segments.first(), self.segments.last()) else { return Time::ZERO };
+        Time::from_millis(last.wall_ms - first.wall_ms) + last.duration
+    }
 }
 
 /// `6.040` as time.

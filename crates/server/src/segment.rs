@@ -36,6 +36,8 @@ pub struct Whole {
     pub size: u64,
     /// How long it plays.
     pub duration: Time,
+    /// The same with the gaps that do not play, as far as the file knows of them.
+    pub span: Time,
 }
 
 /// A change to a file that is being written.
@@ -154,33 +156,33 @@ impl Folder {
 
     fn measure(&self, path: &Path, format: Format) -> io::Result<Whole> {
         if format == Format::M3u8 {
-            let duration = Playlist::parse(&fs::read_to_string(path.join(PLAYLIST))?).duration();
-            return Ok(Whole { size: size_of(path)?, duration });
+            let list = Playlist::parse(&fs::read_to_string(path.join(PLAYLIST))?);
+            return Ok(Whole { size: size_of(path)?, duration: list.duration(), span: list.span() });
         }
         let file = OnDisk::open(path)?;
         let done = finish(&file, format)?.ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Whole { size: done.len, duration: done.duration })
+        Ok(Whole { size: done.len, duration: done.duration, span: done.duration })
     }
 
     fn finish_file(&self, part: &Path, format: Format) -> io::Result<Option<Whole>> {
         let file = OnDisk::open(part)?;
         let Some(done) = finish(&file, format)? else { return Ok(None) };
         carry_out(&file.file, &done.writes, self.sync.is_some())?;
-        Ok(Some(Whole { size: done.len, duration: done.duration }))
+        Ok(Some(Whole { size: done.len, duration: done.duration, span: done.duration }))
     }
 
     fn finish_hls(&self, part: &Path) -> io::Result<Option<Whole>> {
-        let Some((steps, duration)) = self.steps(part)? else { return Ok(None) };
+        let Some((steps, duration, span)) = self.steps(part)? else { return Ok(None) };
         steps.into_iter().try_for_each(|step| self.take(part, step))?;
         if self.sync.is_some() {
             File::open(part)?.sync_all()?;
         }
-        Ok(Some(Whole { size: size_of(part)?, duration }))
+        Ok(Some(Whole { size: size_of(part)?, duration, span }))
     }
 
-    /// What makes an HLS folder whole, and how long it plays then: segments that the list does not know are repaired, then listed, and only
-    /// then called what they are.
-    fn steps(&self, part: &Path) -> io::Result<Option<(Vec<Step>, Time)>> {
+    /// What makes an HLS folder whole, how long it plays then, and that with its gaps: segments that the list does not know are repaired,
+    /// then listed, and only then called what they are.
+    fn steps(&self, part: &Path) -> io::Result<Option<(Vec<Step>, Time, Time)>> {
         let text = match fs::read_to_string(part.join(PLAYLIST)) {
             // Killed before there was a list.
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
@@ -216,7 +218,7 @@ impl Folder {
         steps.push(Step::List(list.to_string()));
         steps.push(Step::Rename(NEW.into(), PLAYLIST.into()));
         steps.append(&mut renames);
-        Ok(Some((steps, list.duration())))
+        Ok(Some((steps, list.duration(), list.span())))
     }
 
     /// Takes a step.
@@ -530,8 +532,10 @@ mod tests {
 
     #[test]
     fn a_file_is_whole_or_nothing() {
-        let whole =
-            |frames: i64| Whole { size: 307 * frames as u64, duration: Time::from_ticks(1024 * frames, 48_000) };
+        let whole = |frames: i64| {
+            let duration = Time::from_ticks(1024 * frames, 48_000);
+            Whole { size: 307 * frames as u64, duration, span: duration }
+        };
         check(3, 0, Some(whole(3)));
         check(3, 200, Some(whole(3)));
         check(0, 200, None);
@@ -543,8 +547,9 @@ mod tests {
         const KEY: &str = "7/s/2024-02-29/1/index.m3u8";
         let folder = folder("hls");
         let mut writer = folder.create(KEY, Format::M3u8).unwrap();
-        for uri in ["0-0.ts", "0-1.ts"] {
-            writer.apply(Change::Begin(segment(uri))).unwrap();
+        // With a gap of eight seconds between them.
+        for (uri, wall_ms) in [("0-0.ts", 0), ("0-1.ts", 10_000)] {
+            writer.apply(Change::Begin(Segment { wall_ms, discontinuity: wall_ms > 0, ..segment(uri) })).unwrap();
             writer.apply(Change::Append(vec![SEGMENT.into()])).unwrap();
             writer.apply(Change::End(Time::from_millis(2_000))).unwrap();
         }
@@ -556,7 +561,7 @@ mod tests {
         let mut list = OpenOptions::new().append(true).open(part.join(PLAYLIST)).unwrap();
         list.write_all(b"#EXTINF:2.000,\n0-").unwrap();
         let whole = folder.finish(KEY, Format::M3u8).unwrap().unwrap();
-        assert_eq!(whole.duration, Time::from_millis(4_000));
+        assert_eq!((whole.duration, whole.span), (Time::from_millis(4_000), Time::from_millis(12_000)));
         let path = folder.root().join("7/s/2024-02-29/1");
         assert_eq!(names(&path).unwrap(), ["0-0.ts", "0-1.ts", "index.m3u8"]);
         let text = fs::read_to_string(path.join(PLAYLIST)).unwrap();

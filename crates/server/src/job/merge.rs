@@ -299,7 +299,7 @@ impl Merges {
                 }
             }
         };
-        let (Whole { size, duration }, tracks) = made;
+        let (Whole { size, duration, .. }, tracks) = made;
         // Of segments that were copied we know what was known before.
         let mut about = if tracks == Tracks::default() { one.about.clone() } else { About::of(format, &tracks) };
         about.frame_rate_milli = if about.video_codec.is_empty() { 0 } else { one.about.frame_rate_milli };

@@ -105,11 +105,11 @@ pub struct About {
 }
 
 impl File {
-    /// The file once it is whole, with this many bytes and milliseconds.
+    /// The file once it is whole, with this many bytes and milliseconds. It ends later where it has gaps that do not play.
     pub fn whole(mut self, size: u64, duration_ms: i64) -> File {
         self.size = size as i64;
         self.duration_ms = duration_ms;
-        self.end_ms = self.begin_ms + duration_ms;
+        self.end_ms = self.end_ms.max(self.begin_ms + duration_ms);
         self.about.bit_rate = (size * 8000).checked_div(duration_ms as u64).unwrap_or(0);
         // A file does not change: what it is called and how long it is say which one it is.
         self.etag = hex::encode(Md5::digest(format!("{} {size} {duration_ms}", self.id)));
@@ -542,6 +542,15 @@ mod tests {
         assert!(gone.iter().map(|file| &file.id).eq(["1", "2"]), "{gone:?}");
         assert_eq!(tx.files_deleting(None, 1).await.unwrap(), gone[..1]);
         assert_eq!(tx.files_deleting(Some(&gone[0]), 1).await.unwrap(), gone[1..]);
+    }
+
+    #[test]
+    fn a_file_ends_when_its_last_media_came_and_plays_without_its_gaps() {
+        // It was closed after 23 s, or a crash has cut it.
+        for (end_ms, want) in [(33_000, 33_000), (10_000, 25_500)] {
+            let file = File { begin_ms: 10_000, end_ms, ..open("s", 1) }.whole(1, 15_500);
+            assert_eq!((file.end_ms, file.duration_ms), (want, 15_500));
+        }
     }
 
     #[tokio::test]

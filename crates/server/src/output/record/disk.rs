@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use bywash_media::Time;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
@@ -81,7 +82,7 @@ struct Inbox {
 enum Job {
     Open(Vec<(u32, File)>),
     Change(u32, Change),
-    Close(u32, u32),
+    Close(u32, u32, Time),
 }
 
 /// A file that is being written.
@@ -112,7 +113,7 @@ impl Disk {
                     bytes += change.len();
                     Job::Change(file, change)
                 }
-                Op::Close(file, rate) => Job::Close(file, rate),
+                Op::Close(file, rate, lasted) => Job::Close(file, rate, lasted),
             });
         }
         let room = self.room.clone().acquire_many_owned(bytes.clamp(QUEUE / TURNS, QUEUE) as u32).await;
@@ -136,7 +137,7 @@ impl Disk {
     pub async fn end(self) -> Option<String> {
         let _all = self.room.acquire_many(QUEUE as u32).await;
         let open = std::mem::take(&mut self.files.inbox().open);
-        open.into_values().for_each(|open| self.files.close(open, 0));
+        open.into_values().for_each(|open| self.files.close(open, 0, Time::ZERO));
         self.files.finishing.close();
         self.files.finishing.wait().await;
         self.trouble()
@@ -200,9 +201,9 @@ impl Files {
                     self.note(&file.path, &error);
                 }
             }
-            Job::Close(number, rate) => {
+            Job::Close(number, rate, lasted) => {
                 if let Some(open) = open.remove(&number) {
-                    self.close(open, rate);
+                    self.close(open, rate, lasted);
                 }
             }
         }
@@ -213,8 +214,12 @@ impl Files {
         *self.trouble() = Some(format!("cannot write: {error}"));
     }
 
-    fn close(&self, Open { mut file, writer }: Open, rate: u32) {
+    fn close(&self, Open { mut file, writer }: Open, rate: u32, lasted: Time) {
         file.about.frame_rate_milli = if file.about.video_codec.is_empty() { 0 } else { rate };
+        // Else the file tells what came to the disk.
+        if writer.is_some() {
+            file.end_ms = file.begin_ms + lasted.as_millis();
+        }
         let (folder, say, span) = (self.folder.clone(), self.say.clone(), self.span.clone());
         let finish = async move {
             drop(writer);
@@ -254,7 +259,11 @@ pub async fn finish(folder: &Folder, file: File, span: &Span) -> Note {
         let (folder, path, format) = (folder.clone(), file.path.clone(), file.format);
         match finished(move || folder.finish(&path, format)).await {
             Ok(None) => return Note::Nothing(file.id),
-            Ok(Some(whole)) => return Note::Whole(Box::new(file.whole(whole.size, whole.duration.as_ticks(1000)))),
+            Ok(Some(Whole { size, duration, span })) => {
+                let end_ms = file.end_ms.max(file.begin_ms + span.as_millis());
+                let file = File { end_ms, ..file };
+                return Note::Whole(Box::new(file.whole(size, duration.as_ticks(1000))));
+            }
             Err(error) => {
                 warn!(parent: span, path = file.path, %error, "cannot finish a file; trying again");
                 tokio::time::sleep(RETRY).await;

@@ -50,8 +50,8 @@ pub enum Op {
     Open(Vec<Opening>),
     /// One of them changes.
     Change(u32, Change),
-    /// One of them is over. Tells its pictures in 1000 seconds.
-    Close(u32, u32),
+    /// One of them is over. Tells its pictures in 1000 seconds, and how long it took to come, gaps and all.
+    Close(u32, u32, Time),
 }
 
 /// A file that is to be begun.
@@ -313,7 +313,7 @@ impl Take {
         let opened = self.open(at, |format| format != Format::M3u8 || !hls_waits);
         let (hls, files): (Vec<_>, Vec<_>) = opened.into_iter().partition(|&(_, format)| format == Format::M3u8);
         if !hls_waits {
-            self.turn(hls.first().map(|&(file, _)| file));
+            self.turn(at, hls.first().map(|&(file, _)| file));
         }
         if let Some(files) = self.files.take() {
             let pictures = go_on(&files.tracks, &files.join, &self.tracks);
@@ -324,7 +324,8 @@ impl Take {
         }
         let muxes = files.into_iter().map(|(file, format)| Muxing::new(file, format, &self.tracks, &mut self.out));
         let (muxes, tracks) = (muxes.collect(), self.tracks.clone());
-        self.files = Some(Files { begun: at, tracks, muxes, join: Join::default(), rate: Rate::default() });
+        let (join, rate, clocks, mp3) = Default::default();
+        self.files = Some(Files { begun: at, tracks, muxes, join, rate, clocks, mp3 });
     }
 
     /// Opens a file of each format that the tracks as they are have one in; of HLS if its list cannot go on.
@@ -342,11 +343,11 @@ impl Take {
         opened
     }
 
-    /// HLS goes on with the tracks as they are: in the file that was opened for it, or in its list.
-    fn turn(&mut self, opened: Option<u32>) {
+    /// HLS goes on with the tracks as they are: in the file that was opened for it at `at`, or in its list.
+    fn turn(&mut self, at: Time, opened: Option<u32>) {
         match (&mut self.hls, opened) {
             (_, Some(file)) => {
-                let old = self.hls.replace(Hls::new(file, &self.tracks));
+                let old = self.hls.replace(Hls::new(file, at, &self.tracks));
                 old.into_iter().for_each(|old| old.close(&mut self.out));
             }
             (Some(hls), None) if hls.tracks != self.tracks => hls.restart(&self.tracks, &mut self.out),
@@ -400,7 +401,7 @@ impl Take {
         let waits = hls.tracks != self.tracks;
         if waits && leads {
             let opened = self.open(frame.dts, |format| format == Format::M3u8);
-            self.turn(opened.first().map(|&(file, _)| file));
+            self.turn(frame.dts, opened.first().map(|&(file, _)| file));
             self.gap = Gap::None;
         } else if waits && frame.track == Kind::Audio {
             // Sound that the list has no form for.
@@ -440,6 +441,9 @@ struct Files {
     /// Of the pictures, whatever the files began with.
     join: Join,
     rate: Rate,
+    /// Of what was pushed, by kind; of MP3 beside it.
+    clocks: [Clock; 2],
+    mp3: Clock,
 }
 
 /// Files before a cut, as long as something that belongs to them may come.
@@ -500,6 +504,10 @@ impl Files {
             }
             self.rate.count(frame.dts);
         }
+        match input {
+            Input::Main => self.clocks[frame.track as usize].tick(frame.dts),
+            Input::Mp3 => self.mp3.tick(frame.dts),
+        }
         self.muxes.iter_mut().for_each(|it| it.push(input, frame, out));
     }
 
@@ -508,12 +516,17 @@ impl Files {
         for mut muxing in self.muxes {
             muxing.flush(out);
             let Muxing { file, mux, .. } = muxing;
+            let clocks = match mux {
+                Mux::Mp4(_) | Mux::Flv(_) => self.clocks,
+                Mux::Adts(_) => [Clock::default(), self.clocks[Kind::Audio as usize]],
+                Mux::Mp3 => [Clock::default(), self.mp3],
+            };
             if let Mux::Mp4(writer) = mux {
                 let mut writes = Vec::new();
                 writer.flush(&mut writes);
                 out.push(Op::Change(file, Change::Put(writes)));
             }
-            out.push(Op::Close(file, rate));
+            out.push(Op::Close(file, rate, Clock::end(&clocks).unwrap_or(self.begun) - self.begun));
         }
     }
 }
@@ -576,6 +589,8 @@ fn is_due(since: &mut Option<Time>, frame: &Frame, bytes: usize) -> bool {
 /// The playlist and its segments. A stretch of segments has the same tracks and no gap; a segment's name tells its stretch.
 struct Hls {
     file: u32,
+    /// When it was opened, and when its last segment ended.
+    span: (Time, Time),
     tracks: Tracks,
     mux: Segments,
     parts: Vec<Bytes>,
@@ -610,9 +625,10 @@ impl Segments {
 }
 
 impl Hls {
-    fn new(file: u32, tracks: &Tracks) -> Hls {
+    fn new(file: u32, at: Time, tracks: &Tracks) -> Hls {
         Hls {
             file,
+            span: (at, at),
             tracks: tracks.clone(),
             mux: Segments::new(tracks, ts::Counters::default()),
             parts: Vec::new(),
@@ -737,6 +753,7 @@ impl Hls {
         let Some(begun) = self.begun.take() else { return };
         self.flush(out);
         let end = Clock::end(&self.clocks).unwrap_or(begun);
+        self.span.1 = end;
         out.push(Op::Change(self.file, Change::End(end - begun)));
     }
 
@@ -751,7 +768,8 @@ impl Hls {
 
     fn close(mut self, out: &mut Vec<Op>) {
         self.end(&Tracks::default(), out);
-        out.push(Op::Close(self.file, self.rate.milli()));
+        let (begun, end) = self.span;
+        out.push(Op::Close(self.file, self.rate.milli(), end - begun));
     }
 }
 
@@ -913,7 +931,7 @@ mod tests {
                     }
                     files.get_mut(&file).unwrap().1.push(change);
                 }
-                Op::Close(file, _) => {
+                Op::Close(file, ..) => {
                     let (format, changes) = &files[&file];
                     got.push(format!("-{file}{}", content(*format, changes)));
                 }
@@ -969,6 +987,35 @@ mod tests {
             _ => None,
         });
         assert_eq!(content(Format::Mp3, &changes.collect::<Vec<_>>()), ":25");
+    }
+
+    #[test]
+    fn every_file_is_told_to_end_with_its_last_frame_whatever_gaps_it_has() {
+        let formats = vec![Format::M3u8, Format::Mp4, Format::Flv, Format::Aac, Format::Mp3];
+        let (interval, segment) = (Time::from_millis(60_000), Time::from_millis(1_000));
+        let mut take = Take::new(Settings { formats, interval, segment });
+        let now = Instant::now();
+        // It goes for ten seconds.
+        for begin in [0, 11_000] {
+            take.set_tracks(tracks("La"), now);
+            for ms in (begin..begin + 1_000).step_by(20) {
+                let frame = |track| {
+                    let (dts, key) = (Time::from_millis(ms), track == Kind::Audio || ms == begin);
+                    Frame { track, dts, cts: Time::ZERO, key, payload: vec![0x65; 50].into() }
+                };
+                if ms % 40 == 0 {
+                    take.push(Input::Main, frame(Kind::Video), now);
+                }
+                take.push(Input::Main, frame(Kind::Audio), now);
+                take.push(Input::Mp3, frame(Kind::Audio), now);
+            }
+        }
+        take.close();
+        let spans = take.flush().into_iter().filter_map(|op| match op {
+            Op::Close(_, _, span) => Some(span.as_millis()),
+            _ => None,
+        });
+        assert_eq!(spans.collect::<Vec<_>>(), [12_000; 5]);
     }
 
     #[test]
