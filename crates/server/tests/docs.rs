@@ -196,7 +196,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("tls", ""),
     ("token", "config secret"),
     ("vendor", "config secret"),
-    ("webrtc", "address config lane secret sys token"),
+    ("webrtc", "address clock config lane secret sys token"),
     ("wire", ""),
 ];
 
