@@ -64,7 +64,8 @@ fn a_chatty_target_is_answered_and_wakes_nobody() {
 fn pongs_are_no_relay() {
     let (sink, server) = (Sink::start(Manner::Chatty), Server::start(Setup::default()));
     let url = sink.url("show");
-    let silent = Publisher::connect(&server.rtmp("show")).expect("it is taken");
+    let mut silent = Publisher::connect(&server.rtmp("show")).expect("it is taken");
+    silent.begin(false).expect("it is taken");
     server.relay("show", &url);
     let pongs = || sink.session("show").map_or(0, |it| it.pongs);
     eventually("a ping is answered", secs(5), || (pongs() > 0).then_some(()));
