@@ -160,7 +160,7 @@ codes! {
     BAD_IS_TEST = 30004, "IsTest is neither true nor false";
     /// ForbidRTCStreams and ResumeRTCStreams: the list is empty, has more than 20 ids or a wrong one.
     BAD_STREAMS = 30006, "invalid list of StreamId";
-    /// A StreamId is missing, not of 1 to 256 of `A-Z a-z 0-9 - _ .`, or in the test environment without its prefix.
+    /// A StreamId is missing, not of 1 to 256 of `A-Z a-z 0-9 - _ .`, of dots alone, or in the test environment without its prefix.
     BAD_STREAM = 30009, "invalid StreamId";
     /// RTMPDispatchV2: Type is neither `pull` nor `push`.
     BAD_TYPE = 30010, "Type is neither pull nor push";

@@ -5,7 +5,7 @@
 //!
 //! | parameter | type | required | |
 //! |---|---|---|---|
-//! | StreamId | String | yes | 1 to 256 of `A-Z a-z 0-9 - _ .`; in the test environment it begins with `zegotest-<AppId>-` |
+//! | StreamId | String | yes | 1 to 256 of `A-Z a-z 0-9 - _ .`, but no dots alone; in the test environment it begins with `zegotest-<AppId>-` |
 //! | CDNUrl | String | no | `rtmp://` or `rtmps://` address of at most 2048 bytes, URL-encoded. Without it the app's `cdn.default_target` and the StreamId |
 //! | Sequence | String | yes | a number that grows from call to call of a stream; milliseconds of the clock serve |
 //!

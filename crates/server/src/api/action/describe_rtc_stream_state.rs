@@ -4,7 +4,7 @@
 //!
 //! | parameter | type | required | |
 //! |---|---|---|---|
-//! | StreamId | String | yes | 1 to 256 of `A-Z a-z 0-9 - _ .`; in the test environment it begins with `zegotest-<AppId>-` |
+//! | StreamId | String | yes | 1 to 256 of `A-Z a-z 0-9 - _ .`, but no dots alone; in the test environment it begins with `zegotest-<AppId>-` |
 //! | Sequence | String | yes | not compared: the call changes nothing |
 //!
 //! Limit: 40 calls a second, 10 in the test environment.

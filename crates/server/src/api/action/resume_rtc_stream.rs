@@ -4,7 +4,7 @@
 //!
 //! | parameter | type | required | |
 //! |---|---|---|---|
-//! | StreamId | String | yes | 1 to 256 of `A-Z a-z 0-9 - _ .`; in the test environment it begins with `zegotest-<AppId>-` |
+//! | StreamId | String | yes | 1 to 256 of `A-Z a-z 0-9 - _ .`, but no dots alone; in the test environment it begins with `zegotest-<AppId>-` |
 //! | Sequence | String | yes | a number that grows from call to call of a stream; milliseconds of the clock serve |
 //!
 //! Limit: 20 calls a second, 5 in the test environment.

@@ -4,7 +4,7 @@
 //!
 //! | parameter | type | required | |
 //! |---|---|---|---|
-//! | StreamId | String | yes | 1 to 256 of `A-Z a-z 0-9 - _ .`; in the test environment it begins with `zegotest-<AppId>-` |
+//! | StreamId | String | yes | 1 to 256 of `A-Z a-z 0-9 - _ .`, but no dots alone; in the test environment it begins with `zegotest-<AppId>-` |
 //! | Sequence | Int64 | yes | for reconciliation; not compared |
 //! | Type | String | yes | `push` or `pull` |
 //! | ClientIP | String | no | IPv4 address of the publisher or player |
