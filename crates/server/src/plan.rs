@@ -152,12 +152,14 @@ pub enum Leave {
     Absent,
 }
 
-impl From<Leave> for Close {
-    fn from(how: Leave) -> Close {
-        match how {
-            Leave::Finished | Leave::Absent => Close::Normal,
-            Leave::Lost => Close::TcpDrop,
-            Leave::Silent => Close::Heartbeat,
+impl Leave {
+    /// How a stream has ended whose last publisher left so; one that never came is not it.
+    fn close(self) -> Option<Close> {
+        match self {
+            Leave::Finished => Some(Close::Normal),
+            Leave::Lost => Some(Close::TcpDrop),
+            Leave::Silent => Some(Close::Heartbeat),
+            Leave::Absent => None,
         }
     }
 }
@@ -679,26 +681,22 @@ impl Keeper {
     fn left(&mut self, key: &StreamKey, how: Leave) {
         let grace = **self.parts.grace.load();
         let Some(place) = self.places.get_mut(key) else { return };
-        let absent = how == Leave::Absent;
-        // Whoever was there before may still come back.
-        if absent
-            && self.drained.is_none()
-            && let Some(waited) = place.stream.as_ref().and_then(|live| live.waited)
-        {
-            info!(stream = %key, "publisher did not come; waiting for another");
-            place.ends_at = Some(waited);
-            return;
-        }
-        if !absent {
-            place.close = how.into();
-        }
-        // A publisher that says goodbye does not come back in a moment.
-        if how == Leave::Finished || absent || grace.is_zero() || self.drained.is_some() {
+        place.close = how.close().unwrap_or(place.close);
+        let now = Instant::now();
+        let waits = match how {
+            // A publisher that says goodbye does not come back in a moment.
+            Leave::Finished => None,
+            // Whoever was there before may still come back.
+            Leave::Absent => place.stream.as_ref().and_then(|live| live.waited),
+            Leave::Lost | Leave::Silent => Some(now + grace).filter(|_| !grace.is_zero()),
+        };
+        if let Some(until) = waits.filter(|_| self.drained.is_none()) {
+            let grace_ms = until.saturating_duration_since(now).as_millis() as u64;
+            info!(stream = %key, ?how, grace_ms, "publisher is gone; waiting for it");
+            place.ends_at = Some(until);
+        } else {
             let close = place.close;
             self.end(key, close);
-        } else {
-            info!(stream = %key, ?how, grace_ms = grace.as_millis() as u64, "publisher is gone; waiting for it");
-            place.ends_at = Some(Instant::now() + grace);
         }
     }
 

@@ -40,6 +40,16 @@ pub struct Whole {
     pub span: Time,
 }
 
+impl Whole {
+    fn of_file(done: &Finish) -> Whole {
+        Whole { size: done.len, duration: done.duration, span: done.duration }
+    }
+
+    fn of_list(folder: &Path, list: &Playlist) -> io::Result<Whole> {
+        Ok(Whole { size: size_of(folder)?, duration: list.duration(), span: list.span() })
+    }
+}
+
 /// A change to a file that is being written.
 #[derive(Debug)]
 pub enum Change {
@@ -156,33 +166,32 @@ impl Folder {
 
     fn measure(&self, path: &Path, format: Format) -> io::Result<Whole> {
         if format == Format::M3u8 {
-            let list = Playlist::parse(&fs::read_to_string(path.join(PLAYLIST))?);
-            return Ok(Whole { size: size_of(path)?, duration: list.duration(), span: list.span() });
+            return Whole::of_list(path, &Playlist::parse(&fs::read_to_string(path.join(PLAYLIST))?));
         }
         let file = OnDisk::open(path)?;
         let done = finish(&file, format)?.ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Whole { size: done.len, duration: done.duration, span: done.duration })
+        Ok(Whole::of_file(&done))
     }
 
     fn finish_file(&self, part: &Path, format: Format) -> io::Result<Option<Whole>> {
         let file = OnDisk::open(part)?;
         let Some(done) = finish(&file, format)? else { return Ok(None) };
         carry_out(&file.file, &done.writes, self.sync.is_some())?;
-        Ok(Some(Whole { size: done.len, duration: done.duration, span: done.duration }))
+        Ok(Some(Whole::of_file(&done)))
     }
 
     fn finish_hls(&self, part: &Path) -> io::Result<Option<Whole>> {
-        let Some((steps, duration, span)) = self.steps(part)? else { return Ok(None) };
+        let Some((steps, list)) = self.steps(part)? else { return Ok(None) };
         steps.into_iter().try_for_each(|step| self.take(part, step))?;
         if self.sync.is_some() {
             File::open(part)?.sync_all()?;
         }
-        Ok(Some(Whole { size: size_of(part)?, duration, span }))
+        Whole::of_list(part, &list).map(Some)
     }
 
-    /// What makes an HLS folder whole, how long it plays then, and that with its gaps: segments that the list does not know are repaired,
-    /// then listed, and only then called what they are.
-    fn steps(&self, part: &Path) -> io::Result<Option<(Vec<Step>, Time, Time)>> {
+    /// What makes an HLS folder whole, and its list then: segments that it does not know are repaired, then listed, and only then called
+    /// what they are.
+    fn steps(&self, part: &Path) -> io::Result<Option<(Vec<Step>, Playlist)>> {
         let text = match fs::read_to_string(part.join(PLAYLIST)) {
             // Killed before there was a list.
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
@@ -218,7 +227,7 @@ impl Folder {
         steps.push(Step::List(list.to_string()));
         steps.push(Step::Rename(NEW.into(), PLAYLIST.into()));
         steps.append(&mut renames);
-        Ok(Some((steps, list.duration(), list.span())))
+        Ok(Some((steps, list)))
     }
 
     /// Takes a step.

@@ -1,7 +1,7 @@
 //! Many WebRTC publishers at once, light enough to count what a server does with them: str0m with made-up pictures.
 
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -13,6 +13,7 @@ use str0m::net::{Protocol, Receive};
 use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
 
 use crate::publisher::{self, Pace};
+use crate::server::request;
 use crate::{eventually, secs};
 
 /// The parameter sets of [`publisher::sequence_header`], as Annex B.
@@ -112,7 +113,8 @@ fn run(mut sessions: Vec<Session>, media: Option<&Media>, shared: &Shared) {
         if let (true, Some(media)) = (shared.delete.load(Relaxed), media) {
             session.send_picture(media);
             session.drive();
-            request("DELETE", &session.address, "").expect("it ends");
+            let (host, path) = &session.place;
+            assert_eq!(request(host, "DELETE", path, &[], b"").expect("an answer").0, 200);
         }
         shared.sent.lock().expect("no holder panics").push(session.sent[0]);
         let _ = session.rtc.close();
@@ -121,8 +123,8 @@ fn run(mut sessions: Vec<Session>, media: Option<&Media>, shared: &Shared) {
 }
 
 struct Session {
-    /// Where it is at the server.
-    address: String,
+    /// Its host, and its path there.
+    place: (String, String),
     rtc: Rtc,
     socket: UdpSocket,
     local: SocketAddr,
@@ -146,13 +148,15 @@ impl Session {
         let audio = api.add_media(MediaKind::Audio, Direction::SendOnly, None, None, None);
         let video = api.add_media(MediaKind::Video, Direction::SendOnly, None, None, None);
         let (offer, pending) = api.apply().expect("there are changes");
-        let (head, answer) = request("POST", address, &offer.to_sdp_string())?;
-        let place = head.lines().find_map(|line| line.strip_prefix("location: ")).expect("a session has an address");
-        let host = address.split_inclusive('/').take(3).collect::<String>();
-        let address = format!("{}{place}", host.trim_end_matches('/'));
+        let (host, path) = address.trim_start_matches("http://").split_once('/').expect("an address with a path");
+        let headers = ["Content-Type: application/sdp"];
+        let (status, head, answer) =
+            request(host, "POST", &format!("/{path}"), &headers, offer.to_sdp_string().as_bytes())?;
+        let place = head.lines().find_map(|line| line.strip_prefix("location: ")).filter(|_| status == 201);
+        let place = (host.to_owned(), place.ok_or_else(|| io::Error::other(answer.clone()))?.to_owned());
         let answer = SdpAnswer::from_sdp_string(&answer).map_err(io::Error::other)?;
         rtc.sdp_api().accept_answer(pending, answer).map_err(io::Error::other)?;
-        Ok(Session { address, rtc, socket, local, video, audio, connected: false, key_wanted: false, sent: [0; 2] })
+        Ok(Session { place, rtc, socket, local, video, audio, connected: false, key_wanted: false, sent: [0; 2] })
     }
 
     /// Takes in what has come and sends what is to go.
@@ -229,25 +233,4 @@ fn picture(n: u32, key: bool, size: usize) -> Vec<u8> {
     picture.resize(stamp + (size * if key { 6 } else { 1 }).max(40), 0x55);
     publisher::stamp(&mut picture[stamp..], n);
     picture
-}
-
-/// Sends SDP, or nothing; gives the answer's head, its names in lower case, and its body.
-fn request(method: &str, address: &str, body: &str) -> io::Result<(String, String)> {
-    let (host, path) = address.trim_start_matches("http://").split_once('/').expect("an address with a path");
-    let mut socket = TcpStream::connect(host)?;
-    socket.set_read_timeout(Some(secs(15)))?;
-    let head = format!(
-        "{method} /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/sdp\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    socket.write_all(head.as_bytes())?;
-    socket.write_all(body.as_bytes())?;
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer)?;
-    match answer.split_once("\r\n\r\n") {
-        Some((head, body)) if head.contains(" 201 ") || head.contains(" 200 ") => {
-            Ok((head.to_owned(), body.to_owned()))
-        }
-        _ => Err(io::Error::other(answer)),
-    }
 }

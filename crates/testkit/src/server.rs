@@ -216,21 +216,15 @@ play_key = "playkey0123456789playkey01234567"
         headers: &[&str],
         body: &[u8],
     ) -> std::io::Result<(u16, String, String)> {
-        let mut socket = TcpStream::connect(("127.0.0.1", self.http))?;
-        socket.set_read_timeout(Some(secs(15)))?;
-        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\n", self.http);
-        headers.iter().for_each(|line| head += &format!("{line}\r\n"));
-        head += &format!("Content-Length: {}\r\n\r\n", body.len());
-        // A server may refuse a long body before it has read it.
-        let _ = socket.write_all(head.as_bytes()).and_then(|()| socket.write_all(body));
-        let mut answer = Vec::new();
-        let read = socket.read_to_end(&mut answer);
-        let answer = String::from_utf8_lossy(&answer);
-        let Some((head, body)) = answer.split_once("\r\n\r\n") else {
-            return Err(read.err().unwrap_or_else(|| std::io::ErrorKind::UnexpectedEof.into()));
-        };
-        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-        Ok((status, head.to_ascii_lowercase(), body.to_owned()))
+        request(&format!("127.0.0.1:{}", self.http), method, path, headers, body)
+    }
+
+    /// Waits until the stream is live, for so long at the most.
+    #[track_caller]
+    pub fn wait_live(&self, stream: &str, patience: Duration) {
+        eventually("the stream is live", patience, || {
+            (self.ok("DescribeStreams", &[("StreamId", stream)])["Total"] == 1).then_some(())
+        });
     }
 
     /// GETs a path: status and body.
@@ -448,6 +442,31 @@ pub fn binary() -> PathBuf {
     let here = std::env::current_exe().expect("a running program");
     let near = here.ancestors().skip(1).take(2).map(|dir| dir.join("bywash")).find(|path| path.is_file());
     near.expect("the bywash binary beside this one: cargo build")
+}
+
+/// Sends a request to a host and port: status, head in lower case, and body.
+pub fn request(
+    host: &str,
+    method: &str,
+    path: &str,
+    headers: &[&str],
+    body: &[u8],
+) -> std::io::Result<(u16, String, String)> {
+    let mut socket = TcpStream::connect(host)?;
+    socket.set_read_timeout(Some(secs(15)))?;
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
+    headers.iter().for_each(|line| head += &format!("{line}\r\n"));
+    head += &format!("Content-Length: {}\r\n\r\n", body.len());
+    // A server may refuse a long body before it has read it.
+    let _ = socket.write_all(head.as_bytes()).and_then(|()| socket.write_all(body));
+    let mut answer = Vec::new();
+    let read = socket.read_to_end(&mut answer);
+    let answer = String::from_utf8_lossy(&answer);
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else {
+        return Err(read.err().unwrap_or_else(|| std::io::ErrorKind::UnexpectedEof.into()));
+    };
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+    Ok((status, head.to_ascii_lowercase(), body.to_owned()))
 }
 
 /// A command that runs the server's binary, or by another's help. Variables of its name configure it; what is meant for the tests is not

@@ -18,14 +18,15 @@ use tracing::{debug, info, warn};
 use crate::clock::until;
 use crate::lane::Lane;
 use crate::plan::{Hold, Leave};
+use crate::webrtc::gather::BEAT_MAX;
 use crate::webrtc::offer::Offer;
 use crate::webrtc::{Peer, Turn};
 
 /// How long a session may take from its answer to its first media connection.
 const ESTABLISH: Duration = Duration::from_secs(15);
 
-/// How long a session that the client has ended goes on: what it sent before may lie in the kernel for a beat (40 ms).
-const LEAVING: Duration = Duration::from_millis(60);
+/// How long a session that the client has ended goes on: what it sent before may lie in the kernel for a beat.
+const LEAVING: Duration = BEAT_MAX.saturating_add(Duration::from_millis(20));
 
 /// How long stream_create waits for the codec of the pictures.
 const UNKNOWN_CODEC: Duration = Duration::from_secs(2);

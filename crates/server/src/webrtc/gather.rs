@@ -7,9 +7,12 @@
 
 use std::time::{Duration, Instant};
 
-/// How far apart beats may be, the best first.
+/// How far apart beats are at the most.
+pub const BEAT_MAX: Duration = Duration::from_millis(40);
+
+/// How far apart they may be, the best first.
 const BEATS: [Duration; 5] = [
-    Duration::from_millis(40),
+    BEAT_MAX,
     Duration::from_millis(20),
     Duration::from_millis(10),
     Duration::from_millis(5),

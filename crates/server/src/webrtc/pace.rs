@@ -73,7 +73,7 @@ impl<T> Pace<T> {
 mod tests {
     use super::*;
 
-    /// Gives `count` packets to `pace` at `now`, and takes those that go.
+    /// Gives packets to `pace` at `now`, and takes those that go.
     fn offer(pace: &mut Pace<usize>, packets: std::ops::Range<usize>, now: Instant) -> Vec<usize> {
         let mut gone = Vec::new();
         for packet in packets {

@@ -217,9 +217,7 @@ fn of_large_keyframes_a_player_over_tcp_loses_nothing() {
     let publisher = Publisher::connect(&server.rtmp("show")).expect("it may publish");
     // Some 300 packets each second.
     let _publishing = Flow::start(vec![publisher], Pace { frame_rate: 10, picture: 60_000, audio: 0, group: 10 });
-    eventually("it is live", secs(10), || {
-        (server.ok("DescribeStreams", &[("StreamId", "show")])["Total"] == 1).then_some(())
-    });
+    server.wait_live("show", secs(10));
     let page = open_player(&browser, &server, "show", NO_UDP);
     let told = "session.numbers('inbound-rtp').then(({ video }) => ";
     page.wait(&format!("{told}video?.packetsReceived > 5000)"), secs(20));
@@ -249,9 +247,7 @@ fn who_joins_long_after_a_keyframe_sees_pictures_move_on_through_the_next() {
     let machine = Machine::watch();
     let (server, browser) = (Server::start(Setup::default()), Browser::start());
     let _publisher = Media::FewKeyframes.publish(&server.rtmp("show"));
-    eventually("it is live", secs(10), || {
-        (server.ok("DescribeStreams", &[("StreamId", "show")])["Total"] == 1).then_some(())
-    });
+    server.wait_live("show", secs(10));
     std::thread::sleep(secs(6));
     let page = plays(&browser, &server, "show");
     let begin = Instant::now();

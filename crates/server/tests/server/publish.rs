@@ -114,10 +114,7 @@ fn librtmp_publishes() {
 fn rtmpdump_plays_what_is_published() {
     let (server, scratch) = (Server::start(Setup::default()), Scratch::new());
     let _publishing = Media::Plain.publish(&server.rtmp("show"));
-    eventually("the stream is live", secs(5), || {
-        let described = server.ok("DescribeStreams", &[("StreamId", "show")]);
-        (described["Total"] == 1).then_some(())
-    });
+    server.wait_live("show", secs(5));
     let file = scratch.join("played.flv");
     let mut rtmpdump = Command::new("rtmpdump");
     rtmpdump.args(["-q", "--live", "-r", &server.rtmp("show"), "-o"]).arg(&file);

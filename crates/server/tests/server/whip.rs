@@ -257,9 +257,7 @@ fn what_was_sent_just_before_delete_arrives() {
 fn whep_plays_what_rtmp_publishes() {
     let server = Server::start(Setup::default());
     let _publishing = Media::Plain.publish(&server.rtmp("show"));
-    eventually("the stream is live", secs(5), || {
-        (server.ok("DescribeStreams", &[("StreamId", "show")])["Total"] == 1).then_some(())
-    });
+    server.wait_live("show", secs(5));
     let player = Client::aiortc(&server.whep("show"), &["--play"]);
     player.wait("connected");
     eventually("pictures are decoded", secs(20), || pictures(&player).filter(|n| *n > 30));
@@ -270,9 +268,7 @@ fn whep_plays_what_rtmp_publishes() {
 fn a_player_can_keep_sound_and_pictures_together_by_the_sender_reports() {
     let server = Server::start(Setup::default());
     let _publishing = Media::Plain.publish(&server.rtmp("show"));
-    eventually("the stream is live", secs(5), || {
-        (server.ok("DescribeStreams", &[("StreamId", "show")])["Total"] == 1).then_some(())
-    });
+    server.wait_live("show", secs(5));
     let player = Client::aiortc(&server.whep("show"), &["--play"]);
     // A report tells of sound each five seconds.
     eventually("they agree", secs(20), || {
