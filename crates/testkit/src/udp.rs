@@ -21,6 +21,7 @@ pub struct Way {
 /// A forwarder to one port of this machine; each sender gets a socket of its own towards it, as behind a router.
 pub struct Forwarder {
     address: SocketAddr,
+    target: u16,
     lost: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
@@ -40,7 +41,7 @@ impl Forwarder {
     pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
     fn at(address: SocketAddr, target: u16, way: Way, seed: u64) -> Forwarder {
-        let forwarder = Forwarder { address, lost: Arc::default(), stop: Arc::default() };
+        let forwarder = Forwarder { address, target, lost: Arc::default(), stop: Arc::default() };
         let front = UdpSocket::bind(address).expect("our own port");
         let (lost, stop) = (forwarder.lost.clone(), forwarder.stop.clone());
         thread::spawn(move || run(&front, (Ipv4Addr::LOCALHOST, target).into(), way, seed, &lost, &stop));
@@ -50,6 +51,19 @@ impl Forwarder {
     /// Where to send to.
     pub fn port(&self) -> u16 {
         self.address.port()
+    }
+
+    /// JavaScript that sends a page by this, in place of the target's own port and TCP.
+    pub fn detour(&self) -> String {
+        format!(
+            "const set = RTCPeerConnection.prototype.setRemoteDescription;
+            RTCPeerConnection.prototype.setRemoteDescription = function ({{ type, sdp }}) {{
+              sdp = sdp.replaceAll(' {} typ ', ' {} typ ').replace(/^a=candidate:.* tcp .*\\r\\n/gim, '');
+              return set.call(this, {{ type, sdp }});
+            }};",
+            self.target,
+            self.port()
+        )
     }
 
     /// Datagrams lost so far.

@@ -37,6 +37,12 @@ const MAX_LAG: Time = Time::from_millis(2_000);
 /// How much sound from before a player came it is sent: it plays all of it before what is live, and has to hurry then.
 const SOUND_BACK: Time = Time::from_millis(100);
 
+/// A keyframe that went out so lately may still be on its way to a player that asks for one.
+const ON_ITS_WAY: Duration = Duration::from_millis(500);
+
+/// A publisher that makes keyframes on demand takes so long at the most: it is asked twice a second. After that the newest goes out again.
+const MADE: Duration = Duration::from_millis(700);
+
 /// How much faster than they were made pictures from before a player came go out, and how long that may take.
 const CATCH_UP_SPEED: u32 = 2;
 const CATCH_UP_MAX: Duration = Duration::from_secs(10);
@@ -61,6 +67,7 @@ struct Output {
     /// What goes out now.
     waiting: VecDeque<Frame>,
     late: Late,
+    wish: Wish,
     /// When the last picture that went out was to be shown, and when the player is told to show it.
     shown: Option<(Time, Time)>,
     /// Where on this host's clock the line of the stream begins, as far as is known: no frame was sent before its time.
@@ -91,7 +98,10 @@ impl Output {
                             MediaKind::Audio => self.audio = self.audio.or(Some(added.mid)),
                         }
                     }
-                    Event::KeyframeRequest(_) => source.iter().for_each(Source::want_keyframe),
+                    Event::KeyframeRequest(_) => {
+                        source.iter().for_each(Source::want_keyframe);
+                        self.wish.ask(Instant::now());
+                    }
                     _ => {}
                 }
             }
@@ -141,6 +151,12 @@ impl Output {
                     }
                     if source.is_some() && peer.is_lost(Instant::now()) {
                         return Ok(());
+                    }
+                    if source.is_some() && self.late.due().is_none() && self.wish.is_unanswered(Instant::now()) {
+                        self.wish.asked = None;
+                        let begun = begin()?;
+                        self.late = Late { heard: self.late.heard, ..Late::until(&begun) };
+                        source = Some(begun);
                     }
                 }
             }
@@ -192,10 +208,34 @@ impl Output {
         };
         let Some(mid) = mid else { return Ok(()) };
         let Some(pt) = payload_type(peer, mid, codec) else { return Ok(()) };
+        if frame.track == Kind::Video && frame.key {
+            self.wish = Wish { asked: None, sent: Some(now) };
+        }
         let shown = frame.dts + frame.cts;
         let made = self.made(shown, now);
         let ticks = shown.as_ticks(clock.get()).max(0) as u64;
         peer.write(mid, pt, made, MediaTime::new(ticks, clock), Arc::from(&frame.payload[..]))
+    }
+}
+
+/// A player's wish for a keyframe, which it has when it lost a picture beyond repair.
+#[derive(Default)]
+struct Wish {
+    asked: Option<Instant>,
+    /// When the last keyframe went out.
+    sent: Option<Instant>,
+}
+
+impl Wish {
+    fn ask(&mut self, now: Instant) {
+        if self.sent.is_none_or(|sent| now.saturating_duration_since(sent) >= ON_ITS_WAY) {
+            self.asked.get_or_insert(now);
+        }
+    }
+
+    /// Whether no publisher has made a keyframe for it, as those by RTMP never do.
+    fn is_unanswered(&self, now: Instant) -> bool {
+        self.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= MADE)
     }
 }
 
@@ -206,8 +246,10 @@ impl Output {
 /// been caught up with, would lie seconds behind them, and browsers stand still for seconds before they show it.
 #[derive(Default)]
 struct Late {
-    /// The newest frame of each kind as the player came.
-    live: [Option<Time>; 2],
+    /// The newest picture as the player came.
+    live: Option<Time>,
+    /// Sound up to this does not go out: it is old, or already has.
+    heard: Option<Time>,
     /// The first picture that waited, and since when.
     first: Option<(Time, Instant)>,
     pictures: VecDeque<(Arc<Tracks>, Frame)>,
@@ -216,20 +258,22 @@ struct Late {
 impl Late {
     /// For who begins to read `source` now.
     fn until(source: &Source) -> Late {
-        Late { live: [Kind::Video, Kind::Audio].map(|kind| source.newest(kind)), ..Late::default() }
+        let heard = source.newest(Kind::Audio).map(|live| live - SOUND_BACK);
+        Late { live: source.newest(Kind::Video), heard, ..Late::default() }
     }
 
     /// Gives back what goes out at once, and keeps what has to wait. Old sound is neither.
     fn pass(&mut self, tracks: &Arc<Tracks>, frame: Frame, now: Instant) -> Option<Frame> {
-        let live = self.live[frame.track as usize];
         if frame.track == Kind::Audio {
-            return Some(frame).filter(|frame| live.is_none_or(|live| frame.dts >= live - SOUND_BACK));
+            let new = self.heard.is_none_or(|heard| frame.dts > heard);
+            self.heard = self.heard.max(Some(frame.dts));
+            return new.then_some(frame);
         }
         // Who has this needs nothing from before.
         if frame.key {
             self.pictures.clear();
         }
-        if self.pictures.is_empty() && live.is_none_or(|live| frame.dts >= live) {
+        if self.pictures.is_empty() && self.live.is_none_or(|live| frame.dts >= live) {
             return Some(frame);
         }
         self.first.get_or_insert((frame.dts, now));
@@ -241,7 +285,7 @@ impl Late {
     fn due(&self) -> Option<Instant> {
         let ((_, next), (first, since)) = (self.pictures.front()?, self.first?);
         let span = |to: Time| Duration::from_nanos((to - first).as_nanos().max(0) as u64);
-        let behind = self.live[Kind::Video as usize].map_or(Duration::ZERO, span);
+        let behind = self.live.map_or(Duration::ZERO, span);
         // What is made in the meantime has to go in it as well.
         let takes = (behind / (CATCH_UP_SPEED - 1)).min(CATCH_UP_MAX);
         let share = takes.as_secs_f64() / (behind + takes).as_secs_f64().max(f64::EPSILON);
@@ -252,8 +296,7 @@ impl Late {
     fn next(&mut self, now: Instant) -> Option<(Arc<Tracks>, Frame, Time)> {
         let due = self.due().filter(|due| *due <= now)?;
         let ((tracks, frame), (_, since)) = (self.pictures.pop_front()?, self.first?);
-        let live =
-            self.live[Kind::Video as usize].unwrap_or(frame.dts) + Time::from_nanos((due - since).as_nanos() as i64);
+        let live = self.live.unwrap_or(frame.dts) + Time::from_nanos((due - since).as_nanos() as i64);
         let late = (live - frame.dts).max(Time::ZERO);
         Some((tracks, frame, late))
     }
@@ -327,7 +370,8 @@ mod tests {
     /// keyframe. Its pictures come late until `live` ms on, no more than `pace` of them within 100 ms; its sound never does.
     fn check_late(age: i64, interval: i64, live: i64, pace: usize) {
         let (tracks, begin, newest) = (tracks(), Instant::now(), Some(Time::from_millis(age)));
-        let mut late = Late { live: [newest; 2], ..Late::default() };
+        let heard = newest.map(|newest| newest - SOUND_BACK);
+        let mut late = Late { live: newest, heard, ..Late::default() };
         let made = |ms| [frame(Kind::Video, ms, ms % interval == 0), frame(Kind::Audio, ms, true)];
         let mut stream = (0..).step_by(20).flat_map(made).peekable();
         let (mut sent, mut next) = (Vec::new(), 0);
@@ -366,6 +410,43 @@ mod tests {
         // The next keyframe needs nothing from before.
         check_late(1_500, 2_000, 490, 10);
         check_late(30_000, 60_000, 9_990, 20);
+    }
+
+    #[test]
+    fn who_begins_again_at_a_keyframe_hears_each_packet_once_and_none_too_few() {
+        let (tracks, now) = (tracks(), Instant::now());
+        let heard = Some(Time::from_millis(960));
+        let mut late = Late { live: Some(Time::from_millis(1_000)), heard, ..Late::default() };
+        let mut pass = |ms| late.pass(&tracks, frame(Kind::Audio, ms, true), now).map(|frame| frame.dts.as_millis());
+        let passed: Vec<_> = [900, 920, 940, 960, 980, 1_000].into_iter().filter_map(&mut pass).collect();
+        assert_eq!(passed, [980, 1_000]);
+    }
+
+    /// A player is sent keyframes and asks for one at these milliseconds. Tells when the newest goes out again, if it does.
+    fn check_wish(sent: &[u64], asked: &[u64], want: Option<u64>) {
+        let (begin, mut wish) = (Instant::now(), Wish::default());
+        let again = (0..5_000).find(|ms| {
+            let now = begin + Duration::from_millis(*ms);
+            if sent.contains(ms) {
+                wish = Wish { asked: None, sent: Some(now) };
+            }
+            if asked.contains(ms) {
+                wish.ask(now);
+            }
+            wish.is_unanswered(now)
+        });
+        assert_eq!(again, want, "{sent:?} {asked:?}");
+    }
+
+    #[test]
+    fn the_newest_keyframe_goes_out_again_where_the_publisher_makes_none() {
+        check_wish(&[0], &[2_000, 2_500], Some(2_700));
+        check_wish(&[], &[100], Some(800));
+        // The publisher makes one.
+        check_wish(&[0, 2_600], &[2_000, 2_500], None);
+        // That which has just gone out is asked for, and then not any more, or still.
+        check_wish(&[0], &[10, 250, 499], None);
+        check_wish(&[0], &[250, 500], Some(1_200));
     }
 
     #[test]

@@ -187,19 +187,6 @@ fn bad_network(server: &Server) -> Forwarder {
     Forwarder::start(server.webrtc_port(), BAD, 1)
 }
 
-/// JavaScript that sends a page by the forwarder, in place of the server's own port and TCP.
-fn detour(server: &Server, forwarder: &Forwarder) -> String {
-    format!(
-        "const set = RTCPeerConnection.prototype.setRemoteDescription;
-        RTCPeerConnection.prototype.setRemoteDescription = function ({{ type, sdp }}) {{
-          sdp = sdp.replaceAll(' {} typ ', ' {} typ ').replace(/^a=candidate:.* tcp .*\\r\\n/gim, '');
-          return set.call(this, {{ type, sdp }});
-        }};",
-        server.webrtc_port(),
-        forwarder.port(),
-    )
-}
-
 #[test]
 fn a_player_behind_a_bad_network_goes_on_decoding() {
     assert_plays_on("");
@@ -226,7 +213,7 @@ fn assert_plays_on(script: &str) {
     let (server, browser) = (Server::start(Setup::default()), Browser::start());
     let _publishing = Media::Plain.publish(&server.rtmp("show"));
     let forwarder = bad_network(&server);
-    let script = detour(&server, &forwarder) + script;
+    let script = forwarder.detour() + script;
     let page = browser.open(&format!("{}&auto=play", server.page("play", "show")), &script);
     page.wait("at('state').textContent === 'Playing.'", secs(20));
     let numbers = || {
@@ -259,7 +246,7 @@ fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
     let (nginx, server, browser) = (Nginx::start(), Server::start(Setup::default()), Browser::start());
     let forwarder = bad_network(&server);
     server.relay("cam", &nginx.url("cam"));
-    let page = browser.open(&format!("{}&auto=camera", server.page("publish", "cam")), &detour(&server, &forwarder));
+    let page = browser.open(&format!("{}&auto=camera", server.page("publish", "cam")), &forwarder.detour());
     let begin = Instant::now();
     page.wait("at('state').textContent === 'Live.'", secs(20));
     nginx.wait_for("cam", 20);

@@ -3,15 +3,15 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bywash_testkit::browser::Page;
 use bywash_testkit::media::{assert_clean, count};
 use bywash_testkit::publisher::{Flow, Pace};
 use bywash_testkit::server::{APP, binary, command};
 use bywash_testkit::{
-    Browser, Firefox, Machine, Manner, Media, Nginx, Process, Publisher, Scratch, Server, Setup, Sink, eventually,
-    flash, flv, secs,
+    Browser, Firefox, Forwarder, Machine, Manner, Media, Nginx, Process, Publisher, Scratch, Server, Setup, Sink, Way,
+    eventually, flash, flv, secs,
 };
 
 use crate::enhanced::av1_decodes;
@@ -268,6 +268,28 @@ fn who_joins_long_after_a_keyframe_sees_pictures_move_on_through_the_next() {
     let away = machine.away(begin, Instant::now()).as_secs_f64() * 1e3;
     println!("pictures stood still for {longest:.0} ms at most, the machine was not there for {away:.0}");
     assert!(longest < 1_000.0 + away, "pictures stood still for {longest:.0} ms");
+}
+
+/// Where packets overtake each other, a browser may have the beginning of a keyframe before its parameter sets: it throws that away and
+/// asks for another. The publisher's next is up to ten seconds away.
+#[test]
+fn who_joins_where_packets_overtake_each_other_sees_pictures_soon() {
+    let machine = Machine::watch();
+    let (server, browser) = (Server::start(Setup::default()), Browser::start());
+    let way = Way { loss: 0.0, delay: Duration::from_millis(30), jitter: Duration::from_millis(10) };
+    let forwarder = Forwarder::start(server.webrtc_port(), way, 1);
+    let _publisher = Media::FewKeyframes.publish(&server.rtmp("show"));
+    server.wait_live("show", secs(10));
+    let begin = Instant::now();
+    let url = format!("{}&auto=play", server.page("play", "show"));
+    let pages: Vec<_> = (0..4).map(|_| browser.open(&url, &forwarder.detour())).collect();
+    for page in &pages {
+        page.wait("at('state').textContent === 'Playing.'", secs(20));
+        page.wait("session.numbers('inbound-rtp').then(({ video }) => video?.framesDecoded > 0)", secs(20));
+    }
+    let (took, away) = (begin.elapsed(), machine.away(begin, Instant::now()));
+    println!("pictures after {took:?}, the machine was not there for {away:?}");
+    assert!(took < secs(6) + away, "pictures after {took:?}");
 }
 
 #[test]

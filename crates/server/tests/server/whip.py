@@ -28,6 +28,7 @@ parser.add_argument("--play", action="store_true")
 parser.add_argument("--video-only", action="store_true")
 parser.add_argument("--idle-first", action="store_true", help="put a section that carries nothing before that of the pictures")
 parser.add_argument("--close-first", action="store_true", help="close the connection before the session is deleted")
+parser.add_argument("--ask", action="store_true", help="ask for a keyframe once pictures are decoded, and say how long it takes")
 parser.add_argument("--bare", action="store_true", help="offer no header extension and no SSRC")
 parser.add_argument("--damaged", action="store_true", help="send, now and then, a packet in the midst of a picture that is none of H.264")
 parser.add_argument("--told", action="store_true", help="tell the parameter sets in the offer, and never again")
@@ -101,13 +102,17 @@ def switch(section):
 
 H264Encoder._packetize = staticmethod(packetize_otherwise)
 counts = {"video": 0, "audio": 0}
+# When a keyframe was asked for that has not come yet.
+asked = []
 
 
 async def follow(track):
     try:
         while True:
-            await track.recv()
+            frame = await track.recv()
             counts[track.kind] += 1
+            if track.kind == "video" and frame.key_frame and asked:
+                say("keyframe after", round(1000 * (time.monotonic() - asked.pop())))
     except MediaStreamError:
         pass
 
@@ -163,6 +168,12 @@ async def main():
     ended = loop.run_in_executor(None, sys.stdin.read)
     while not ended.done():
         await asyncio.wait([ended], timeout=0.5)
+        if args.ask and counts["video"] > 75:
+            args.ask = False
+            asked.append(time.monotonic())
+            receiver = next(it.receiver for it in peer.getTransceivers() if it.kind == "video")
+            for source in receiver.getSynchronizationSources():
+                await receiver._send_rtcp_pli(source.source)
         if args.play:
             say("pictures", counts["video"], "sounds", counts["audio"])
             if len(begins) == 2:

@@ -264,6 +264,23 @@ fn whep_plays_what_rtmp_publishes() {
     player.end();
 }
 
+/// Whoever publishes by RTMP makes no keyframe when asked, and here the next is up to ten seconds away.
+#[test]
+fn a_player_that_lost_a_picture_is_sent_the_newest_keyframe_again() {
+    let server = Server::start(Setup::default());
+    let _publishing = Media::FewKeyframes.publish(&server.rtmp("show"));
+    server.wait_live("show", secs(5));
+    let player = Client::aiortc(&server.whep("show"), &["--play", "--ask"]);
+    let took = eventually("a keyframe comes", secs(20), || {
+        player.said().lines().find_map(|line| line.strip_prefix("keyframe after ")?.parse::<u32>().ok())
+    });
+    // Before that it may be on its way.
+    assert!((700..4_000).contains(&took), "{took} ms");
+    let seen = pictures(&player).unwrap_or(0);
+    eventually("pictures go on", secs(5), || pictures(&player).filter(|n| *n > seen + 50));
+    player.end();
+}
+
 #[test]
 fn a_player_can_keep_sound_and_pictures_together_by_the_sender_reports() {
     let server = Server::start(Setup::default());
