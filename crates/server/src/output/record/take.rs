@@ -132,6 +132,14 @@ struct Held {
     until: Instant,
     /// All is there with the first picture.
     pictures_wanted: bool,
+    /// Their tracks are not those of the files.
+    others: bool,
+}
+
+impl Held {
+    fn until(until: Instant) -> Held {
+        Held { frames: Vec::new(), bytes: 0, until, pictures_wanted: false, others: false }
+    }
 }
 
 impl Take {
@@ -179,15 +187,17 @@ impl Take {
         let kinds = [Kind::Video, Kind::Audio];
         let new = |kind| tracks.get(kind).filter(|new| self.tracks.get(kind) != Some(new));
         let changed = kinds.map(|kind| new(kind).is_some());
+        // A publisher that comes back tells of its tracks one by one, too.
+        let more_may_come = kinds.iter().any(|kind| self.tracks.get(*kind).is_some() && tracks.get(*kind).is_none());
         if changed != [false; 2] || !self.writes() && self.held.is_none() {
             let begins = !self.writes();
-            let new_held = || Held { frames: Vec::new(), bytes: 0, until: now, pictures_wanted: false };
-            let held = self.held.get_or_insert_with(new_held);
+            let held = self.held.get_or_insert_with(|| Held::until(now));
             // What was held of a track that is another now cannot be decoded with it. MP3 needs no track.
             held.frames.retain(|(input, frame)| {
                 *input == Input::Mp3 || !changed[frame.track as usize] || self.tracks.get(frame.track).is_none()
             });
             let both = kinds.iter().all(|kind| tracks.get(*kind).is_some());
+            held.others = true;
             held.until = now + if begins { PATIENCE } else { SETTLE };
             held.pictures_wanted = begins && both;
             self.waits_for_key |= changed[Kind::Video as usize];
@@ -196,6 +206,11 @@ impl Take {
             let stays = |kind| self.present.get(kind).is_none_or(|track| tracks.get(kind) == Some(track));
             let more = tracks != self.present && kinds.into_iter().all(stays);
             self.gap = self.gap.max(if more { Gap::Perhaps } else { Gap::Sure });
+            match &mut self.held {
+                Some(held) if !more_may_come => held.until = held.until.min(now + SETTLE),
+                None if more_may_come => self.held = Some(Held::until(now + PATIENCE)),
+                _ => {}
+            }
         }
         for kind in kinds {
             if let Some(track) = tracks.get(kind) {
@@ -243,15 +258,17 @@ impl Take {
     /// Begins files whose tracks have had their time; to be called now and then.
     pub fn look(&mut self, now: Instant) {
         let ready = |held: &Held| held.until <= now || held.bytes >= HELD_MAX;
-        if let Some(held) = self.held.take_if(|held| ready(held) && !held.frames.is_empty()) {
-            self.begin(held.frames);
+        // MP3 may still be of the tracks before.
+        let begins = |held: &Held| held.frames.iter().any(|(input, _)| *input == Input::Main);
+        if let Some(held) = self.held.take_if(|held| ready(held) && begins(held)) {
+            self.begin(held);
         }
     }
 
     /// Nothing more is taken but MP3 of sound that has come.
     pub fn stop(&mut self) {
         if let Some(held) = self.held.take() {
-            self.begin(held.frames);
+            self.begin(held);
         }
         self.stopped = true;
     }
@@ -292,10 +309,25 @@ impl Take {
         self.endings.iter().any(|it| it.pictures)
     }
 
-    /// Files with the tracks as they are, from these frames on.
-    fn begin(&mut self, frames: Vec<(Input, Frame)>) {
-        let main = |&&(input, _): &&(Input, Frame)| input == Input::Main;
-        let Some((_, first)) = frames.iter().find(main) else { return };
+    /// Files with the tracks as they are, from what was held on; those in hand go on if they have the same.
+    fn begin(&mut self, held: Held) {
+        let mut frames = held.frames;
+        if !held.others {
+            frames.iter().for_each(|(input, frame)| self.write(*input, frame));
+            return;
+        }
+        let gap = self.files.as_ref().and_then(|files| files.gap(&frames));
+        if let (Some(files), Some(begin)) = (&self.files, gap) {
+            let last: Vec<_> = frames.extract_if(.., |(_, frame)| frame.dts < begin).collect();
+            self.tracks = files.tracks.clone();
+            last.iter().for_each(|(input, frame)| self.write(*input, frame));
+            // Other tracks mark it.
+            self.gap = Gap::None;
+        }
+        let mut main = frames.iter().filter(|(input, _)| *input == Input::Main);
+        // Behind a gap all is new.
+        let first = if gap.is_some() { main.min_by_key(|(_, frame)| frame.dts) } else { main.next() };
+        let Some((_, first)) = first else { return };
         self.tracks = (*self.present).clone();
         self.cut(first);
         self.pictured = first.dts;
@@ -509,6 +541,25 @@ impl Files {
             Input::Mp3 => self.mp3.tick(frame.dts),
         }
         self.muxes.iter_mut().for_each(|it| it.push(input, frame, out));
+    }
+
+    /// Where frames begin behind a gap, if sound comes first that goes on where the files end: it was still being encoded when its
+    /// publisher went.
+    fn gap(&self, frames: &[(Input, Frame)]) -> Option<Time> {
+        let main = frames.iter().filter(|(input, _)| *input == Input::Main);
+        let mut times: Vec<_> = main.map(|(_, frame)| (frame.dts, frame.track)).collect();
+        times.sort_by_key(|(dts, _)| *dts);
+        let mut end = Clock::end(&self.clocks)?;
+        for (dts, track) in times {
+            if dts - end > HOLE {
+                return Some(dts);
+            }
+            if track == Kind::Video {
+                break;
+            }
+            end = end.max(dts);
+        }
+        None
     }
 
     fn close(self, out: &mut Vec<Op>) {
@@ -1016,6 +1067,31 @@ mod tests {
             _ => None,
         });
         assert_eq!(spans.collect::<Vec<_>>(), [12_000; 5]);
+    }
+
+    #[test]
+    fn whoever_comes_back_with_one_track_before_the_other_begins_no_file_of_one_alone() {
+        // The interval has passed, and a new file begins all the same: once.
+        let both = [Format::Flv, Format::M3u8];
+        let sound_first = "+1 +2 !0-0.ts +3 -1:25+50 1000ms !1-1.ts -3:25+55 1100ms -2:50";
+        check(&both, 0, "La 1000 _2900 a 100 La 1000", sound_first);
+        let pictures_first = "+1 +2 !0-0.ts +3 1000ms !1-1.ts -1:25+50 1000ms 1-2.ts -3:28+50 120ms -2:53";
+        check(&both, 0, "La 1000 _3000 L 100 La 1000", pictures_first);
+        // It has not, and the other does not come.
+        check(&[Format::Flv], 0, "La 1000 _100 a 700", "+1 -1:25+85");
+    }
+
+    #[test]
+    fn sound_that_was_still_being_encoded_ends_the_file_before_the_gap_behind_which_pictures_are_others() {
+        let both = [Format::Flv, Format::M3u8];
+        let want = "+1 +2 !0-0.ts +3 560ms !1-1.ts -1:14+28 -3:25+50 1000ms -2:39";
+        check(&both, 60, "La 560 _440 Sa &60 1000", want);
+        check(&both, 60, "La 560 _6440 Sa &60 1000", want);
+        // One track after the other.
+        let pictures_first = "+1 +2 !0-0.ts +3 560ms !1-1.ts -1:14+28 -3:25+48 1000ms -2:39";
+        check(&both, 60, "La 560 _6440 S &60 40 Sa 960", pictures_first);
+        let sound_first = "+1 +2 !0-0.ts +3 560ms -1:14+28 !1-1.ts -3:25+53 1120ms -2:39";
+        check(&both, 60, "La 560 _6380 a &60 60 Sa 1000", sound_first);
     }
 
     #[test]
