@@ -156,7 +156,7 @@ impl Peer {
         let user = rtc.direct_api().local_ice_credentials().ufrag;
         let ((mail_in, mail), (orders_in, orders)) = (mpsc::channel(MAIL), mpsc::channel(8));
         let id = port.open(key, purpose == Purpose::Publish, mail_in, orders_in, user)?;
-        let sources = Sources::new(&offer.carried, offer.mid_extension);
+        let sources = Sources::new(&offer.carried, offer.mid_extension, now);
         let peer = Peer {
             rtc,
             port: port.clone(),
@@ -404,7 +404,7 @@ impl Peer {
             }
             return Ok(());
         }
-        match self.sources.take(ssrc, &packet.data) {
+        match self.sources.take(ssrc, &packet.data, at) {
             Source::Known => {}
             Source::Stray => return Ok(()),
             Source::New(names) => {

@@ -5,6 +5,8 @@
 //! had changed, as a mixer does that switches between its sources. What it needs to hear is told it by packets of ours, which have such a
 //! name: it learns from the header before it finds that the rest does not decrypt.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use str0m::media::Mid;
 use str0m::rtp::Ssrc;
@@ -18,7 +20,7 @@ pub enum Source {
     Known,
     /// Before it the engine is to be given these.
     New(Vec<Bytes>),
-    /// It comes late, of a stream that another has followed.
+    /// It comes late, of a stream that another has followed, or is of one stream too many.
     Stray,
 }
 
@@ -27,6 +29,16 @@ pub struct Sources {
     carried: Vec<Carried>,
     mid_extension: u8,
     lines: Vec<Line>,
+    seen: Seen,
+}
+
+/// Which streams there have been. The engine keeps some bytes of each for as long as the session lasts.
+struct Seen {
+    /// The last ones, the newest first.
+    ssrcs: Vec<u32>,
+    /// So many others may begin, and one more for each second since then.
+    spare: u64,
+    since: Instant,
 }
 
 /// The stream of a section that carries its media, or what repairs them.
@@ -46,15 +58,41 @@ const BACK: u8 = 3;
 /// Streams of a section that are remembered.
 const FORMER_MAX: usize = 16;
 
+/// Streams of a session that are remembered, and that may begin at once.
+const SEEN_MAX: usize = 64;
+
+impl Seen {
+    /// Whether a stream is one of them, or may begin.
+    fn take(&mut self, ssrc: u32, now: Instant) -> bool {
+        if let Some(at) = self.ssrcs.iter().position(|it| *it == ssrc) {
+            self.ssrcs[..=at].rotate_right(1);
+            return true;
+        }
+        let passed = now.saturating_duration_since(self.since).as_secs();
+        if passed > 0 {
+            (self.spare, self.since) = ((self.spare + passed).min(SEEN_MAX as u64), now);
+        }
+        let Some(spare) = self.spare.checked_sub(1) else { return false };
+        self.spare = spare;
+        self.ssrcs.truncate(SEEN_MAX - 1);
+        self.ssrcs.insert(0, ssrc);
+        true
+    }
+}
+
 impl Sources {
     /// Those of an offer.
-    pub fn new(carried: &[Carried], mid_extension: u8) -> Sources {
-        Sources { carried: carried.to_vec(), mid_extension, lines: Vec::new() }
+    pub fn new(carried: &[Carried], mid_extension: u8, now: Instant) -> Sources {
+        let seen = Seen { ssrcs: Vec::new(), spare: SEEN_MAX as u64, since: now };
+        Sources { carried: carried.to_vec(), mid_extension, lines: Vec::new(), seen }
     }
 
-    /// Looks at a packet of a stream.
-    pub fn take(&mut self, ssrc: Ssrc, packet: &[u8]) -> Source {
+    /// Looks at a packet of a stream that came `now`.
+    pub fn take(&mut self, ssrc: Ssrc, packet: &[u8], now: Instant) -> Source {
         let (ssrc, pt) = (*ssrc, packet.get(1).map_or(0, |kind| kind & 0x7f));
+        if !self.seen.take(ssrc, now) {
+            return Source::Stray;
+        }
         let Some(&carried) = self.carried.iter().find(|it| it.pt == pt) else { return Source::Known };
         // By 0 browsers measure the way, without media.
         if ssrc == 0 {
@@ -115,18 +153,21 @@ const NOTHING: usize = 1;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// Feeds packets of pictures (`A`, `B`, `C`, each a stream) and of their repairs (`a`, `b`); says of each what is done: `.` goes on,
     /// `-` is left out, a number is how many go before it.
     fn check(named: bool, packets: &str, want: &str) {
         let carried = [96, 97].map(|pt| Carried { pt, mid: "1".into(), main: pt == 96, named });
-        let mut sources = Sources::new(&carried, 3);
+        let now = Instant::now();
+        let mut sources = Sources::new(&carried, 3, now);
         let got: String = packets
             .bytes()
             .map(|which| {
                 let pt = if which.is_ascii_uppercase() { 96 } else { 97 };
-                match sources.take(u32::from(which).into(), &[0x80, pt, 0, 1, 0, 0, 0, 2]) {
+                match sources.take(u32::from(which).into(), &[0x80, pt, 0, 1, 0, 0, 0, 2], now) {
                     Source::Known => '.',
                     Source::Stray => '-',
                     Source::New(names) => char::from(b'0' + names.len() as u8),
@@ -151,10 +192,27 @@ mod tests {
     }
 
     #[test]
+    fn whoever_begins_stream_after_stream_is_held_to_one_a_second_and_those_that_flow_go_on() {
+        let begin = Instant::now();
+        let mut seen = Seen { ssrcs: Vec::new(), spare: SEEN_MAX as u64, since: begin };
+        let mut taken = 0;
+        for n in 0..100_000 {
+            let now = begin + Duration::from_millis(n / 10);
+            assert!(seen.take(7, now), "packet {n} of what flows");
+            taken += u32::from(seen.take(1_000 + n as u32, now));
+        }
+        assert_eq!((taken, seen.ssrcs.len()), (SEEN_MAX as u32 - 1 + 9, SEEN_MAX));
+        assert!(!seen.take(1_000, begin + Duration::from_millis(9_999)), "it is forgotten");
+    }
+
+    #[test]
     fn a_name_is_a_packet_of_the_section() {
         let carried = [Carried { pt: 96, mid: "video".into(), main: true, named: false }];
-        let mut sources = Sources::new(&carried, 5);
-        let Source::New(names) = sources.take(7.into(), &[0x80, 0xe0, 1, 2, 3, 4, 5, 6]) else { panic!("it is new") };
+        let now = Instant::now();
+        let mut sources = Sources::new(&carried, 5, now);
+        let Source::New(names) = sources.take(7.into(), &[0x80, 0xe0, 1, 2, 3, 4, 5, 6], now) else {
+            panic!("it is new")
+        };
         let want =
             [0x90, 0xe0, 1, 2, 3, 4, 5, 6, 0, 0, 0, 7, 0xbe, 0xde, 0, 2, 0x54, b'v', b'i', b'd', b'e', b'o', 0, 0];
         assert_eq!((&names[0][..24], names[0].len()), (&want[..], 24 + NOTHING));
