@@ -23,6 +23,7 @@ pub struct Forwarder {
     address: SocketAddr,
     target: u16,
     lost: Arc<AtomicU64>,
+    rebind: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
 }
 
@@ -41,10 +42,15 @@ impl Forwarder {
     pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
     fn at(address: SocketAddr, target: u16, way: Way, seed: u64) -> Forwarder {
-        let forwarder = Forwarder { address, target, lost: Arc::default(), stop: Arc::default() };
+        let forwarder =
+            Forwarder { address, target, lost: Arc::default(), rebind: Arc::default(), stop: Arc::default() };
         let front = UdpSocket::bind(address).expect("our own port");
-        let (lost, stop) = (forwarder.lost.clone(), forwarder.stop.clone());
-        thread::spawn(move || run(&front, (Ipv4Addr::LOCALHOST, target).into(), way, seed, &lost, &stop));
+        let its = [&forwarder.rebind, &forwarder.stop].map(Arc::clone);
+        let lost = forwarder.lost.clone();
+        thread::spawn(move || {
+            let [rebind, stop] = its;
+            run(&front, (Ipv4Addr::LOCALHOST, target).into(), way, seed, &lost, &rebind, &stop);
+        });
         forwarder
     }
 
@@ -66,6 +72,12 @@ impl Forwarder {
         )
     }
 
+    /// From now on every sender has another socket towards the target, as behind a router that has forgotten where they were. What the
+    /// target sends to the old ones is lost.
+    pub fn rebind(&self) {
+        self.rebind.store(true, Relaxed);
+    }
+
     /// Datagrams lost so far.
     pub fn lost(&self) -> u64 {
         self.lost.load(Relaxed)
@@ -78,7 +90,15 @@ impl Drop for Forwarder {
     }
 }
 
-fn run(front: &UdpSocket, target: SocketAddr, way: Way, seed: u64, lost: &AtomicU64, stop: &AtomicBool) {
+fn run(
+    front: &UdpSocket,
+    target: SocketAddr,
+    way: Way,
+    seed: u64,
+    lost: &AtomicU64,
+    rebind: &AtomicBool,
+    stop: &AtomicBool,
+) {
     let mut dice = seed | 1;
     let mut roll = move || {
         dice ^= dice << 13;
@@ -88,11 +108,15 @@ fn run(front: &UdpSocket, target: SocketAddr, way: Way, seed: u64, lost: &Atomic
     };
     front.set_nonblocking(true).expect("a socket of ours");
     let mut backs: HashMap<SocketAddr, UdpSocket> = HashMap::new();
+    let mut forgotten = Vec::new();
     // What is on the way, by when it arrives: the sender that it belongs to, whether it goes to the target, and the bytes.
     let mut flying: BTreeMap<(Instant, u64), (SocketAddr, bool, Vec<u8>)> = BTreeMap::new();
     let mut buffer = [0; 2048];
     let mut number = 0;
     while !stop.load(Relaxed) {
+        if rebind.swap(false, Relaxed) {
+            forgotten.extend(backs.drain().map(|(_, back)| back));
+        }
         let mut come = Vec::new();
         while let Ok((length, from)) = front.recv_from(&mut buffer) {
             come.push((from, true, buffer[..length].to_vec()));

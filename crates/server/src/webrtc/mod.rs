@@ -14,6 +14,7 @@ pub mod offer;
 pub mod order;
 pub mod pace;
 pub mod peer;
+pub mod place;
 pub mod port;
 pub mod resend;
 pub mod source;

@@ -22,6 +22,7 @@ use super::demux::{Id, MAIL, Packets, is_stun};
 use super::offer::{self, CANDIDATES_MAX, Fragment, Offer, Unfit};
 use super::order::Order;
 use super::pace::Pace;
+use super::place::{Place, Way};
 use super::port::{Full, Port};
 use super::resend::{self, Sent};
 use super::source::{Source, Sources};
@@ -104,6 +105,8 @@ pub struct Peer {
     burst: Burst,
     /// TCP connections of the client, by its address; the newest last.
     tcp: Vec<(SocketAddr, mpsc::Sender<Bytes>)>,
+    /// Where the client is, by UDP.
+    place: Place,
     /// How many requests to send again were counted of each of its tracks.
     nacks: Vec<(Mid, Option<Rid>, u64)>,
     /// When media or a report of it last came from the client.
@@ -119,9 +122,6 @@ pub struct Peer {
     due: Instant,
     sweeps: Ticks,
 }
-
-/// The server's address and the client's.
-type Way = (SocketAddr, SocketAddr);
 
 /// Datagrams of media that are kept until the keys are there: a second of 5 Mbit/s.
 const EARLY_MAX: usize = 512;
@@ -177,6 +177,7 @@ impl Peer {
             sound: None,
             burst: Burst::default(),
             tcp: Vec::new(),
+            place: Place::default(),
             nacks: Vec::new(),
             heard: now,
             unchecked: false,
@@ -473,7 +474,10 @@ impl Peer {
                 self.know_tcp(packet.source, tcp);
                 Protocol::Tcp
             }
-            None => Protocol::Udp,
+            None => {
+                self.place.comes((packet.destination, packet.source), &packet.data, packet.at);
+                Protocol::Udp
+            }
         };
         match Receive::new(proto, packet.source, packet.destination, &packet.data) {
             Ok(receive) => self.rtc.handle_input(Input::Receive(packet.at, receive)),
@@ -496,6 +500,7 @@ impl Peer {
     /// Sends what the engine has to send: pictures at a pace, all else at once.
     fn send(&mut self, transmit: &Transmit) {
         let (proto, way, datagram) = (transmit.proto, (transmit.source, transmit.destination), &*transmit.contents);
+        let way = if proto == Protocol::Udp { self.place.goes(way, datagram) } else { way };
         let Some((ssrc, sequence)) = rtp(datagram) else { return self.emit(proto, way, datagram) };
         let now = Instant::now();
         if proto == Protocol::Udp {

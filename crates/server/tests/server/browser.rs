@@ -292,6 +292,42 @@ fn who_joins_where_packets_overtake_each_other_sees_pictures_soon() {
     assert!(took < secs(6) + away, "pictures after {took:?}");
 }
 
+/// Left to itself the engine sends to the old port for some 14 s.
+#[test]
+fn a_client_whose_translator_gives_it_another_port_is_followed() {
+    let machine = Machine::watch();
+    let (server, browser) = (Server::start(Setup::default()), Browser::start());
+    let way = Way { loss: 0.0, delay: Duration::from_millis(10), jitter: Duration::ZERO };
+    let forwarder = Forwarder::start(server.webrtc_port(), way, 1);
+    let _publisher = Media::Plain.publish(&server.rtmp("show"));
+    let publishing = browser.open(&format!("{}&auto=camera", server.page("publish", "cam")), &forwarder.detour());
+    let playing = plays_after(&browser, &server, "show", &forwarder.detour());
+    publishing.wait("at('state').textContent === 'Live.'", secs(20));
+    let shown = |page: &Page| {
+        let shown = page.eval("session.numbers('inbound-rtp').then(({ video }) => video.framesDecoded)");
+        shown.as_u64().expect("a number")
+    };
+    // What the server tells a publisher of its media.
+    let told = |page: &Page| {
+        let told = page.eval(
+            "session.pc.getStats().then((all) => [...all.values()].find((it) => it.type === 'transport').packetsReceived)",
+        );
+        told.as_u64().expect("a number")
+    };
+    for turn in 1..=2 {
+        std::thread::sleep(secs(2));
+        forwarder.rebind();
+        std::thread::sleep(Duration::from_millis(100));
+        let (begin, before) = (Instant::now(), (shown(&playing), told(&publishing)));
+        eventually("both are followed", secs(20), || {
+            (shown(&playing) > before.0 + 5 && told(&publishing) > before.1 + 5).then_some(())
+        });
+        let (took, away) = (begin.elapsed(), machine.away(begin, Instant::now()));
+        println!("turn {turn}: followed after {took:?}, the machine was not there for {away:?}");
+        assert!(took < secs(6) + away, "turn {turn}: followed after {took:?}");
+    }
+}
+
 #[test]
 fn the_console_leads_to_the_pages() {
     let (server, browser) = (Server::start(Setup::default()), Browser::start());
