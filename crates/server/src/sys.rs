@@ -1,10 +1,10 @@
-//! The few kernel calls that no safe crate of ours offers: socket options, counters and CPU time.
+//! The few calls of the kernel and of OpenSSL that no safe crate of ours offers: socket options, counters, CPU time, DTLS timers.
 //!
 //! The only module with unsafe code. Each function passes the kernel a buffer of the size it names, and nothing outlives the call.
 
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CString, c_uint};
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,9 +13,28 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use foreign_types::ForeignTypeRef;
+use openssl::ssl::SslRef;
+use openssl_sys::SSL;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// Lets OpenSSL send a flight of DTLS again that was not answered within 250 ms, and then each time after twice as long, 2 s at the most
+/// (DTLS_set_timer_cb(3)). By itself it begins with a second (RFC 6347 §4.2.4.1).
+pub fn hurry_dtls(ssl: &mut SslRef) {
+    unsafe extern "C" {
+        fn DTLS_set_timer_cb(ssl: *mut SSL, after: Option<extern "C" fn(*mut SSL, c_uint) -> c_uint>);
+    }
+    extern "C" fn after(_: *mut SSL, last: c_uint) -> c_uint {
+        match last {
+            0 => 250_000,
+            last => last.saturating_mul(2).min(2_000_000),
+        }
+    }
+    // SAFETY: the pointer is that of a live SSL, which keeps the function's address; the function touches nothing.
+    unsafe { DTLS_set_timer_cb(ssl.as_ptr(), Some(after)) }
+}
 
 /// Asks the kernel to wake a reader only once `bytes` have come in (SO_RCVLOWAT, socket(7)). End of file and errors wake it as ever.
 pub fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {

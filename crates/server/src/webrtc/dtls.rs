@@ -27,6 +27,8 @@ use str0m::crypto::dtls::{
 use str0m::crypto::{CryptoError, from_feature_flags};
 use tracing::debug;
 
+use crate::sys;
+
 /// str0m's cryptography, with OpenSSL's DTLS.
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> =
@@ -88,8 +90,8 @@ enum Event {
     Left,
 }
 
-/// How late a flight that was lost may be sent again, at the most. OpenSSL looks at its own timers (a second at first, RFC 6347 §4.2.4)
-/// whenever it is asked to go on with the handshake.
+/// How late a flight that was lost may be sent again, at the most. OpenSSL looks at its own timers whenever it is asked to go on with
+/// the handshake.
 const TICK: Duration = Duration::from_millis(100);
 
 /// What may come before the handshake is done. One takes 4 KiB, and each lost flight some more; OpenSSL alone would keep a megabyte of
@@ -103,6 +105,7 @@ impl Engine {
     fn new(context: &SslContext, now: Instant, mtu: usize) -> Result<Engine, ErrorStack> {
         let mut ssl = Ssl::new(context)?;
         ssl.set_mtu(mtu as u32)?;
+        sys::hurry_dtls(&mut ssl);
         let stream = SslStream::new(ssl, Wire::default())?;
         Ok(Engine { stream, active: false, stage: Stage::Idle, heard: 0, events: VecDeque::new(), now })
     }
@@ -527,6 +530,21 @@ mod tests {
         let all = run(usize::MAX);
         assert!(all >= 4, "two flights each: {all}");
         thread::scope(|scope| (0..all).for_each(|lost| drop(scope.spawn(move || assert!(run(lost) > all)))));
+    }
+
+    #[test]
+    fn a_lost_flight_is_sent_again_soon() {
+        let (ours, certificate) = (provider().dtls_provider, certificate(&ec()));
+        let [mut client, mut server] = [true, false].map(|active| End::of(ours, &certificate, active));
+        for datagram in client.outputs().0 {
+            server.engine.handle_packet(&datagram).unwrap();
+        }
+        assert!(!server.outputs().0.is_empty());
+        for end in [&mut client, &mut server] {
+            thread::sleep(Duration::from_millis(300));
+            end.engine.handle_timeout(Instant::now()).unwrap();
+            assert!(!end.outputs().0.is_empty(), "{:?}", end.engine);
+        }
     }
 
     #[test]
