@@ -68,6 +68,8 @@ struct Output {
     waiting: VecDeque<Frame>,
     late: Late,
     wish: Wish,
+    /// No keyframe has gone out since the player began, or began again.
+    anew: bool,
     /// When the last picture that went out was to be shown, and when the player is told to show it.
     shown: Option<(Time, Time)>,
     /// Where on this host's clock the line of the stream begins, as far as is known: no frame was sent before its time.
@@ -141,7 +143,7 @@ impl Output {
                 () = until(begins) => {
                     begins = None;
                     let begun = begin()?;
-                    self.late = Late::until(&begun);
+                    (self.late, self.anew) = (Late::until(&begun), true);
                     source = Some(begun);
                 }
                 () = &mut beats => {
@@ -155,7 +157,7 @@ impl Output {
                     if source.is_some() && self.late.due().is_none() && self.wish.is_unanswered(Instant::now()) {
                         self.wish.asked = None;
                         let begun = begin()?;
-                        self.late = Late { heard: self.late.heard, ..Late::until(&begun) };
+                        (self.late, self.anew) = (Late { heard: self.late.heard, ..Late::until(&begun) }, true);
                         source = Some(begun);
                     }
                 }
@@ -210,12 +212,25 @@ impl Output {
         let Some(pt) = payload_type(peer, mid, codec) else { return Ok(()) };
         if frame.track == Kind::Video && frame.key {
             self.wish = Wish { asked: None, sent: Some(now) };
+            if std::mem::take(&mut self.anew) {
+                peer.lead(leading(&frame.payload));
+            }
         }
         let shown = frame.dts + frame.cts;
         let made = self.made(shown, now);
         let ticks = shown.as_ticks(clock.get()).max(0) as u64;
         peer.write(mid, pt, made, MediaTime::new(ticks, clock), Arc::from(&frame.payload[..]))
     }
+}
+
+/// How many packets of a keyframe, as Annex B, come before those of its slices: one of its parameter sets, and SEI. A browser throws away
+/// slices that come before the parameter sets, and takes a picture for whole without what comes late of these.
+fn leading(keyframe: &[u8]) -> usize {
+    let units = nal::from_annex_b(keyframe);
+    let kinds = nal::nals(&units, 4).filter_map(|unit| unit.first().map(|head| head & 0x1f));
+    let before = kinds.take_while(|kind| !(1..=5).contains(kind));
+    // An access unit delimiter (9) is not sent.
+    1 + before.filter(|kind| !(7..=9).contains(kind)).count()
 }
 
 /// A player's wish for a keyframe, which it has when it lost a picture beyond repair.
@@ -420,6 +435,14 @@ mod tests {
         let mut pass = |ms| late.pass(&tracks, frame(Kind::Audio, ms, true), now).map(|frame| frame.dts.as_millis());
         let passed: Vec<_> = [900, 920, 940, 960, 980, 1_000].into_iter().filter_map(&mut pass).collect();
         assert_eq!(passed, [980, 1_000]);
+    }
+
+    #[test]
+    fn what_is_before_the_slices_leads() {
+        let unit = |kind: u8| [0, 0, 0, 1, kind, 1, 2];
+        let keyframe = |kinds: &[u8]| kinds.iter().copied().flat_map(unit).collect::<Vec<_>>();
+        assert_eq!(leading(&keyframe(&[0x67, 0x68, 0x65, 0x65])), 1);
+        assert_eq!(leading(&keyframe(&[9, 0x67, 0x68, 6, 6, 0x65, 6])), 3);
     }
 
     /// A player is sent keyframes and asks for one at these milliseconds. Tells when the newest goes out again, if it does.

@@ -13,6 +13,9 @@ const AT_ONCE: usize = 48;
 /// How long after them the next go: 90 Mbit/s of full packets.
 const REST: Duration = Duration::from_millis(5);
 
+/// How long what follows waits for packets that lead: on few ways do packets overtake each other by more.
+const LEAD: Duration = Duration::from_millis(25);
+
 /// Packets that wait at the most; with more, the oldest go.
 const WAITING_MAX: usize = 2048;
 
@@ -20,18 +23,25 @@ const WAITING_MAX: usize = 2048;
 #[derive(Debug)]
 pub struct Pace<T> {
     waiting: VecDeque<T>,
-    /// When the last ones went, and how many more may go with them.
-    since: Option<Instant>,
+    /// When others may go, and how many more until then.
+    until: Option<Instant>,
     left: usize,
+    /// So many packets go ahead of all that follow.
+    leading: usize,
 }
 
 impl<T> Default for Pace<T> {
     fn default() -> Pace<T> {
-        Pace { waiting: VecDeque::new(), since: None, left: 0 }
+        Pace { waiting: VecDeque::new(), until: None, left: 0, leading: 0 }
     }
 }
 
 impl<T> Pace<T> {
+    /// Lets the next `packets` go ahead of all that follow.
+    pub fn lead(&mut self, packets: usize) {
+        self.leading = packets;
+    }
+
     /// Whether a packet may go now, before which none waits.
     pub fn admits(&mut self, now: Instant) -> bool {
         self.waiting.is_empty() && self.count(now)
@@ -55,15 +65,21 @@ impl<T> Pace<T> {
 
     /// When [`next`](Self::next) is to be asked again.
     pub fn due(&self) -> Option<Instant> {
-        self.since.filter(|_| !self.waiting.is_empty()).map(|since| since + REST)
+        self.until.filter(|_| !self.waiting.is_empty())
     }
 
     /// Counts a packet that is to go; false if it may not.
     fn count(&mut self, now: Instant) -> bool {
-        if self.since.is_none_or(|since| now >= since + REST) {
-            (self.since, self.left) = (Some(now), AT_ONCE);
+        if self.until.is_none_or(|until| now >= until) {
+            (self.until, self.left) = (Some(now + REST), AT_ONCE);
         }
         let goes = self.left > 0;
+        if goes && self.leading > 0 {
+            self.leading -= 1;
+            if self.leading == 0 {
+                (self.until, self.left) = (Some(now + LEAD), 0);
+            }
+        }
         self.left = self.left.saturating_sub(1);
         goes
     }
@@ -106,6 +122,18 @@ mod tests {
             parts += 1;
         }
         assert_eq!((parts, gone), (5, (0..210).collect()));
+    }
+
+    #[test]
+    fn packets_that_lead_go_ahead_of_all_that_follow() {
+        let (mut pace, begin) = (Pace::default(), Instant::now());
+        assert_eq!(offer(&mut pace, 0..3, begin), [0, 1, 2]);
+        pace.lead(2);
+        assert_eq!(offer(&mut pace, 3..8, begin), [3, 4]);
+        assert_eq!(pace.due(), Some(begin + LEAD));
+        assert!(offer(&mut pace, 8..9, begin + LEAD - REST).is_empty());
+        let rest: Vec<_> = std::iter::from_fn(|| pace.next(begin + LEAD)).collect();
+        assert_eq!((rest, pace.due()), ((5..9).collect(), None));
     }
 
     #[test]

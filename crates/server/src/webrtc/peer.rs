@@ -342,6 +342,11 @@ impl Peer {
         }
     }
 
+    /// Sends the first `packets` of what is written next ahead of the others.
+    pub fn lead(&mut self, packets: usize) {
+        self.pace.lead(packets);
+    }
+
     /// Sends a frame of `mid` as `pt`.
     pub fn write(&mut self, mid: Mid, pt: Pt, at: Instant, time: MediaTime, data: Arc<[u8]>) -> Result<(), RtcError> {
         match self.rtc.writer(mid) {

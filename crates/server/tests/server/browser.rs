@@ -270,8 +270,8 @@ fn who_joins_long_after_a_keyframe_sees_pictures_move_on_through_the_next() {
     assert!(longest < 1_000.0 + away, "pictures stood still for {longest:.0} ms");
 }
 
-/// Where packets overtake each other, a browser may have the beginning of a keyframe before its parameter sets: it throws that away and
-/// asks for another. The publisher's next is up to ten seconds away.
+/// Where packets overtake each other, slices may come before the parameter sets that they need: a browser throws them away and asks for
+/// another keyframe. The publisher's next is up to ten seconds away.
 #[test]
 fn who_joins_where_packets_overtake_each_other_sees_pictures_soon() {
     let machine = Machine::watch();
