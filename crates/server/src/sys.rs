@@ -1,6 +1,7 @@
 //! The few calls of the kernel and of OpenSSL that no safe crate of ours offers: socket options, counters, CPU time, DTLS timers.
 //!
-//! The only module with unsafe code. Each function passes the kernel a buffer of the size it names, and nothing outlives the call.
+//! The only module with unsafe code. Each function passes the kernel a buffer of the size it names, and nothing outlives the call but,
+//! in OpenSSL, the address of a function.
 
 #![allow(unsafe_code)]
 

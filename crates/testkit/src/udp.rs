@@ -22,9 +22,14 @@ pub struct Way {
 pub struct Forwarder {
     address: SocketAddr,
     target: u16,
-    lost: Arc<AtomicU64>,
-    rebind: Arc<AtomicBool>,
-    stop: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    lost: AtomicU64,
+    rebind: AtomicBool,
+    stop: AtomicBool,
 }
 
 impl Forwarder {
@@ -42,15 +47,10 @@ impl Forwarder {
     pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
     fn at(address: SocketAddr, target: u16, way: Way, seed: u64) -> Forwarder {
-        let forwarder =
-            Forwarder { address, target, lost: Arc::default(), rebind: Arc::default(), stop: Arc::default() };
+        let forwarder = Forwarder { address, target, shared: Arc::default() };
         let front = UdpSocket::bind(address).expect("our own port");
-        let its = [&forwarder.rebind, &forwarder.stop].map(Arc::clone);
-        let lost = forwarder.lost.clone();
-        thread::spawn(move || {
-            let [rebind, stop] = its;
-            run(&front, (Ipv4Addr::LOCALHOST, target).into(), way, seed, &lost, &rebind, &stop);
-        });
+        let its = forwarder.shared.clone();
+        thread::spawn(move || run(&front, (Ipv4Addr::LOCALHOST, target).into(), way, seed, &its));
         forwarder
     }
 
@@ -75,30 +75,22 @@ impl Forwarder {
     /// From now on every sender has another socket towards the target, as behind a router that has forgotten where they were. What the
     /// target sends to the old ones is lost.
     pub fn rebind(&self) {
-        self.rebind.store(true, Relaxed);
+        self.shared.rebind.store(true, Relaxed);
     }
 
     /// Datagrams lost so far.
     pub fn lost(&self) -> u64 {
-        self.lost.load(Relaxed)
+        self.shared.lost.load(Relaxed)
     }
 }
 
 impl Drop for Forwarder {
     fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
+        self.shared.stop.store(true, Relaxed);
     }
 }
 
-fn run(
-    front: &UdpSocket,
-    target: SocketAddr,
-    way: Way,
-    seed: u64,
-    lost: &AtomicU64,
-    rebind: &AtomicBool,
-    stop: &AtomicBool,
-) {
+fn run(front: &UdpSocket, target: SocketAddr, way: Way, seed: u64, shared: &Shared) {
     let mut dice = seed | 1;
     let mut roll = move || {
         dice ^= dice << 13;
@@ -113,8 +105,8 @@ fn run(
     let mut flying: BTreeMap<(Instant, u64), (SocketAddr, bool, Vec<u8>)> = BTreeMap::new();
     let mut buffer = [0; 2048];
     let mut number = 0;
-    while !stop.load(Relaxed) {
-        if rebind.swap(false, Relaxed) {
+    while !shared.stop.load(Relaxed) {
+        if shared.rebind.swap(false, Relaxed) {
             forgotten.extend(backs.drain().map(|(_, back)| back));
         }
         let mut come = Vec::new();
@@ -129,7 +121,7 @@ fn run(
         let now = Instant::now();
         for datagram in come {
             if roll() < way.loss {
-                lost.fetch_add(1, Relaxed);
+                shared.lost.fetch_add(1, Relaxed);
                 continue;
             }
             number += 1;

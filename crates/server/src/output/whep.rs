@@ -68,8 +68,6 @@ struct Output {
     waiting: VecDeque<Frame>,
     late: Late,
     wish: Wish,
-    /// No keyframe has gone out since the player began, or began again.
-    anew: bool,
     /// When the last picture that went out was to be shown, and when the player is told to show it.
     shown: Option<(Time, Time)>,
     /// Where on this host's clock the line of the stream begins, as far as is known: no frame was sent before its time.
@@ -143,7 +141,7 @@ impl Output {
                 () = until(begins) => {
                     begins = None;
                     let begun = begin()?;
-                    (self.late, self.anew) = (Late::until(&begun), true);
+                    self.late = Late::until(&begun);
                     source = Some(begun);
                 }
                 () = &mut beats => {
@@ -155,9 +153,9 @@ impl Output {
                         return Ok(());
                     }
                     if source.is_some() && self.late.due().is_none() && self.wish.is_unanswered(Instant::now()) {
-                        self.wish.asked = None;
                         let begun = begin()?;
-                        (self.late, self.anew) = (Late { heard: self.late.heard, ..Late::until(&begun) }, true);
+                        self.late = Late { heard: self.late.heard, ..Late::until(&begun) };
+                        self.wish = Wish::default();
                         source = Some(begun);
                     }
                 }
@@ -211,10 +209,10 @@ impl Output {
         let Some(mid) = mid else { return Ok(()) };
         let Some(pt) = payload_type(peer, mid, codec) else { return Ok(()) };
         if frame.track == Kind::Video && frame.key {
-            self.wish = Wish { asked: None, sent: Some(now) };
-            if std::mem::take(&mut self.anew) {
+            if self.wish.sent.is_none() {
                 peer.lead(leading(&frame.payload));
             }
+            self.wish = Wish { asked: None, sent: Some(now) };
         }
         let shown = frame.dts + frame.cts;
         let made = self.made(shown, now);
@@ -237,7 +235,7 @@ fn leading(keyframe: &[u8]) -> usize {
 #[derive(Default)]
 struct Wish {
     asked: Option<Instant>,
-    /// When the last keyframe went out.
+    /// When the last keyframe went out since the player began, or began again.
     sent: Option<Instant>,
 }
 

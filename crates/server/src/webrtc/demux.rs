@@ -228,13 +228,18 @@ pub fn is_stun(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| *first <= 3)
 }
 
-/// The ICE user of ours that a STUN request is addressed to (RFC 8445 §7.2.2); `None` for whatever else.
-pub fn user(datagram: &[u8]) -> Option<String> {
+/// A whole STUN message; that it is whose it claims to be is not checked.
+pub fn stun(datagram: &[u8]) -> Option<StunMessage<'_>> {
     const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
     if !is_stun(datagram) || *datagram.get(4..8)? != COOKIE {
         return None;
     }
-    let message = StunMessage::parse(datagram).ok()?;
+    StunMessage::parse(datagram).ok()
+}
+
+/// The ICE user of ours that a STUN request is addressed to (RFC 8445 §7.2.2); `None` for whatever else.
+pub fn user(datagram: &[u8]) -> Option<String> {
+    let message = stun(datagram)?;
     let (ours, _) = message.is_binding_request().then(|| message.split_username()).flatten()?;
     Some(ours.to_owned())
 }

@@ -10,7 +10,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::demux::is_stun;
+use str0m::ice::{StunMessage, TransId};
+
+use super::demux::{is_stun, stun};
 
 /// The server's address and the client's.
 pub type Way = (SocketAddr, SocketAddr);
@@ -30,7 +32,7 @@ pub struct Place {
     /// Where the client may be now, by a check.
     next: Option<Way>,
     /// A check that nominates and has not been answered yet: where it came from, its transaction, and when it came.
-    asked: Option<(Way, [u8; 12], Instant)>,
+    asked: Option<(Way, TransId, Instant)>,
 }
 
 impl Place {
@@ -39,9 +41,10 @@ impl Place {
         if self.moved.or(self.told) == Some(way) {
             self.heard = self.heard.max(Some(at));
             self.next = None;
-        } else if let Some(transaction) = nominates(datagram) {
-            self.asked = Some((way, transaction, at));
-        } else if self.next == Some(way) && !is_stun(datagram) {
+        } else if is_stun(datagram) {
+            let check = stun(datagram).filter(|it| it.is_binding_request() && it.use_candidate());
+            self.asked = check.map(|check| (way, check.trans_id(), at)).or(self.asked);
+        } else if self.next == Some(way) {
             self.follow(way, at);
         }
     }
@@ -59,8 +62,9 @@ impl Place {
     }
 
     fn answers(&mut self, way: Way, datagram: &[u8]) {
-        let answered = |(asked, transaction, _): &mut (Way, [u8; 12], Instant)| {
-            *asked == way && datagram.starts_with(&SUCCESS) && datagram.get(8..20) == Some(&transaction[..])
+        let answered = |(asked, transaction, _): &mut (Way, TransId, Instant)| {
+            let answers = |it: StunMessage| it.is_successful_binding_response() && it.trans_id() == *transaction;
+            *asked == way && stun(datagram).is_some_and(answers)
         };
         let Some((_, _, at)) = self.asked.take_if(answered) else { return };
         let gone = self.heard.is_none_or(|heard| at.saturating_duration_since(heard) >= AWAY);
@@ -76,38 +80,20 @@ impl Place {
     }
 }
 
-/// The types of a request and its answer (RFC 8489 §5).
-const REQUEST: [u8; 2] = [0, 1];
-const SUCCESS: [u8; 2] = [1, 1];
-
-/// RFC 8445 §16.1.
-const USE_CANDIDATE: [u8; 2] = [0, 0x25];
-
-/// The transaction of a check that nominates its pair.
-fn nominates(datagram: &[u8]) -> Option<[u8; 12]> {
-    let (head, mut attributes) = datagram.split_at_checked(20).filter(|_| datagram.starts_with(&REQUEST))?;
-    while let [high, low, long, short, rest @ ..] = attributes {
-        if [*high, *low] == USE_CANDIDATE {
-            return head[8..].try_into().ok();
-        }
-        attributes = rest.get(usize::from(u16::from_be_bytes([*long, *short])).next_multiple_of(4)..)?;
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A STUN message with one attribute before that of a nomination, if it is one.
-    fn stun(kind: [u8; 2], transaction: u8, nominates: bool) -> Vec<u8> {
-        let mut message =
-            [&kind[..], &[0, 12, 0x21, 0x12, 0xa4, 0x42], &[transaction; 12], &[0, 6, 0, 3, b'a', b':', b'b', 0]]
-                .concat();
-        if nominates {
-            message.extend([0, 0x25, 0, 0]);
-        }
-        message
+    /// A message as it goes out, with an integrity that nobody here checks.
+    fn bytes(message: StunMessage) -> Vec<u8> {
+        let mut bytes = vec![0; 200];
+        let length = message.to_bytes(Some(b"password"), &mut bytes, |_, _| [0; 20]).expect("it has room");
+        bytes.truncate(length);
+        bytes
+    }
+
+    fn request(transaction: TransId, nominates: bool) -> Vec<u8> {
+        bytes(StunMessage::binding_request("a:b", transaction, true, 1, 1, nominates))
     }
 
     /// What happens at which millisecond, `A` and `B` being places of the client: `>` media of the engine, which goes to A by itself, `+`
@@ -119,7 +105,7 @@ mod tests {
             (SocketAddr::from(([10, 0, 0, 2], 443)), client)
         };
         let (begin, mut place, mut went) = (Instant::now(), Place::default(), String::new());
-        for (n, step) in (0..).zip(script.split(' ')) {
+        for step in script.split(' ') {
             let (at, what) = step.split_at(step.find(|c: char| !c.is_ascii_digit()).expect("what happens"));
             let at = begin + Duration::from_millis(at.parse().expect("milliseconds"));
             let (kind, of) = (what.as_bytes()[0], way(*what.as_bytes().get(1).unwrap_or(&b'A')));
@@ -127,13 +113,11 @@ mod tests {
                 b'>' => went.push(char::from(place.goes(of, &[0x80; 40]).1.port() as u8)),
                 b'+' => place.comes(of, &[0x80; 40], at),
                 _ => {
-                    place.comes(of, &stun(REQUEST, n, kind != b'?'), at);
+                    let transaction = TransId::new();
+                    place.comes(of, &request(transaction, kind != b'?'), at);
                     if kind != b'-' {
-                        assert_eq!(
-                            place.goes(of, &stun(SUCCESS, n, false)),
-                            of,
-                            "an answer goes where the check came from"
-                        );
+                        let answer = bytes(StunMessage::binding_reply(transaction, of.1));
+                        assert_eq!(place.goes(of, &answer), of, "an answer goes where the check came from");
                     }
                 }
             }
@@ -170,10 +154,15 @@ mod tests {
         // What is no STUN, or cut short.
         let mut place = Place::default();
         let way = (SocketAddr::from(([10, 0, 0, 2], 443)), SocketAddr::from(([10, 0, 0, 1], 1)));
-        for length in 0..44 {
-            place.comes(way, &stun(REQUEST, 1, true)[..length.min(32)], Instant::now());
+        let check = request(TransId::new(), true);
+        for length in 0..check.len() {
+            place.comes(way, &check[..length], Instant::now());
             place.comes(way, &[0, 1, 0, 0, 9, 9][..length.min(6)], Instant::now());
         }
-        assert!(nominates(&stun(REQUEST, 1, true)).is_some() && nominates(&stun(SUCCESS, 1, true)).is_none());
+        assert!(place.asked.is_none());
+        place.comes(way, &bytes(StunMessage::binding_reply(TransId::new(), way.1)), Instant::now());
+        assert!(place.asked.is_none(), "an answer nominates nothing");
+        place.comes(way, &check, Instant::now());
+        assert!(place.asked.is_some());
     }
 }

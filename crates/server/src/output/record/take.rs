@@ -259,7 +259,7 @@ impl Take {
     pub fn look(&mut self, now: Instant) {
         let ready = |held: &Held| held.until <= now || held.bytes >= HELD_MAX;
         // MP3 may still be of the tracks before.
-        let begins = |held: &Held| held.frames.iter().any(|(input, _)| *input == Input::Main);
+        let begins = |held: &Held| main(&held.frames).next().is_some();
         if let Some(held) = self.held.take_if(|held| ready(held) && begins(held)) {
             self.begin(held);
         }
@@ -313,25 +313,24 @@ impl Take {
     fn begin(&mut self, held: Held) {
         let mut frames = held.frames;
         if !held.others {
-            frames.iter().for_each(|(input, frame)| self.write(*input, frame));
-            return;
+            return self.write_all(&frames);
         }
         let gap = self.files.as_ref().and_then(|files| files.gap(&frames));
         if let (Some(files), Some(begin)) = (&self.files, gap) {
             let last: Vec<_> = frames.extract_if(.., |(_, frame)| frame.dts < begin).collect();
             self.tracks = files.tracks.clone();
-            last.iter().for_each(|(input, frame)| self.write(*input, frame));
+            self.write_all(&last);
             // Other tracks mark it.
             self.gap = Gap::None;
         }
-        let mut main = frames.iter().filter(|(input, _)| *input == Input::Main);
         // Behind a gap all is new.
-        let first = if gap.is_some() { main.min_by_key(|(_, frame)| frame.dts) } else { main.next() };
-        let Some((_, first)) = first else { return };
+        let mut main = main(&frames);
+        let first = if gap.is_some() { main.min_by_key(|frame| frame.dts) } else { main.next() };
+        let Some(first) = first else { return };
         self.tracks = (*self.present).clone();
         self.cut(first);
         self.pictured = first.dts;
-        frames.iter().for_each(|(input, frame)| self.write(*input, frame));
+        self.write_all(&frames);
     }
 
     /// Ends the files in hand and begins others with `first`. HLS goes on if it can. Where only the sound is another one, pictures that
@@ -398,6 +397,10 @@ impl Take {
         leading && frame.key
     }
 
+    fn write_all(&mut self, frames: &[(Input, Frame)]) {
+        frames.iter().for_each(|(input, frame)| self.write(*input, frame));
+    }
+
     fn write(&mut self, input: Input, frame: &Frame) {
         let awaited = self.endings.iter().any(|it| it.sound[Input::Mp3 as usize]);
         let from_before = |files: &Files| frame.dts < files.begun && !awaited;
@@ -453,6 +456,11 @@ impl Take {
         }
         hls.push(frame, leads, self.settings.segment, self.wall_ms, &mut self.out);
     }
+}
+
+/// What comes from the stream itself.
+fn main(frames: &[(Input, Frame)]) -> impl Iterator<Item = &Frame> {
+    frames.iter().filter(|(input, _)| *input == Input::Main).map(|(_, frame)| frame)
 }
 
 /// Whether a file of this format can be made of these tracks.
@@ -546,8 +554,7 @@ impl Files {
     /// Where frames begin behind a gap, if sound comes first that goes on where the files end: it was still being encoded when its
     /// publisher went.
     fn gap(&self, frames: &[(Input, Frame)]) -> Option<Time> {
-        let main = frames.iter().filter(|(input, _)| *input == Input::Main);
-        let mut times: Vec<_> = main.map(|(_, frame)| (frame.dts, frame.track)).collect();
+        let mut times: Vec<_> = main(frames).map(|frame| (frame.dts, frame.track)).collect();
         times.sort_by_key(|(dts, _)| *dts);
         let mut end = Clock::end(&self.clocks)?;
         for (dts, track) in times {
