@@ -1,4 +1,4 @@
-//! Many WebRTC publishers at once, light enough to count what a server does with them: str0m with made-up pictures.
+//! Many WebRTC publishers and players at once, light enough to count what a server does with them: str0m with made-up pictures.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -29,7 +29,7 @@ pub struct Media {
     pub opus: Arc<[Vec<u8>]>,
 }
 
-/// Publishers in one thread, until dropped.
+/// Publishers or players in one thread, until dropped.
 pub struct Flock {
     shared: Arc<Shared>,
     thread: Option<thread::JoinHandle<()>>,
@@ -40,18 +40,41 @@ struct Shared {
     connected: AtomicUsize,
     ended: AtomicUsize,
     stop: AtomicBool,
-    /// They end by DELETE, each behind one more picture.
-    delete: AtomicBool,
-    /// How many pictures each has sent, once all have ended.
-    sent: Mutex<Vec<u32>>,
+    end: Mutex<End>,
+    /// How many pictures each has sent, or has been sent, once all have ended.
+    pictures: Mutex<Vec<u32>>,
+}
+
+/// How sessions end.
+#[derive(Clone, Copy, Default)]
+enum End {
+    /// They close DTLS.
+    #[default]
+    Close,
+    /// By DELETE, each behind one more picture.
+    Delete,
+    /// Nothing more is heard of them.
+    Vanish,
 }
 
 impl Flock {
     /// Publishes to each WHIP address; without media the sessions are connected and silent. Waits until all are connected.
     #[track_caller]
     pub fn start(addresses: &[String], media: Option<Media>) -> Flock {
+        Flock::open(addresses, Direction::SendOnly, media)
+    }
+
+    /// Plays each WHEP address. Waits until all are connected.
+    #[track_caller]
+    pub fn play(addresses: &[String]) -> Flock {
+        Flock::open(addresses, Direction::RecvOnly, None)
+    }
+
+    #[track_caller]
+    fn open(addresses: &[String], direction: Direction, media: Option<Media>) -> Flock {
         let shared = Arc::<Shared>::default();
-        let sessions: Vec<_> = addresses.iter().map(|address| Session::open(address).expect("it is taken")).collect();
+        let open = |address: &String| Session::open(address, direction).expect("it is taken");
+        let sessions: Vec<_> = addresses.iter().map(open).collect();
         let (count, its) = (sessions.len(), shared.clone());
         let thread = Some(thread::spawn(move || run(sessions, media.as_ref(), &its)));
         let flock = Flock { shared, thread };
@@ -59,14 +82,28 @@ impl Flock {
         flock
     }
 
-    /// Ends each session by DELETE, as soon as one more picture is sent; says how many pictures each has sent.
-    pub fn delete(mut self) -> Vec<u32> {
-        self.shared.delete.store(true, Relaxed);
-        self.end();
-        std::mem::take(&mut self.shared.sent.lock().expect("no holder panics"))
+    /// Ends each session by closing it; says how many pictures each has sent, or has been sent.
+    pub fn close(self) -> Vec<u32> {
+        self.end(End::Close)
     }
 
-    fn end(&mut self) {
+    /// Ends each session by DELETE, as soon as one more picture is sent; says how many pictures each has sent, or has been sent.
+    pub fn delete(self) -> Vec<u32> {
+        self.end(End::Delete)
+    }
+
+    /// Ends each session without a word; says how many pictures each has sent, or has been sent.
+    pub fn vanish(self) -> Vec<u32> {
+        self.end(End::Vanish)
+    }
+
+    fn end(mut self, end: End) -> Vec<u32> {
+        *self.shared.end.lock().expect("no holder panics") = end;
+        self.stop();
+        std::mem::take(&mut self.shared.pictures.lock().expect("no holder panics"))
+    }
+
+    fn stop(&mut self) {
         self.shared.stop.store(true, Relaxed);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -81,7 +118,7 @@ impl Flock {
 
 impl Drop for Flock {
     fn drop(&mut self) {
-        self.end();
+        self.stop();
     }
 }
 
@@ -109,16 +146,19 @@ fn run(mut sessions: Vec<Session>, media: Option<&Media>, shared: &Shared) {
         }
         thread::sleep(rest.min(Duration::from_millis(1)));
     }
+    let end = *shared.end.lock().expect("no holder panics");
     for session in &mut sessions {
-        if let (true, Some(media)) = (shared.delete.load(Relaxed), media) {
-            session.send_picture(media);
+        if let End::Delete = end {
+            media.inspect(|media| session.send_picture(media));
             session.drive();
             let (host, path) = &session.place;
             assert_eq!(request(host, "DELETE", path, &[], b"").expect("an answer").0, 200);
         }
-        shared.sent.lock().expect("no holder panics").push(session.sent[0]);
-        let _ = session.rtc.close();
-        session.drive();
+        shared.pictures.lock().expect("no holder panics").push(session.count[0]);
+        if !matches!(end, End::Vanish) {
+            let _ = session.rtc.close();
+            session.drive();
+        }
     }
 }
 
@@ -132,12 +172,12 @@ struct Session {
     audio: Mid,
     connected: bool,
     key_wanted: bool,
-    /// Pictures and packets of sound that were sent.
-    sent: [u32; 2],
+    /// Pictures and packets of sound that were sent or have come.
+    count: [u32; 2],
 }
 
 impl Session {
-    fn open(address: &str) -> io::Result<Session> {
+    fn open(address: &str, direction: Direction) -> io::Result<Session> {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         socket.set_nonblocking(true)?;
         let local = socket.local_addr()?;
@@ -145,8 +185,8 @@ impl Session {
         let mut rtc = config.build(Instant::now());
         rtc.add_local_candidate(Candidate::host(local, "udp").map_err(io::Error::other)?);
         let mut api = rtc.sdp_api();
-        let audio = api.add_media(MediaKind::Audio, Direction::SendOnly, None, None, None);
-        let video = api.add_media(MediaKind::Video, Direction::SendOnly, None, None, None);
+        let audio = api.add_media(MediaKind::Audio, direction, None, None, None);
+        let video = api.add_media(MediaKind::Video, direction, None, None, None);
         let (offer, pending) = api.apply().expect("there are changes");
         let (host, path) = address.trim_start_matches("http://").split_once('/').expect("an address with a path");
         let headers = ["Content-Type: application/sdp"];
@@ -156,7 +196,7 @@ impl Session {
         let place = (host.to_owned(), place.ok_or_else(|| io::Error::other(answer.clone()))?.to_owned());
         let answer = SdpAnswer::from_sdp_string(&answer).map_err(io::Error::other)?;
         rtc.sdp_api().accept_answer(pending, answer).map_err(io::Error::other)?;
-        Ok(Session { place, rtc, socket, local, video, audio, connected: false, key_wanted: false, sent: [0; 2] })
+        Ok(Session { place, rtc, socket, local, video, audio, connected: false, key_wanted: false, count: [0; 2] })
     }
 
     /// Takes in what has come and sends what is to go.
@@ -178,6 +218,7 @@ impl Session {
                 Output::Transmit(it) => drop(self.socket.send_to(&it.contents, it.destination)),
                 Output::Event(Event::Connected) => self.connected = true,
                 Output::Event(Event::KeyframeRequest(_)) => self.key_wanted = true,
+                Output::Event(Event::MediaData(it)) => self.count[usize::from(it.mid == self.audio)] += 1,
                 Output::Event(_) => {}
                 Output::Timeout(_) => return,
             }
@@ -190,7 +231,7 @@ impl Session {
         let now = Instant::now();
         let mut rest = secs(1);
         for (kind, rate) in rates.into_iter().enumerate() {
-            let due = begin + Duration::from_secs(1) * self.sent[kind] / rate;
+            let due = begin + Duration::from_secs(1) * self.count[kind] / rate;
             if due > now {
                 rest = rest.min(due - now);
                 continue;
@@ -199,8 +240,8 @@ impl Session {
             if kind == 0 {
                 self.send_picture(media);
             } else {
-                let n = self.sent[kind];
-                self.sent[kind] += 1;
+                let n = self.count[kind];
+                self.count[kind] += 1;
                 let packet = media.opus[n as usize % media.opus.len()].clone();
                 self.write(self.audio, n * 960, Frequency::FORTY_EIGHT_KHZ, packet);
             }
@@ -209,8 +250,8 @@ impl Session {
     }
 
     fn send_picture(&mut self, media: &Media) {
-        let n = self.sent[0];
-        self.sent[0] += 1;
+        let n = self.count[0];
+        self.count[0] += 1;
         let key = std::mem::take(&mut self.key_wanted) || n.is_multiple_of(media.pace.group);
         let ticks = n * (90_000 / media.pace.frame_rate);
         self.write(self.video, ticks, Frequency::NINETY_KHZ, picture(n, key, media.pace.picture));
