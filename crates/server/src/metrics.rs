@@ -38,7 +38,8 @@ impl Metrics {
         registry.register("callbacks_delivered", "Callbacks answered with a 2xx", callbacks.delivered.clone());
         registry.register("callbacks_failed", "Attempts that will be repeated", callbacks.failed.clone());
         registry.register("callbacks_dead", "Callbacks given up", callbacks.dead.clone());
-        let webrtc::Counters { publishers, players, bytes, dropped, overflowed, nacks, gaps } = webrtc.clone();
+        let webrtc::Counters { publishers, players, bytes, dropped, overflowed, nacks, gaps, left_out } =
+            webrtc.clone();
         registry.register("webrtc_publishers", "Sessions that publish", publishers);
         registry.register("webrtc_players", "Sessions that play", players);
         registry.register_with_unit("webrtc_ingest", "Taken in over UDP and TCP", Unit::Bytes, bytes);
@@ -46,6 +47,11 @@ impl Metrics {
         registry.register("webrtc_overflowed", "Packets that the kernel had no room for", overflowed);
         registry.register("webrtc_nacks", "Requests to send packets again", nacks);
         registry.register("webrtc_gaps", "Losses of publishers beyond repair", gaps);
+        registry.register(
+            "webrtc_left_out",
+            "Pictures that players were not sent, as their lines are too narrow",
+            left_out,
+        );
         registry.register_collector(Box::new(Running(live)));
         Arc::new(Metrics { registry, rtmp_refused, api_calls, callbacks })
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,9 @@ pub struct Way {
     pub jitter: Duration,
 }
 
+/// How long datagrams wait before a way that is narrow.
+const QUEUE: Duration = Duration::from_millis(300);
+
 /// A forwarder to one port of this machine; each sender gets a socket of its own towards it, as behind a router.
 pub struct Forwarder {
     address: SocketAddr,
@@ -28,6 +31,8 @@ pub struct Forwarder {
 #[derive(Default)]
 struct Shared {
     lost: AtomicU64,
+    /// Bits a second that go back to the senders; 0 for any.
+    rate: AtomicU32,
     rebind: AtomicBool,
     stop: AtomicBool,
 }
@@ -78,6 +83,11 @@ impl Forwarder {
         self.shared.rebind.store(true, Relaxed);
     }
 
+    /// From now on so many bits a second go back to the senders, or any again. What is more waits for 300 ms, and the rest is lost.
+    pub fn narrow(&self, rate: Option<u32>) {
+        self.shared.rate.store(rate.unwrap_or(0), Relaxed);
+    }
+
     /// Datagrams lost so far.
     pub fn lost(&self) -> u64 {
         self.shared.lost.load(Relaxed)
@@ -105,6 +115,8 @@ fn run(front: &UdpSocket, target: SocketAddr, way: Way, seed: u64, shared: &Shar
     let mut flying: BTreeMap<(Instant, u64), (SocketAddr, bool, Vec<u8>)> = BTreeMap::new();
     let mut buffer = [0; 2048];
     let mut number = 0;
+    // When what went back will have left a narrow way.
+    let mut busy = Instant::now();
     while !shared.stop.load(Relaxed) {
         if shared.rebind.swap(false, Relaxed) {
             forgotten.extend(backs.drain().map(|(_, back)| back));
@@ -120,13 +132,20 @@ fn run(front: &UdpSocket, target: SocketAddr, way: Way, seed: u64, shared: &Shar
         }
         let now = Instant::now();
         for datagram in come {
-            if roll() < way.loss {
+            let rate = if datagram.1 { 0 } else { shared.rate.load(Relaxed) };
+            busy = busy.max(now);
+            if roll() < way.loss || rate > 0 && busy > now + QUEUE {
                 shared.lost.fetch_add(1, Relaxed);
                 continue;
             }
             number += 1;
             let delay = (way.delay + way.jitter.mul_f64(2.0 * roll())).saturating_sub(way.jitter);
-            flying.insert((now + delay, number), datagram);
+            let mut leaves = now;
+            if rate > 0 {
+                busy += Duration::from_secs(1).mul_f64(8.0 * datagram.2.len() as f64 / f64::from(rate));
+                leaves = busy;
+            }
+            flying.insert((leaves + delay, number), datagram);
         }
         while let Some(first) = flying.first_entry().filter(|it| it.key().0 <= now) {
             let (from, forth, bytes) = first.remove();

@@ -208,6 +208,9 @@ impl Output {
         };
         let Some(mid) = mid else { return Ok(()) };
         let Some(pt) = payload_type(peer, mid, codec) else { return Ok(()) };
+        if frame.track == Kind::Video && !peer.takes(frame.key, frame.payload.len()) {
+            return Ok(());
+        }
         if frame.track == Kind::Video && frame.key {
             if self.wish.sent.is_none() {
                 peer.lead(leading(&frame.payload));

@@ -10,6 +10,7 @@ pub mod demux;
 pub mod dtls;
 pub mod framing;
 pub mod gather;
+pub mod line;
 pub mod offer;
 pub mod order;
 pub mod pace;

@@ -18,7 +18,7 @@ use str0m::format::{Codec, CodecSpec, FormatParams, PayloadParams};
 use str0m::media::{Frequency, Mid};
 use str0m::{Candidate, IceCreds, Rtc, RtcConfig};
 
-use super::dtls;
+use super::{dtls, line};
 use crate::token::Purpose;
 
 /// The longest offer or fragment, in bytes.
@@ -266,7 +266,7 @@ fn parts(text: &str) -> impl Iterator<Item = &str> {
     starts.scan(0, |from, to| Some(&text[std::mem::replace(from, to)..to]))
 }
 
-/// How often the engine tells its counts.
+/// How often the engine tells its counts of a publisher.
 const STATS: Duration = Duration::from_secs(5);
 
 /// The engine's settings for a session that takes `offer`: of pictures it knows the very formats that are offered, whatever they are, since nothing
@@ -274,9 +274,9 @@ const STATS: Duration = Duration::from_secs(5);
 /// take.
 pub fn config(offer: &Offer, certificate: DtlsCert, jitter_buffer: Duration) -> RtcConfig {
     // Sections whose lost packets are followed one by one: which has come by RTX, which a player wants again.
-    let heeded = match offer.purpose {
-        Purpose::Publish => &offer.resent,
-        Purpose::Play => &offer.plain,
+    let (heeded, stats) = match offer.purpose {
+        Purpose::Publish => (&offer.resent, STATS),
+        Purpose::Play => (&offer.plain, line::SPAN),
     };
     // Publishers that can do so send each packet of sound again with the next one (RED, RFC 2198): what is lost comes
     // back without being asked for. Players are not sent their sound twice.
@@ -284,7 +284,7 @@ pub fn config(offer: &Offer, certificate: DtlsCert, jitter_buffer: Duration) -> 
         .set_ice_lite(true)
         .set_dtls_cert(certificate)
         .set_crypto_provider(dtls::provider())
-        .set_stats_interval(Some(STATS))
+        .set_stats_interval(Some(stats))
         .enable_raw_packets(!heeded.is_empty())
         .set_reordering_timeout_audio(Some(jitter_buffer))
         .clear_codecs()

@@ -14,11 +14,13 @@ use str0m::media::{KeyframeRequestKind, MediaKind, MediaTime, Mid, Pt, Rid};
 use str0m::net::{Protocol, Receive, Transmit};
 use str0m::rtp::rtcp::{Nack, Rtcp};
 use str0m::rtp::{RawPacket, RtpHeader, Ssrc, StreamPaused};
+use str0m::stats::MediaEgressStats;
 use str0m::{Candidate, Event, IceConnectionState, Input, Output, Rtc, RtcError};
 use tokio::sync::{mpsc, oneshot};
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::demux::{Id, MAIL, Packets, is_stun};
+use super::line::Line;
 use super::offer::{self, CANDIDATES_MAX, Fragment, Offer, Unfit};
 use super::order::Order;
 use super::pace::Pace;
@@ -102,6 +104,8 @@ pub struct Peer {
     pace: Pace<(Protocol, Way, Box<[u8]>)>,
     /// A player's stream of sound, which does not wait for pictures.
     sound: Option<Ssrc>,
+    /// A player's stream of pictures, and what is known of the line that takes them.
+    pictures: Option<(Mid, Line)>,
     burst: Burst,
     /// TCP connections of the client, by its address; the newest last.
     tcp: Vec<(SocketAddr, mpsc::Sender<Bytes>)>,
@@ -175,6 +179,7 @@ impl Peer {
             sent: None,
             pace: Pace::default(),
             sound: None,
+            pictures: None,
             burst: Burst::default(),
             tcp: Vec::new(),
             place: Place::default(),
@@ -283,9 +288,18 @@ impl Peer {
         if self.offer.takes_as_it_was(mid) {
             self.sent.get_or_insert((stream.ssrc(), Sent::default(), None));
         }
-        if kind == MediaKind::Audio {
-            self.sound.get_or_insert(stream.ssrc());
+        match kind {
+            MediaKind::Audio => _ = self.sound.get_or_insert(stream.ssrc()),
+            MediaKind::Video => _ = self.pictures.get_or_insert((mid, Line::default())),
         }
+    }
+
+    /// Whether the player's line takes a picture of so many bytes; else it is left out.
+    pub fn takes(&mut self, key: bool, bytes: usize) -> bool {
+        let waiting = self.pace.waiting();
+        let takes = self.pictures.as_mut().is_none_or(|(_, line)| line.takes(key, bytes, waiting));
+        self.port.counters().left_out.inc_by(u64::from(!takes));
+        takes
     }
 
     /// Takes in what an event tells of the client's presence, and of a new stream of its.
@@ -294,7 +308,10 @@ impl Peer {
             Event::MediaData(data) => self.heard = self.heard.max(data.network_time),
             Event::SenderFeedback(report) => self.heard = self.heard.max(report.received_at),
             // A player has reported since the last such event.
-            Event::MediaEgressStats(stats) if stats.loss.is_some() => self.heard = self.heard.max(stats.timestamp),
+            Event::MediaEgressStats(stats) if stats.loss.is_some() => {
+                self.heard = self.heard.max(stats.timestamp);
+                self.learn(stats);
+            }
             // Once ICE has begun anew the engine waits for checks without end.
             Event::IceConnectionStateChange(state) => {
                 self.unchecked = !matches!(state, IceConnectionState::Connected | IceConnectionState::Completed);
@@ -375,6 +392,21 @@ impl Peer {
         if let Err(error) = said {
             debug!(%error, "no goodbye");
         }
+    }
+
+    /// Learns from a player's reports what its line takes.
+    fn learn(&mut self, stats: &MediaEgressStats) {
+        let Some((_, line)) = self.pictures.as_mut().filter(|(mid, _)| *mid == stats.mid) else { return };
+        let before = line.rate();
+        line.report(stats);
+        match (before, line.rate()) {
+            (None, Some(rate)) => {
+                info!(kbit_s = (rate * 8e-3) as u64, "the player's line is too narrow; pictures are left out");
+            }
+            (Some(_), None) => info!("the player is sent all pictures again"),
+            _ => {}
+        }
+        self.pace.bind(line.rate(), stats.timestamp);
     }
 
     fn count(&mut self, event: &Event) {
@@ -511,10 +543,10 @@ impl Peer {
         if proto == Protocol::Udp {
             self.keep(ssrc, sequence, datagram, way, now);
         }
-        if self.sound == Some(ssrc) || self.pace.admits(now) {
+        if self.sound == Some(ssrc) || self.pace.admits(datagram.len(), now) {
             self.emit(proto, way, datagram);
         } else {
-            self.pace.keep((proto, way, datagram.into()));
+            self.pace.keep((proto, way, datagram.into()), datagram.len());
             self.release(now);
         }
     }

@@ -124,6 +124,8 @@ pub struct Counters {
     pub nacks: Counter,
     /// Places where something was lost of what a publisher sent, and did not come again.
     pub gaps: Counter,
+    /// Pictures that players were not sent, as their lines are too narrow.
+    pub left_out: Counter,
 }
 
 /// Waits for the end of a session that was told to end; false if it does not come soon.

@@ -240,6 +240,44 @@ fn assert_plays_on(script: &str) {
     assert!(decoded > 25.0 * 0.9 * ran && frozen < 0.1 * took + (took - ran), "{decoded} shown, {frozen} s frozen");
 }
 
+/// Without help nothing comes whole by such a line: sound loses a quarter, and what is sent again of the pictures the rest.
+#[test]
+fn a_player_whose_line_is_too_narrow_hears_all_and_sees_some() {
+    let (_alone, machine) = (alone(), Machine::watch());
+    let (server, browser) = (Server::start(Setup::default()), Browser::start());
+    // 500 kbit/s with its sound.
+    let _publishing = Media::Plain.publish(&server.rtmp("show"));
+    let way = Way { loss: 0.0, delay: Duration::from_millis(20), jitter: Duration::ZERO };
+    let forwarder = Forwarder::start(server.webrtc_port(), way, 1);
+    let page = browser.open(&format!("{}&auto=play", server.page("play", "show")), &forwarder.detour());
+    page.wait("at('state').textContent === 'Playing.'", secs(20));
+    // Pictures decoded, samples of sound, and how many of those were made up, in so many seconds.
+    let look = |seconds| {
+        let numbers = || {
+            let told = page.eval(
+                "session.numbers('inbound-rtp').then(({ video, audio }) =>
+                  [video.framesDecoded, audio.totalSamplesReceived, audio.concealedSamples])",
+            );
+            [0, 1, 2].map(|n| told[n].as_f64().expect("a number"))
+        };
+        let (before, begin) = (numbers(), Instant::now());
+        thread::sleep(secs(seconds));
+        let (after, away) = (numbers(), machine.away(begin, Instant::now()));
+        let [pictures, samples, made_up] = [0, 1, 2].map(|n| after[n] - before[n]);
+        println!("{pictures} pictures in {seconds} s, {:.3} of the sound made up, away {away:.1?}", made_up / samples);
+        (pictures, made_up / samples, away.as_secs_f64())
+    };
+    thread::sleep(secs(3));
+    forwarder.narrow(Some(400_000));
+    // What it takes is found out.
+    look(25);
+    let (pictures, made_up, away) = look(15);
+    assert!(pictures > 75.0 - 25.0 * away, "{pictures} of 375 pictures");
+    assert!(made_up < 0.05 + away / 15.0, "{made_up} of the sound was made up");
+    let (_, metrics) = server.get("/metrics").expect("metrics");
+    assert!(!metrics.contains("bywash_webrtc_left_out_total 0\n"), "it counts what was left out");
+}
+
 #[test]
 fn a_browser_behind_a_bad_network_is_relayed_without_freezes_and_holes() {
     let (_alone, machine) = (alone(), Machine::watch());
