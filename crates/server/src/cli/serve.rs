@@ -33,6 +33,9 @@ pub struct Serve {
     /// Where RTMP listens
     #[arg(long, value_name = "IP:PORT")]
     rtmp_listen: Option<String>,
+    /// Where WebRTC listens, UDP and TCP
+    #[arg(long, value_name = "IP:PORT")]
+    webrtc_listen: Option<String>,
 }
 
 /// Shows a stream relayed and recorded, on nothing but this program
@@ -55,7 +58,7 @@ pub struct Demo {
 
 /// Runs the server until it is told to stop.
 pub fn serve(mut it: Serve) -> anyhow::Result<ExitCode> {
-    let flags = [("http.listen", it.http_listen), ("rtmp.listen", it.rtmp_listen)];
+    let flags = [("http.listen", it.http_listen), ("rtmp.listen", it.rtmp_listen), ("webrtc.listen", it.webrtc_listen)];
     it.source.flags.set.extend(flags.into_iter().filter_map(|(key, value)| Some((key.into(), value?))));
     let (config, mut own_app) = begin(it.source.load(), "info")?;
     runtime()?.block_on(app::run(config, || reread(&it.source, &mut own_app)))?;

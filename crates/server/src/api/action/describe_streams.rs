@@ -11,7 +11,7 @@
 //! Limit: 20 calls a second.
 //!
 //! Data: `Total` and `Streams`, ordered by StreamId. Since is Unix milliseconds, Bitrate bits a second, FrameRate pictures
-//! a second, Outputs the number of relays, recordings and viewers. What a stream lacks is `""` or 0.
+//! a second, Outputs the number of relays, recordings and viewers, Protocol `RTMP` or `WHIP`. What a stream lacks is `""` or 0.
 //!
 //! Codes: 5005 a page parameter; 30002 too many calls; 30003 internal; 30004 IsTest; 30009 StreamId.
 //!
