@@ -117,6 +117,7 @@ impl Output {
                 continue;
             }
             let late = self.late.due();
+            let unanswered = self.wish.due().filter(|_| source.is_some() && late.is_none());
             tokio::select! {
                 turn = peer.turn() => if let Turn::End(_) = turn? { return Ok(()) },
                 more = ready(&mut source, &mut batch) => {
@@ -138,6 +139,12 @@ impl Output {
                     }
                 }
                 () = until(late) => {}
+                () = until(unanswered) => {
+                    let begun = begin()?;
+                    self.late = Late { heard: self.late.heard, ..Late::until(&begun) };
+                    self.wish = Wish::default();
+                    source = Some(begun);
+                }
                 () = until(begins) => {
                     begins = None;
                     let begun = begin()?;
@@ -151,12 +158,6 @@ impl Output {
                     }
                     if source.is_some() && peer.is_lost(Instant::now()) {
                         return Ok(());
-                    }
-                    if source.is_some() && self.late.due().is_none() && self.wish.is_unanswered(Instant::now()) {
-                        let begun = begin()?;
-                        self.late = Late { heard: self.late.heard, ..Late::until(&begun) };
-                        self.wish = Wish::default();
-                        source = Some(begun);
                     }
                 }
             }
@@ -209,6 +210,8 @@ impl Output {
         let Some(mid) = mid else { return Ok(()) };
         let Some(pt) = payload_type(peer, mid, codec) else { return Ok(()) };
         if frame.track == Kind::Video && !peer.takes(frame.key, frame.payload.len()) {
+            // It waits for a new keyframe; the last one again, and what followed, would be left out as well, and step back.
+            self.wish.asked = None;
             return Ok(());
         }
         if frame.track == Kind::Video && frame.key {
@@ -249,9 +252,9 @@ impl Wish {
         }
     }
 
-    /// Whether no publisher has made a keyframe for it, as those by RTMP never do.
-    fn is_unanswered(&self, now: Instant) -> bool {
-        self.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= MADE)
+    /// When no publisher makes a keyframe for it any more, as those by RTMP never do.
+    fn due(&self) -> Option<Instant> {
+        self.asked.map(|asked| asked + MADE)
     }
 }
 
@@ -457,7 +460,7 @@ mod tests {
             if asked.contains(ms) {
                 wish.ask(now);
             }
-            wish.is_unanswered(now)
+            wish.due().is_some_and(|due| due <= now)
         });
         assert_eq!(again, want, "{sent:?} {asked:?}");
     }

@@ -245,35 +245,45 @@ fn assert_plays_on(script: &str) {
 fn a_player_whose_line_is_too_narrow_hears_all_and_sees_some() {
     let (_alone, machine) = (alone(), Machine::watch());
     let (server, browser) = (Server::start(Setup::default()), Browser::start());
-    // 500 kbit/s with its sound.
-    let _publishing = Media::Plain.publish(&server.rtmp("show"));
     let way = Way { loss: 0.0, delay: Duration::from_millis(20), jitter: Duration::ZERO };
-    let forwarder = Forwarder::start(server.webrtc_port(), way, 1);
-    let page = browser.open(&format!("{}&auto=play", server.page("play", "show")), &forwarder.detour());
-    page.wait("at('state').textContent === 'Playing.'", secs(20));
-    // Pictures decoded, samples of sound, and how many of those were made up, in so many seconds.
-    let look = |seconds| {
-        let numbers = || {
+    // 500 kbit/s with their sound, with a keyframe each second and each ten.
+    let players = [("show", Media::Plain), ("few", Media::FewKeyframes)].map(|(stream, media)| {
+        let publishing = media.publish(&server.rtmp(stream));
+        let forwarder = Forwarder::start(server.webrtc_port(), way, 1);
+        let page = browser.open(&format!("{}&auto=play", server.page("play", stream)), &forwarder.detour());
+        page.wait("at('state').textContent === 'Playing.'", secs(20));
+        (page, forwarder, publishing)
+    });
+    let numbers = || {
+        players.each_ref().map(|(page, ..)| {
             let told = page.eval(
                 "session.numbers('inbound-rtp').then(({ video, audio }) =>
-                  [video.framesDecoded, audio.totalSamplesReceived, audio.concealedSamples])",
+                  [video.framesDecoded, audio.totalSamplesReceived, audio.concealedSamples, video.keyFramesDecoded])",
             );
-            [0, 1, 2].map(|n| told[n].as_f64().expect("a number"))
-        };
+            [0, 1, 2, 3].map(|n| told[n].as_f64().expect("a number"))
+        })
+    };
+    // Pictures, the share of the sound that was made up, and keyframes, of each player in so many seconds.
+    let look = |seconds| {
         let (before, begin) = (numbers(), Instant::now());
         thread::sleep(secs(seconds));
-        let (after, away) = (numbers(), machine.away(begin, Instant::now()));
-        let [pictures, samples, made_up] = [0, 1, 2].map(|n| after[n] - before[n]);
-        println!("{pictures} pictures in {seconds} s, {:.3} of the sound made up, away {away:.1?}", made_up / samples);
-        (pictures, made_up / samples, away.as_secs_f64())
+        let (after, away) = (numbers(), machine.away(begin, Instant::now()).as_secs_f64());
+        let came = [0, 1].map(|player| {
+            let [pictures, samples, made_up, keys] = [0, 1, 2, 3].map(|n| after[player][n] - before[player][n]);
+            println!("{pictures} pictures in {seconds} s, {keys} of them keyframes, {:.3} of the sound made up, away {away:.1}", made_up / samples);
+            (pictures, made_up / samples, keys)
+        });
+        (came, away)
     };
     thread::sleep(secs(3));
-    forwarder.narrow(Some(400_000));
+    players.iter().for_each(|(_, forwarder, _)| forwarder.narrow(Some(400_000)));
     // What it takes is found out.
     look(25);
-    let (pictures, made_up, away) = look(15);
-    assert!(pictures > 75.0 - 25.0 * away, "{pictures} of 375 pictures");
-    assert!(made_up < 0.05 + away / 15.0, "{made_up} of the sound was made up");
+    let ([(pictures, lost, _), (few, few_lost, keys)], away) = look(20);
+    assert!(lost.max(few_lost) < 0.05 + away / 20.0, "{lost} and {few_lost} of the sound was made up");
+    assert!(pictures > 100.0 - 25.0 * away, "{pictures} of 500 pictures");
+    // Neither is it sent the last keyframe again and again while it waits for the next.
+    assert!(few > 25.0 - 25.0 * away && keys < 4.0, "{few} pictures, {keys} keyframes");
     let (_, metrics) = server.get("/metrics").expect("metrics");
     assert!(!metrics.contains("bywash_webrtc_left_out_total 0\n"), "it counts what was left out");
 }
