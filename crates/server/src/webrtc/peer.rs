@@ -103,7 +103,7 @@ pub struct Peer {
     /// Pictures that wait for what went before them to find room.
     pace: Pace<(Protocol, Way, Box<[u8]>)>,
     /// A player's stream of sound, which does not wait for pictures.
-    sound: Option<Ssrc>,
+    sound: Option<(Mid, Ssrc)>,
     /// A player's stream of pictures, and what is known of the line that takes them.
     pictures: Option<(Mid, Line)>,
     burst: Burst,
@@ -289,7 +289,7 @@ impl Peer {
             self.sent.get_or_insert((stream.ssrc(), Sent::default(), None));
         }
         match kind {
-            MediaKind::Audio => _ = self.sound.get_or_insert(stream.ssrc()),
+            MediaKind::Audio => _ = self.sound.get_or_insert((mid, stream.ssrc())),
             MediaKind::Video => _ = self.pictures.get_or_insert((mid, Line::default())),
         }
     }
@@ -396,9 +396,13 @@ impl Peer {
 
     /// Learns from a player's reports what its line takes.
     fn learn(&mut self, stats: &MediaEgressStats) {
-        let Some((_, line)) = self.pictures.as_mut().filter(|(mid, _)| *mid == stats.mid) else { return };
+        let Some((pictures, line)) = &mut self.pictures else { return };
         let before = line.rate();
-        line.report(stats);
+        if stats.mid == *pictures {
+            line.report(stats);
+        } else if self.sound.is_some_and(|(sound, _)| stats.mid == sound) {
+            line.report_sound(stats);
+        }
         match (before, line.rate()) {
             (None, Some(rate)) => {
                 info!(kbit_s = (rate * 8e-3) as u64, "the player's line is too narrow; pictures are left out");
@@ -543,7 +547,7 @@ impl Peer {
         if proto == Protocol::Udp {
             self.keep(ssrc, sequence, datagram, way, now);
         }
-        if self.sound == Some(ssrc) || self.pace.admits(datagram.len(), now) {
+        if self.sound.is_some_and(|(_, sound)| sound == ssrc) || self.pace.admits(datagram.len(), now) {
             self.emit(proto, way, datagram);
         } else {
             self.pace.keep((proto, way, datagram.into()), datagram.len());
