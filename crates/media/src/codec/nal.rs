@@ -78,16 +78,7 @@ pub fn from_annex_b(stream: &[u8]) -> Bytes {
 
 /// Where the next `00 00 01` begins.
 fn start_code(bytes: &[u8]) -> Option<usize> {
-    let mut at = 2;
-    while let Some(&byte) = bytes.get(at) {
-        match byte {
-            0 => at += 1,
-            1 if bytes[at - 2..at] == [0, 0] => return Some(at - 2),
-            // Neither this byte nor one of the two behind it can end a start code that includes it.
-            _ => at += 3,
-        }
-    }
-    None
+    memchr::memmem::find(bytes, &[0, 0, 1])
 }
 
 fn without_zeros(nal: &[u8]) -> &[u8] {
