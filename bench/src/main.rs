@@ -42,13 +42,15 @@ struct Scenario {
     targets: usize,
     /// Published by WHIP, with Opus, which nginx-rtmp has not.
     whip: bool,
+    /// No core idles meanwhile.
+    awake: bool,
     /// The format in which each stream is recorded; nginx-rtmp has FLV alone.
     record: Option<&'static str>,
 }
 
 impl Scenario {
     const fn relay(name: &'static str, streams: usize, targets: usize) -> Scenario {
-        Scenario { name, streams, targets, whip: false, record: None }
+        Scenario { name, streams, targets, whip: false, awake: false, record: None }
     }
 
     /// Streams that nobody takes but a recording.
@@ -62,11 +64,12 @@ impl Scenario {
     }
 }
 
-const SCENARIOS: [Scenario; 11] = [
+const SCENARIOS: [Scenario; 12] = [
     Scenario::relay("1 → 1", 1, 1),
     Scenario::relay("10 → 10", 10, 1),
     Scenario::relay("1 → 20", 1, 20),
     Scenario { whip: true, ..Scenario::relay("WHIP", 1, 1) },
+    Scenario { whip: true, awake: true, ..Scenario::relay("WHIP, cores awake", 1, 1) },
     Scenario { whip: true, ..Scenario::relay("10 × WHIP", 10, 1) },
     Scenario { record: Some("flv"), ..Scenario::relay("10 → 10 + FLV", 10, 1) },
     Scenario::relay("10 streams", 10, 0),
@@ -225,8 +228,18 @@ fn stolen() -> Duration {
     Duration::from_millis(10 * hundredths.unwrap_or(0)) / cores as u32
 }
 
+/// Keeps each core from idling by a loop that gives way to all else (`SCHED_IDLE`, sched(7)). A virtual machine's idle core is the host's, which
+/// lends it to others and gives it back with cold caches, or slow: more of that in some hours than a stream costs.
+fn awake() -> Vec<Process> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let mut command = Command::new("chrt");
+    command.args(["--idle", "0", "sh", "-c", "while :; do :; done"]);
+    (0..cores).map(|_| Process::start(&mut command)).collect()
+}
+
 /// One window of one server in one scenario.
 fn measure(scenario: &Scenario, name: &str, seconds: u64, outage: u64) -> Value {
+    let _awake = scenario.awake.then(awake);
     let mut load = Load::start(scenario);
     let ports: Vec<u16> = load.answer().split(' ').filter_map(|port| port.parse().ok()).collect();
     let subject = Subject::start(name, scenario, &ports);

@@ -59,7 +59,8 @@ WHIP streams have the same pictures and Opus at 96 kbit/s, and are relayed with 
 work that nobody could leave out, measured in a thread in the same runs: decrypting the packets, decoding the sound, encoding it, and reading and
 writing the same bytes. Each alone, the sockets in real time and the rest, five seconds of it, in one go; and all four in one program that does
 nothing else, in real time, as the packets come. The two differ as a processor's caches are cold each time that something comes; ten streams share
-them.
+them. Beside *cores awake* a loop of the lowest priority keeps each core from idling: a virtual machine's idle core is lent to others by its host, and comes back cold or
+slow, so that one stream alone costs the more the busier the host is.
 
 Recordings (`+ FLV`, `× FLV` and so on) begin when the streams have been on air for some seconds, and what memory they add is theirs: a stream's ring is
 there without them. nginx-rtmp records with `record all` and leaves it to the kernel when its files come to the disk; bywash syncs each file every second
